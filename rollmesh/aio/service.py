@@ -1,0 +1,123 @@
+"""The outermost frame of a service process: event loop, signals, a bounded end, an exit code that tells the truth."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+try:
+    from uvloop import new_event_loop
+except ImportError:
+    from asyncio import new_event_loop
+
+_logger = logging.getLogger(__name__)
+
+_CANCEL_TIMEOUT_S = 5.0
+"""How long cancelled tasks may take to end."""
+
+ServiceMain = Callable[[asyncio.Event], Coroutine[Any, Any, int]]
+
+
+def run_service(main: ServiceMain, name: str, *, stop_timeout_s: float = 30.0) -> int:
+    """Run a service until its main coroutine ends.
+
+    The first SIGTERM or SIGINT sets the event that ``main`` was given: finish, hand back, return. A second one, or
+    ``stop_timeout_s`` after the first, cancels it. Nothing that ignores its cancellation can hold the process up for
+    more than a few seconds more.
+
+    Args:
+        main: the service. It returns its exit code.
+        name: of the member, for logs.
+        stop_timeout_s: for ``main`` to return after the first signal.
+
+    Returns:
+        What ``main`` returned; 128 + signal number if it had to be cancelled.
+
+    Raises:
+        Exception: whatever ``main`` raised.
+    """
+    loop = new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        exit_code: int = loop.run_until_complete(_drive(main, name, stop_timeout_s))
+        return exit_code
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+async def _drive(main: ServiceMain, name: str, stop_timeout_s: float) -> int:
+    """Waits for ``main``; unblocked by its end, or `_CANCEL_TIMEOUT_S` after its cancellation."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    work = loop.create_task(main(stop), name=name)
+    is_abandoned: asyncio.Future[None] = loop.create_future()
+    ends: set[asyncio.Future[Any]] = {work, is_abandoned}
+    first_signal = 0
+
+    def abandon() -> None:
+        if not is_abandoned.done():
+            is_abandoned.set_result(None)
+
+    def cancel(reason: str) -> None:
+        if not work.done():
+            _logger.error("%s: cancelled %s", name, reason)
+            work.cancel()
+            loop.call_later(_CANCEL_TIMEOUT_S, abandon)
+
+    def receive(number: signal.Signals) -> None:
+        nonlocal first_signal
+        if first_signal:
+            cancel(f"by a second signal, {number.name}")
+            return
+        first_signal = number
+        _logger.info("%s: stopping on %s", name, number.name)
+        stop.set()
+        loop.call_later(stop_timeout_s, cancel, f"because it did not stop within {stop_timeout_s:g} s")
+
+    try:
+        with _signals_to(receive):
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            _logger.error("%s: ignores its cancellation, left behind", name)
+        if first_signal and (not work.done() or work.cancelled()):
+            return 128 + first_signal
+        return work.result()
+    finally:
+        await _cancel_the_rest()
+
+
+@contextlib.contextmanager
+def _signals_to(receive: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """Deliver SIGTERM and SIGINT to ``receive`` on the loop; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, functools.partial(receive, number))
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+async def _cancel_the_rest() -> None:
+    """End tasks that nobody owns, such as those of libraries, and asynchronous generators."""
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    if rest:
+        _, stuck = await asyncio.wait(rest, timeout=_CANCEL_TIMEOUT_S)
+        for task in stuck:
+            _logger.error("task %r did not end within %g s", task.get_name(), _CANCEL_TIMEOUT_S)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.get_running_loop().shutdown_asyncgens(), _CANCEL_TIMEOUT_S)

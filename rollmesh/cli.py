@@ -1,0 +1,211 @@
+"""The command line: one verb a service, `up` for all of them on this machine, and what a person asks of a run.
+
+The configuration is parsed before anything heavy is imported, and a fault of the user's is one sentence on stderr with
+exit code 2. Services are named as strings and imported late: they live in a checkout, not in the wheel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import rollmesh
+from rollmesh.errors import ConfigError, RollMeshError
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+
+SERVICES = {
+    "coordinator": "lease work, bound staleness, version the policy",
+    "rollout": "generate trajectories with vLLM",
+    "reward": "score samples with a user's function",
+    "reference": "give the frozen model's log-probabilities",
+    "learner": "optimise the policy with DeepSpeed",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the process's exit code."""
+    args = build_parser().parse_args(arguments)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # every error of its that matters comes as a status
+    try:
+        return int(args.run(args))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return EXIT_USAGE
+    except RollMeshError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return 128 + 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in the words and with the exit code of every other fault of the user's."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=_Layout, **options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"error: {self.prog}: {message}; see `{self.prog} --help`\n")
+
+
+class _Layout(argparse.HelpFormatter):
+    """Puts every command on one line: argparse forgets their indent when it measures how wide names are."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        if action.nargs == argparse.PARSER:
+            self._action_max_length += self._indent_increment
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="rollmesh",
+        description="Reinforcement learning for language models as a mesh of gRPC services.",
+        epilog="`rollmesh up mesh.yaml` runs everything on this machine; `rollmesh config schema` lists all settings.",
+    )
+    parser.add_argument("--version", action="version", version=f"rollmesh {rollmesh.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="command")
+
+    up = commands.add_parser("up", help="run the whole mesh on this machine")
+    _add_config(up, is_positional=True)
+    up.add_argument("--overwrite", action="store_true", help="delete an earlier run of the same name")
+    up.set_defaults(run=_run_up)
+
+    for service, summary in SERVICES.items():
+        command = commands.add_parser(service, help=summary, description=f"One service: {summary}.")
+        _add_config(command)
+        command.add_argument("--name", help=f"member name (default: {_default_name(service)})")
+        command.set_defaults(run=_run_service, service=service)
+
+    status = commands.add_parser("status", help="show a running mesh at a glance")
+    _add_config(status)
+    status.add_argument("--json", action="store_true", dest="is_json", help="everything, as JSON")
+    status.set_defaults(run=_run_status)
+
+    report = commands.add_parser("report", help="write a run's report (again)")
+    report.add_argument("folder", type=Path, help="run folder")
+    report.set_defaults(run=_run_report)
+
+    config_help = "check, show or explain mesh files"
+    config = commands.add_parser("config", help=config_help, description="Work with mesh files.").add_subparsers(
+        title="verbs", required=True, metavar="verb"
+    )
+    check = config.add_parser("check", help="check a mesh file and the files it names, without starting anything")
+    _add_config(check, is_positional=True)
+    check.set_defaults(run=_run_config_check)
+    show = config.add_parser("show", help="print the mesh file with all defaults and overrides")
+    _add_config(show, is_positional=True)
+    show.set_defaults(run=_run_config_show)
+    schema = config.add_parser("schema", help="print every key with its type, default and meaning, as JSON Schema")
+    schema.set_defaults(run=_run_config_schema)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser, *, is_positional: bool = False) -> None:
+    if is_positional:
+        parser.add_argument("config", type=Path, metavar="FILE", help="mesh file (YAML)")
+    else:
+        parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="mesh file (YAML)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="override a setting, e.g. training.max_staleness=0; may be repeated",
+    )
+
+
+def _default_name(service: str) -> str:
+    return "rollout-0" if service == "rollout" else service
+
+
+def _services(module: str) -> Any:
+    """Import a module of the services, which only a checkout or an image has."""
+    try:
+        importlib.import_module("services")
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "installation",
+            "the services are not installed; this is the client library alone",
+            "run from a checkout of RollMesh (`make setup`) or one of its images",
+        ) from error
+    return importlib.import_module(f"services.{module}")
+
+
+def _load(args: argparse.Namespace) -> Any:
+    return _services("config").load_mesh(args.config, args.overrides)
+
+
+def _run_up(args: argparse.Namespace) -> int:
+    config = _load(args)
+    return int(_services("launcher.main").up(config, should_overwrite=args.overwrite))
+
+
+def _run_service(args: argparse.Namespace) -> int:
+    _die_with_launcher()
+    config = _load(args)
+    # A learner of several ranks starts itself again under torch's launcher and needs to find its file.
+    os.environ["ROLLMESH_CONFIG"] = str(args.config.resolve())
+    os.environ["ROLLMESH_OVERRIDES"] = json.dumps(args.overrides)
+    name = args.name or _default_name(args.service)
+    try:
+        module = _services(f"{args.service}.main")
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"rollmesh {args.service}",
+            f"the package {error.name!r} is missing here",
+            f"install rollmesh[{args.service}]",
+        ) from error
+    return int(module.main(config, name))
+
+
+def _die_with_launcher() -> None:
+    """End with the launcher, however it ends: it names itself in the environment of what it starts."""
+    parent = os.environ.get("ROLLMESH_LAUNCHER_PID")
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    import ctypes
+    import signal
+
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM, 0, 0, 0)
+    if os.environ.get("RANK") is None and os.getppid() != int(parent):
+        raise SystemExit(EXIT_FAILED)
+
+
+def _run_status(args: argparse.Namespace) -> int:
+    return int(_services("launcher.status").show(_load(args), is_json=args.is_json))
+
+
+def _run_report(args: argparse.Namespace) -> int:
+    print(_services("launcher.report").write_report(args.folder))
+    return EXIT_OK
+
+
+def _run_config_check(args: argparse.Namespace) -> int:
+    config = _load(args)
+    _services("launcher.main").print_findings(config)
+    print(f"{args.config}: ok")
+    return EXIT_OK
+
+
+def _run_config_show(args: argparse.Namespace) -> int:
+    print(_services("config").dump_mesh(_load(args)), end="")
+    return EXIT_OK
+
+
+def _run_config_schema(args: argparse.Namespace) -> int:
+    print(json.dumps(_services("config").MeshConfig.model_json_schema(), indent=2))
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,144 @@
+"""The sections of a mesh file that no single service owns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rollmesh.config.section import Section
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class RunSection(Section):
+    """Who this run is and where it leaves its files."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+    """Names the run folder and the prefix of every key, metric and log line."""
+    directory: Path = Path("runs")
+    """Parent of the run folder; relative to the working directory."""
+    seed: int = 1
+    """Seeds data order, sampling and the learner."""
+
+    @property
+    def folder(self) -> Path:
+        return self.directory / self.name
+
+
+class ModelSection(Section):
+    """The policy that is trained, and the frozen reference unless that names its own."""
+
+    path: Path
+    """A Hugging Face model folder: configuration, weights and tokenizer."""
+    max_length: PositiveInt
+    """Prompt and response together, in tokens."""
+    trust_remote_code: bool = False
+    """Run Python code that lies in the model folder."""
+
+
+class DataSection(Section):
+    """The prompts to train on."""
+
+    path: Path
+    """A JSONL or Parquet file, or a folder written by `datasets.save_to_disk`."""
+    split: str = "train"
+    """Which split, where the folder holds several."""
+    input_key: str = "input"
+    """The column with the prompt: text, or a list of chat messages."""
+    label_key: str | None = None
+    """The column that reward functions get as `labels`; none gives them empty strings."""
+    datasource_key: str = "datasource"
+    """The optional column with the name that metrics are grouped by; "default" where it is absent."""
+    apply_chat_template: bool = False
+    """Render the prompt with the tokenizer's chat template."""
+    input_template: str | None = None
+    """A Python format string with one {}, used where the chat template is off."""
+    shuffle: bool = True
+    """A new order for each epoch, derived from run.seed; off keeps the file's."""
+    max_samples: PositiveInt | None = None
+    """Use only the first rows of the file."""
+    overlong_prompts: Literal["error", "drop", "truncate"] = "error"
+    """What to do with prompts that leave no room for sampling.max_new_tokens: refuse to start, leave them out, or cut
+    them from the left."""
+
+
+class TrainingSection(Section):
+    """How much to train, and how far the mesh may run ahead of the learner."""
+
+    steps: PositiveInt
+    """Optimiser batches in the run; fewer if the epochs end before."""
+    epochs: PositiveInt = 1
+    """Passes over the dataset that the run may use."""
+    prompts_per_step: PositiveInt
+    """Groups in an optimiser batch (B)."""
+    samples_per_prompt: PositiveInt
+    """Samples in a group (n)."""
+    max_staleness: Annotated[int, Field(ge=0)] = 1
+    """How many versions behind the learner a group may be when it is leased (η). 0 is synchronous training."""
+    slots: PositiveInt | None = None
+    """Groups that may be open at the same time (A). Default: (max_staleness + 1) × prompts_per_step."""
+
+    @property
+    def num_slots(self) -> int:
+        return self.slots or (self.max_staleness + 1) * self.prompts_per_step
+
+
+class SamplingSection(Section):
+    """How training samples are drawn. Learner and reference use the same temperature."""
+
+    temperature: PositiveFloat = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """0 is off."""
+    max_new_tokens: PositiveInt
+    """Generated tokens of a sample at most."""
+    is_seeded: bool = False
+    """Give every sample its own seed, derived from run.seed and its prompt; slower."""
+
+
+class EvaluationSection(Section):
+    """Held-out prompts, sampled by the serving policy while training goes on."""
+
+    data: DataSection
+    every_steps: PositiveInt = 10
+    """Evaluate whenever a version with a multiple of this number is committed; the first and the last always are."""
+    samples_per_prompt: PositiveInt = 1
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 is greedy."""
+    max_new_tokens: PositiveInt | None = None
+    """Defaults to sampling.max_new_tokens."""
+    should_pin_version: bool = True
+    """Hold the next version back until the evaluation is complete, so that its number belongs to one policy."""
+
+
+class ReplaySection(Section):
+    """The ledger and queue in Redis."""
+
+    url: str | None = None
+    """redis://, rediss:// or unix:// address of a Redis 6.2 or newer; none starts a server in the run folder."""
+    payload_limit_bytes: PositiveInt = 512 * 1024 * 1024
+    """Groups larger than this are refused (Redis itself ends at 512 MiB)."""
+    timeout_s: PositiveFloat = 5.0
+    """How long one command may take."""
+
+
+class WeightsSection(Section):
+    """How new weights reach the engines."""
+
+    bucket_bytes: PositiveInt = 256 * 1024 * 1024
+    """Size of a broadcast; a larger tensor has a bucket of its own."""
+    floor_bandwidth_bytes_per_s: PositiveFloat = 20e6
+    """A transfer that is slower is given up."""
+    prepare_timeout_s: PositiveFloat = 60.0
+    """How long members may take to answer PREPARE, including joining the process group."""
+    transfer_timeout_s: PositiveFloat = 30.0
+    """Fixed part of a transfer's deadline; the rest is bytes over floor bandwidth."""
+    commit_timeout_s: PositiveFloat = 60.0
+    """How long an engine may take to load a version."""
+    host: str = "127.0.0.1"
+    """Address of this learner host that the engines can reach, for the rendezvous store and the broadcast."""
+    store_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port of the rendezvous store; 0 takes a free one."""

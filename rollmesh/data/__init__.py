@@ -1,0 +1,1 @@
+"""Datasets: reading rows, the order they are used in, and rendering them into prompts."""

@@ -1,0 +1,75 @@
+"""The order in which the rows of a dataset are used: a pure function of (number of rows, seed, epoch).
+
+It is the same in every process, on every platform and in every version of the libraries: a coordinator that starts
+again continues where the ledger ends without having kept any state, and a synchronous loop written against this
+module sees the batches of the mesh at ``max_staleness`` 0.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from rollmesh.types import PromptId
+
+_SEED_MASK = (1 << 64) - 1
+
+
+def permutation(num_rows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """The order of epoch ``epoch``: int64 [num_rows], each row once.
+
+    Rows are sorted by one raw 64-bit word each of PCG64 seeded with ``SeedSequence(seed, spawn_key=(epoch,))``.
+    numpy guarantees the streams of both for ever; it does not guarantee those of `Generator.permutation` or of
+    `random.shuffle`, which is why neither is used. Negative seeds are taken modulo 2**64.
+    """
+    words = np.random.PCG64(np.random.SeedSequence(seed & _SEED_MASK, spawn_key=(epoch,))).random_raw(num_rows)
+    return np.argsort(words, kind="stable")
+
+
+class PromptOrder:
+    """The line of all prompts of a run: epoch after epoch, each in its own order.
+
+    Args:
+        dataset: name that the prompt ids carry.
+        num_rows: rows in one epoch; at least 1.
+        epochs: passes over the dataset.
+        seed: of the shuffle.
+        should_shuffle: off keeps the rows in the order of the file.
+    """
+
+    def __init__(self, dataset: str, num_rows: int, epochs: int, seed: int, should_shuffle: bool) -> None:
+        if num_rows < 1 or epochs < 1:
+            raise ValueError(f"an order needs rows and epochs, got {num_rows} rows and {epochs} epochs")
+        self._dataset = dataset
+        self._num_rows = num_rows
+        self._epochs = epochs
+        self._seed = seed
+        self._should_shuffle = should_shuffle
+        self._cached_epoch = -1
+        self._cached: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Prompts in the whole run."""
+        return self._num_rows * self._epochs
+
+    def at(self, position: int) -> PromptId:
+        """The prompt at ``position`` of the line, from 0.
+
+        Raises:
+            IndexError: the position lies outside the line.
+        """
+        if not 0 <= position < len(self):
+            raise IndexError(f"position {position} lies outside the {len(self)} prompts of the run")
+        epoch, offset = divmod(position, self._num_rows)
+        return PromptId(self._dataset, epoch, self._row(epoch, offset))
+
+    def slice(self, start: int, stop: int) -> list[PromptId]:
+        """The prompts at positions ``start`` to ``min(stop, len(self))``."""
+        return [self.at(position) for position in range(start, min(stop, len(self)))]
+
+    def _row(self, epoch: int, offset: int) -> int:
+        if not self._should_shuffle:
+            return offset
+        if epoch != self._cached_epoch:
+            self._cached, self._cached_epoch = permutation(self._num_rows, self._seed, epoch), epoch
+        return int(self._cached[offset])

@@ -1,0 +1,165 @@
+"""Connections to Redis, the check of a server before a run, and the way from the client's errors to ours.
+
+Commands have one deadline, the socket's. After a broken connection the client repeats a command a few times, so that
+a restarted server is not noticed; it may thereby apply a command twice, and every command of this package bears that.
+A command that timed out is not repeated: the caller decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+import redis.asyncio
+from redis import exceptions
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from rollmesh.errors import ConfigError, ReplayError, UnavailableError
+
+OLDEST_SERVER = (6, 2)
+_NUM_RETRIES = 3
+_BACKOFF_BASE_S = 0.05
+_BACKOFF_CAP_S = 0.5
+_READ_BYTES = 256 * 1024
+"""Of one read of the blocking client, which reads payloads: about two of a usual size, and within a core's cache."""
+_NOT_NOW = ("OOM", "LOADING", "BUSY", "READONLY", "MISCONF", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN")
+_PLACE = "replay.url"
+
+
+def connect(url: str, timeout_s: float) -> redis.asyncio.Redis:
+    """A client for the running event loop. No connection is made before the first command.
+
+    Raises:
+        ConfigError: ``url`` is not a Redis address.
+    """
+    retry = AsyncRetry(_backoff(), _NUM_RETRIES, supported_errors=(exceptions.ConnectionError,))
+    with _refuse_bad_url(url):
+        return redis.asyncio.Redis.from_url(url, retry=retry, **_options(timeout_s))
+
+
+def connect_blocking(url: str, timeout_s: float) -> redis.Redis:
+    """A client for threads. No connection is made before the first command.
+
+    Raises:
+        ConfigError: ``url`` is not a Redis address.
+    """
+    retry = Retry(_backoff(), _NUM_RETRIES, supported_errors=(exceptions.ConnectionError,))
+    with _refuse_bad_url(url):
+        return redis.Redis.from_url(url, retry=retry, socket_read_size=_READ_BYTES, **_options(timeout_s))
+
+
+def check_server(url: str, timeout_s: float) -> None:
+    """Refuse a server that cannot hold a run.
+
+    Raises:
+        ConfigError: it cannot be reached, is a replica, may evict keys, or is older than `OLDEST_SERVER`.
+    """
+    client = connect_blocking(url, timeout_s)
+    shown = without_password(url)
+    try:
+        info = client.info()
+    except exceptions.RedisError as error:
+        raise ConfigError(
+            _PLACE, f"{shown} cannot be used ({error})", "start a Redis there, or correct the address and its rights"
+        ) from error
+    finally:
+        client.close()
+    _check_info(shown, dict(info))
+
+
+def _check_info(shown: str, info: dict[str, Any]) -> None:
+    version = str(info.get("redis_version", "0.0"))
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_SERVER:
+        oldest = ".".join(map(str, OLDEST_SERVER))
+        raise ConfigError(_PLACE, f"{shown} is Redis {version}", f"use {oldest} or newer")
+    if info.get("role") != "master":
+        raise ConfigError(_PLACE, f"{shown} is a replica, which accepts no writes", "name its primary")
+    policy = info.get("maxmemory_policy", "noeviction")
+    if int(info.get("maxmemory", 0)) > 0 and policy != "noeviction":
+        raise ConfigError(
+            _PLACE,
+            f"{shown} drops keys when its memory is full (maxmemory-policy {policy}), and groups with them",
+            "set maxmemory-policy to noeviction",
+        )
+
+
+@contextmanager
+def translate_errors() -> Iterator[None]:
+    """Turn the client's errors into `UnavailableError` (worth another try) or `ReplayError`.
+
+    Around commands of the asynchronous client it also sees to it that a cancellation is not lost: the client sends by
+    `asyncio.wait_for`, which before Python 3.12 drops one that arrives together with the end of the write. Deadlines
+    are cancellations too.
+    """
+    task = _current_task()
+    num_cancellations = 0 if task is None else task.cancelling()
+    try:
+        yield
+    except exceptions.RedisError as error:
+        _raise_if_cancelled(task, num_cancellations)
+        raise translated(error) from error
+    _raise_if_cancelled(task, num_cancellations)
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # a thread without an event loop: the blocking client
+        return None
+
+
+def _raise_if_cancelled(task: asyncio.Task[Any] | None, num_before: int) -> None:
+    """Raise anew a cancellation that was asked for since there were ``num_before`` of them."""
+    if task is not None and task.cancelling() > num_before:
+        raise asyncio.CancelledError
+
+
+def translated(error: exceptions.RedisError) -> UnavailableError | ReplayError:
+    """The error of ours that says the same. Scripts report full memory inside their own message on older servers."""
+    message = str(error)
+    if isinstance(error, (exceptions.ConnectionError, exceptions.TimeoutError)):
+        return UnavailableError(f"Redis does not answer: {message}")
+    if isinstance(error, (exceptions.ReadOnlyError, exceptions.OutOfMemoryError)) or any(
+        message.startswith(code) or f"-{code} " in message for code in _NOT_NOW
+    ):
+        return UnavailableError(f"Redis cannot write now: {message}")
+    if "OOM command not allowed" in message:
+        return UnavailableError(f"Redis cannot write now: {message}")
+    return ReplayError(f"Redis refused: {message}")
+
+
+def _options(timeout_s: float) -> dict[str, Any]:
+    """Replies differ between protocols, so it is pinned; payloads are binary, so nothing is decoded."""
+    return {
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "protocol": 2,
+        "decode_responses": False,
+    }
+
+
+def _backoff() -> ExponentialBackoff:
+    return ExponentialBackoff(cap=_BACKOFF_CAP_S, base=_BACKOFF_BASE_S)
+
+
+@contextmanager
+def _refuse_bad_url(url: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(
+            _PLACE, f"{without_password(url)!r} is not an address ({error})", "write redis://, rediss:// or unix://"
+        ) from error
+
+
+def without_password(url: str) -> str:
+    """``url`` as it may appear in a log."""
+    netloc = urlsplit(url).netloc
+    credentials, separator, host = netloc.rpartition("@")
+    return url.replace(netloc, f"***@{host}", 1) if separator and credentials else url

@@ -1,0 +1,179 @@
+"""The learner's side of the queue, for a thread that may block.
+
+::
+
+    READY ──take_batch──► BATCHED ──mark_trained──► TRAINED ──retire──► RETIRED
+                             │ payloads
+
+`take_batch` waits until the window rule (see ``scripts/take.lua``) gives a whole batch. It is woken by each commit that
+leaves enough groups READY for one, by each group that ends otherwise, and by the closing of the ledger; it looks again
+every two seconds in any case.
+Every rank reads the payloads of its own share with an intake of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+
+from rollmesh.errors import DeadlineError, InvalidArgumentError, ReplayError, UnavailableError
+from rollmesh.replay.codec import decode_group
+from rollmesh.replay.connection import translate_errors
+from rollmesh.replay.keys import Keys
+from rollmesh.replay.rows import GroupRow, parse_row
+from rollmesh.replay.scripts import source
+from rollmesh.types import Group, GroupState, PolicyVersion
+
+_LONGEST_WAIT_S = 2.0
+"""Of one blocking read; stays below the socket's timeout, where the client would take silence for a failure."""
+_PAUSE_S = 0.2
+"""Between looks while Redis does not answer."""
+_PAYLOADS_PER_CALL = 16
+_RETIRED_PER_CALL = 100
+
+
+@dataclass(frozen=True, slots=True)
+class BatchEntry:
+    """One group of a batch, without its payload. ``num_tokens`` counts prompts and responses."""
+
+    group_id: str
+    sequence: int
+    num_tokens: int
+    num_samples: int
+    oldest_version: PolicyVersion
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The groups of one step, in the order of the line. ``is_last``: nothing will come after it."""
+
+    step: int
+    entries: tuple[BatchEntry, ...]
+    is_last: bool
+
+
+class BatchIntake:
+    """The queue of one run, seen by the learner.
+
+    Every method may raise UnavailableError (Redis is away: try again) and ReplayError.
+
+    Args:
+        redis: from `connection.connect_blocking`; the caller closes it.
+        run_id: names the run's keys.
+    """
+
+    def __init__(self, redis: Redis, run_id: str) -> None:
+        self._redis = redis
+        self._keys = Keys(run_id)
+        self._scripts = {name: redis.register_script(source(name)) for name in ("take", "train", "retire")}
+        socket_timeout_s = redis.connection_pool.connection_kwargs.get("socket_timeout") or 2 * _LONGEST_WAIT_S
+        self._wait_s = min(_LONGEST_WAIT_S, socket_timeout_s / 2)
+
+    def take_batch(self, step: int, size: int, window: int, timeout_s: float) -> Batch | None:
+        """The ``size`` groups that ``step`` trains on; the same ones when asked again.
+
+        Args:
+            window: from `admission.window`.
+
+        Returns:
+            None when the ledger is closed and nothing is left. The last batch may be smaller than ``size``.
+
+        Raises:
+            DeadlineError: there was no batch for ``timeout_s`` seconds, be it that Redis did not answer.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            unavailable: UnavailableError | None = None
+            try:
+                answer, *rest = self._run("take", self._keys.batch(step), step, size, window)
+                if answer == b"end":
+                    return None
+                if answer == b"batch":
+                    return Batch(step, tuple(_entry(parse_row(row)) for row in rest[1:]), bool(rest[0]))
+                self._sleep_until_woken(deadline)
+            except UnavailableError as error:
+                unavailable = error
+                time.sleep(_PAUSE_S)
+            if time.monotonic() >= deadline:
+                state = str(unavailable) if unavailable else self._describe()
+                raise DeadlineError(f"no batch of {size} groups for step {step} in {timeout_s:g} s: {state}")
+
+    def _sleep_until_woken(self, deadline: float) -> None:
+        remaining_s = deadline - time.monotonic()
+        if remaining_s > 0:
+            with translate_errors():
+                self._redis.blpop([self._keys.wake], timeout=min(self._wait_s, max(remaining_s, 0.01)))
+
+    def _describe(self) -> str:
+        states = (GroupState.PENDING, GroupState.LEASED, GroupState.READY)
+        with translate_errors():
+            counts = [self._redis.zcard(self._keys.index(state)) for state in states]
+        return ", ".join(f"{count} {state.value}" for state, count in zip(states, counts, strict=True))
+
+    def payloads(self, group_ids: Sequence[str]) -> list[Group]:
+        """Read groups of a batch, in this order, some at a time.
+
+        Raises:
+            ReplayError: a group has no payload, or one that cannot be read.
+        """
+        return [
+            group
+            for start in range(0, len(group_ids), _PAYLOADS_PER_CALL)
+            for group in self._read(group_ids[start : start + _PAYLOADS_PER_CALL])
+        ]
+
+    def _read(self, group_ids: Sequence[str]) -> Iterator[Group]:
+        with translate_errors():
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for group_id in group_ids:
+                    pipeline.hget(self._keys.row(group_id), "payload")
+                keys = pipeline.execute()
+            payloads: list[Any] = self._redis.mget([key or b"" for key in keys])
+        for group_id, payload in zip(group_ids, payloads, strict=True):
+            if payload is None:
+                raise ReplayError(f"group {group_id} has no payload")
+            try:
+                group = decode_group(payload)
+            except InvalidArgumentError as error:
+                raise ReplayError(f"the payload of group {group_id} cannot be read: {error}") from error
+            if group.group_id != group_id:
+                raise ReplayError(f"the payload of group {group_id} is of group {group.group_id}")
+            yield group
+
+    def mark_trained(self, step: int) -> int:
+        """Say that the optimiser has stepped on the batch of ``step``. Returns the batch's size.
+
+        Raises:
+            ReplayError: the step never took a batch.
+        """
+        num_groups = int(self._run("train", self._keys.batch(step), step))
+        if num_groups == 0:
+            raise ReplayError(f"step {step} was marked trained but never took a batch")
+        return num_groups
+
+    def retire(self, through_step: int) -> int:
+        """Drop the payloads of what steps up to ``through_step`` trained, once a durable checkpoint covers them.
+
+        Returns:
+            How many groups retired by this call.
+        """
+        num_groups = 0
+        while True:
+            num_retired = int(self._run("retire", through_step, _RETIRED_PER_CALL))
+            num_groups += num_retired
+            if num_retired < _RETIRED_PER_CALL:
+                return num_groups
+
+    def _run(self, name: str, *arguments: str | int) -> Any:
+        with translate_errors():
+            return self._scripts[name](keys=self._keys.for_scripts, args=(self._keys.row_prefix, *arguments))
+
+
+def _entry(row: GroupRow) -> BatchEntry:
+    if row.oldest_version is None:
+        raise ReplayError(f"group {row.group_id} is in a batch but was never committed")
+    return BatchEntry(row.group_id, row.sequence, row.num_tokens, row.num_samples, row.oldest_version)

@@ -1,0 +1,70 @@
+"""The names of everything a run keeps in Redis. Nobody else spells a key."""
+
+from __future__ import annotations
+
+from rollmesh.types import GroupState
+
+
+class Keys:
+    """The keys of one run.
+
+    All begin with ``rollmesh:{<run id>}:``; the braces are a hash tag, so that a cluster keeps a run on one node and
+    scripts may touch all of its keys.
+
+    Attributes:
+        row_prefix: a group's row is the hash at this prefix followed by the group's id (fields: see `rows`).
+        slots: zset of the groups that hold a slot, scored by the step that trained them, ``+inf`` before.
+        deadlines: zset of leased groups by the end of their lease, Unix milliseconds of the Redis clock.
+        holders: zset of ``<member>\\0<group id>``, all of score 0: the leases of a member, by lexical range.
+        line: list of all group ids; a group's place in it is its sequence.
+        meta: hash: ``token`` (last fencing token), ``closed``, ``last_step`` (the step of the last batch),
+            ``batch_size`` (groups that the learner waits for).
+        requests: hash of each member's last lease request, to answer a repeated one.
+        journal: stream with one entry per transition; never trimmed.
+        wake: list of at most one element, which the learner pops when it has to look again.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        prefix = f"rollmesh:{{{run_id}}}:"
+        self._prefix = prefix
+        self.row_prefix = f"{prefix}row:"
+        self.slots = f"{prefix}slots"
+        self.deadlines = f"{prefix}deadlines"
+        self.holders = f"{prefix}holders"
+        self.line = f"{prefix}line"
+        self.meta = f"{prefix}meta"
+        self.requests = f"{prefix}requests"
+        self.journal = f"{prefix}journal"
+        self.wake = f"{prefix}wake"
+
+    def index(self, state: GroupState) -> str:
+        """The zset of the groups in ``state``: by sequence until they are in a batch, by step from then on."""
+        return f"{self._prefix}in:{state.value}"
+
+    def row(self, group_id: str) -> str:
+        return self.row_prefix + group_id
+
+    def payload(self, group_id: str, fencing_token: int) -> str:
+        """The msgpack payload that the holder of this lease committed. Leases never share one, so that a fenced
+        commit cannot touch what another stored."""
+        return f"{self._prefix}payload:{group_id}:{fencing_token}"
+
+    def batch(self, step: int) -> str:
+        """The list of the groups that a step took."""
+        return f"{self._prefix}batch:{step}"
+
+    @property
+    def for_scripts(self) -> tuple[str, ...]:
+        """What every script gets as KEYS, in the order in which ``prelude.lua`` names them."""
+        indexes = tuple(self.index(state) for state in GroupState)
+        return (
+            *indexes,
+            self.slots,
+            self.deadlines,
+            self.holders,
+            self.line,
+            self.meta,
+            self.requests,
+            self.journal,
+            self.wake,
+        )

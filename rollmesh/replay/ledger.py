@@ -1,0 +1,263 @@
+"""The ledger as coordinator and rollout workers use it: from opening a group to its commit, or to another end.
+
+::
+
+    open_groups ──► PENDING ──lease──► LEASED ──commit──► READY ──► (the learner: `intake`)
+                       ▲                 │ │
+                       └── expire, ──────┘ ├── give_back (final, or attempts exhausted), expire ──► FAILED
+                           revoke,         └── filter_group ─────────────────────────────────────► FILTERED
+                           give_back
+
+A group takes a slot when it is opened and keeps it until the version it was trained into is committed
+(`release_slots`), or until it is FAILED or FILTERED. A lease is over when its time is up, whether or not somebody has
+swept it; only its holder, with the current fencing token, moves a group out of LEASED.
+
+Cost on the server: O(log N) per group and transition, N groups in the run. A group leaves a row and its journal
+entries behind, about 1.5 KB; its payload goes when it retires.
+"""
+
+from __future__ import annotations
+
+import enum
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+
+from rollmesh.errors import InvalidArgumentError, ReplayError, RunEndedError
+from rollmesh.replay.codec import encode_group
+from rollmesh.replay.commits import CommitLine
+from rollmesh.replay.connection import translate_errors
+from rollmesh.replay.keys import Keys
+from rollmesh.replay.rows import GroupRow, parse_row
+from rollmesh.replay.scripts import source
+from rollmesh.types import Group, GroupState, PromptId
+
+LEASE_EXPIRED = "lease expired"
+MEMBER_LOST = "member lost"
+_ROWS_PER_CALL = 100
+"""Rows that one script or pipeline handles, so that nobody else waits for long."""
+
+
+class CommitOutcome(enum.Enum):
+    ACCEPTED = "accepted"
+    """The group is stored, and READY."""
+    DUPLICATE = "duplicate"
+    """It was already, by the same lease; nothing changed."""
+    FENCED = "fenced"
+    """The lease is over or another's; nothing changed, the payload is dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerSnapshot:
+    """The ledger at one moment.
+
+    Attributes:
+        num_groups: by state; every state is there.
+        num_slots_used: groups that hold a slot.
+        next_sequence: place in the line of the next group to be opened; so, the number of groups opened.
+        is_closed: no group will be opened any more.
+    """
+
+    num_groups: Mapping[GroupState, int]
+    num_slots_used: int
+    next_sequence: int
+    is_closed: bool
+
+    @property
+    def num_opened(self) -> int:
+        return self.next_sequence
+
+    @property
+    def num_live(self) -> int:
+        """Groups that hold work not yet in a batch."""
+        return sum(self.num_groups[state] for state in (GroupState.PENDING, GroupState.LEASED, GroupState.READY))
+
+    @property
+    def num_successful(self) -> int:
+        """Groups that were not FAILED or FILTERED, or not yet."""
+        return self.next_sequence - self.num_groups[GroupState.FAILED] - self.num_groups[GroupState.FILTERED]
+
+
+class Ledger:
+    """The ledger of one run, for one event loop.
+
+    Every method may raise UnavailableError (Redis is away, or its memory is full: try again) and ReplayError.
+
+    Args:
+        redis: from `connection.connect`; the caller closes it.
+        run_id: names the run's keys.
+        payload_limit_bytes: groups that are larger when packed are refused.
+    """
+
+    def __init__(self, redis: Redis, run_id: str, payload_limit_bytes: int = 512 * 1024 * 1024) -> None:
+        self._redis = redis
+        self._keys = Keys(run_id)
+        self._payload_limit_bytes = payload_limit_bytes
+        names = ("open", "lease", "expire", "give_back", "close")
+        self._scripts = {name: redis.register_script(source(name)) for name in names}
+        self._commits = CommitLine(redis, redis.register_script(source("commit")), self._keys.for_scripts)
+
+    async def open_groups(self, prompt_ids: Sequence[PromptId], num_slots: int | None = None) -> list[GroupRow]:
+        """Give each prompt a slot and the next place in the line. A group that exists already is left as it is.
+
+        Args:
+            num_slots: stop when so many slots are taken; None opens all.
+
+        Returns:
+            The rows of those of ``prompt_ids`` that are now in the ledger, in that order.
+
+        Raises:
+            RunEndedError: a new group, and the ledger is closed.
+        """
+        try:
+            rows = await self._rows("open", -1 if num_slots is None else num_slots, *map(str, prompt_ids))
+        except ReplayError as error:
+            if "the ledger is closed" in str(error):
+                raise RunEndedError("the ledger is closed: no group can be opened any more") from error
+            raise
+        return rows
+
+    async def close_intake(self) -> None:
+        """Say that no group will be opened any more, so that the learner takes what is left as its last batch."""
+        await self._run("close")
+
+    async def is_closed(self) -> bool:
+        with translate_errors():
+            return bool(await self._redis.hexists(self._keys.meta, "closed"))
+
+    async def lease(self, member: str, ttl_s: float, limit: int) -> list[GroupRow]:
+        """Lease up to ``limit`` pending groups to ``member``, the first in the line first, for ``ttl_s`` seconds."""
+        if limit < 1:
+            return []
+        return await self._rows("lease", member, max(1, round(ttl_s * 1000)), limit, secrets.token_hex(8))
+
+    async def expire_leases(self, max_attempts: int) -> list[GroupRow]:
+        """End all leases whose time is up by the clock of the Redis server.
+
+        Returns:
+            Their groups' rows: PENDING at their old place, or FAILED after ``max_attempts`` leases.
+        """
+        return await self._end_leases("", LEASE_EXPIRED, max_attempts)
+
+    async def revoke_member(self, member: str, max_attempts: int) -> list[GroupRow]:
+        """End all leases of a member that is gone. Returns like `expire_leases`."""
+        return await self._end_leases(member, MEMBER_LOST, max_attempts)
+
+    async def _end_leases(self, member: str, reason: str, max_attempts: int) -> list[GroupRow]:
+        rows: list[GroupRow] = []
+        while True:
+            ended = await self._rows("expire", member, reason, max_attempts, _ROWS_PER_CALL)
+            rows.extend(ended)
+            if len(ended) < _ROWS_PER_CALL:
+                return rows
+
+    async def commit(self, group: Group, fencing_token: int) -> CommitOutcome:
+        """Store a complete, scored group and make it READY. May be repeated until it answers.
+
+        Raises:
+            InvalidArgumentError: the group breaks a rule of its type, or is larger than ``payload_limit_bytes``.
+            UnavailableError: nothing has changed; try again.
+        """
+        payload = encode_group(group)
+        if len(payload) > self._payload_limit_bytes:
+            raise InvalidArgumentError(
+                f"group {group.group_id} packs into {len(payload)} bytes, replay.payload_limit_bytes is "
+                f"{self._payload_limit_bytes}",
+                "samples",
+            )
+        key = self._keys.payload(group.group_id, fencing_token)
+        arguments = (group.group_id, fencing_token, key, len(group.samples), group.num_tokens, group.oldest_version)
+        answer = await self._commits.submit(key, payload, (self._keys.row_prefix, *map(str, arguments)))
+        return CommitOutcome(answer.decode())
+
+    async def give_back(
+        self, group_id: str, fencing_token: int, reason: str, max_attempts: int, is_final: bool = False
+    ) -> GroupState | None:
+        """End a lease without a commit.
+
+        Args:
+            reason: one sentence, kept in the row.
+            max_attempts: leases after which the group is FAILED.
+            is_final: another attempt would fail as well: FAILED at once.
+
+        Returns:
+            PENDING or FAILED, the same when repeated; None where the lease was over already.
+        """
+        to = GroupState.FAILED if is_final else GroupState.PENDING
+        return await self._give_back(group_id, fencing_token, to, reason, max_attempts)
+
+    async def filter_group(self, group_id: str, fencing_token: int, reason: str) -> GroupState | None:
+        """End a complete group that is not to be trained. Returns FILTERED, or None where the lease was over."""
+        return await self._give_back(group_id, fencing_token, GroupState.FILTERED, reason, 0)
+
+    async def _give_back(
+        self, group_id: str, fencing_token: int, to: GroupState, reason: str, max_attempts: int
+    ) -> GroupState | None:
+        answer = await self._run("give_back", group_id, fencing_token, to.value, reason, max_attempts)
+        return None if answer is None else GroupState(answer.decode())
+
+    async def release_slots(self, through_step: int) -> int:
+        """Set free the slots of what was trained in steps up to ``through_step``, whose version is now committed.
+
+        Returns:
+            How many slots became free by this call.
+        """
+        with translate_errors():
+            return int(await self._redis.zremrangebyscore(self._keys.slots, "-inf", through_step))
+
+    async def snapshot(self) -> LedgerSnapshot:
+        """Counts of one moment. O(1)."""
+        with translate_errors():
+            async with self._redis.pipeline(transaction=True) as pipeline:
+                for state in GroupState:
+                    pipeline.zcard(self._keys.index(state))
+                pipeline.zcard(self._keys.slots)
+                pipeline.llen(self._keys.line)
+                pipeline.hexists(self._keys.meta, "closed")
+                *counts, num_slots_used, next_sequence, is_closed = await pipeline.execute()
+        return LedgerSnapshot(
+            dict(zip(GroupState, counts, strict=True)), num_slots_used, next_sequence, bool(is_closed)
+        )
+
+    async def row(self, group_id: str) -> GroupRow | None:
+        with translate_errors():
+            fields: Any = await self._redis.hgetall(self._keys.row(group_id))
+        return _parse(fields) if fields else None
+
+    async def rows(self, state: GroupState | None = None) -> AsyncIterator[GroupRow]:
+        """All rows in the order of the line, or those in ``state`` in the order of its index.
+
+        Read in portions: a row shows its own moment, and a group that moves meanwhile may be missed in ``state``.
+        """
+        start = 0
+        while True:
+            end = start + _ROWS_PER_CALL - 1
+            with translate_errors():
+                ids: Any
+                if state is None:
+                    ids = await self._redis.lrange(self._keys.line, start, end)
+                else:
+                    ids = await self._redis.zrange(self._keys.index(state), start, end)
+                async with self._redis.pipeline(transaction=False) as pipeline:
+                    for group_id in ids:
+                        pipeline.hgetall(self._keys.row(group_id.decode()))
+                    replies = await pipeline.execute()
+            for fields in replies:
+                yield _parse(fields)
+            if len(ids) < _ROWS_PER_CALL:
+                return
+            start += len(ids)
+
+    async def _run(self, name: str, *arguments: str | int) -> Any:
+        with translate_errors():
+            return await self._scripts[name](keys=self._keys.for_scripts, args=(self._keys.row_prefix, *arguments))
+
+    async def _rows(self, name: str, *arguments: str | int) -> list[GroupRow]:
+        return [parse_row(reply) for reply in await self._run(name, *arguments)]
+
+
+def _parse(fields: Mapping[bytes, bytes]) -> GroupRow:
+    return parse_row([part for pair in fields.items() for part in pair])

@@ -1,0 +1,23 @@
+-- PENDING → LEASED, lowest sequence first. O(limit · log N).
+-- ARGV: member, time to live in ms, limit, request id. A request that comes twice gets the leases of the first time.
+-- Returns the rows. The first write needs memory on purpose: with memory full nothing is leased.
+local member, ttl_ms, limit, request = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
+local rows = {}
+if redis.call('HGET', requests, member) == request then
+  for _, id in ipairs(leases_of(member, -1)) do
+    if redis.call('HGET', row_prefix .. id, 'request') == request then rows[#rows + 1] = read_row(id) end
+  end
+  return rows
+end
+local deadline = now_ms() + ttl_ms
+local waiting = redis.call('ZRANGE', index.pending, 0, limit - 1, 'WITHSCORES')
+for i = 1, #waiting, 2 do
+  local id, sequence = waiting[i], waiting[i + 1]
+  redis.call('HSET', requests, member, request)
+  redis.call('HSET', row_prefix .. id, 'request', request, 'returned', '')
+  redis.call('ZADD', deadlines, deadline, id)
+  redis.call('ZADD', holders, 0, member .. '\0' .. id)
+  move(id, 'pending', 'leased', sequence, 'token', redis.call('HINCRBY', meta, 'token', 1), 'member', member)
+  rows[#rows + 1] = read_row(id)
+end
+return rows

@@ -1,0 +1,75 @@
+-- Common to all transitions. KEYS is `Keys.for_scripts`, ARGV[1] the prefix of the rows; arguments of a script's own
+-- follow. N is the number of groups in the run.
+local index = {
+  pending = KEYS[1], leased = KEYS[2], ready = KEYS[3], batched = KEYS[4],
+  trained = KEYS[5], retired = KEYS[6], filtered = KEYS[7], failed = KEYS[8],
+}
+local slots, deadlines, holders, line, meta, requests, journal, wake = unpack(KEYS, 9)
+local row_prefix = ARGV[1]
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function read_row(id)
+  return redis.call('HGETALL', row_prefix .. id)
+end
+
+-- O(1). One element is enough: whoever pops it looks at everything.
+local function wake_learner()
+  if redis.call('EXISTS', wake) == 0 then redis.call('RPUSH', wake, '1') end
+end
+
+-- O(1). Whether no group will become ready any more.
+local function is_all_done()
+  return redis.call('HEXISTS', meta, 'closed') == 1
+    and redis.call('ZCARD', index.pending) + redis.call('ZCARD', index.leased) == 0
+end
+
+-- O(log N). Each transition is this call; the trailing arguments are the row's fields that change with the state.
+-- The removal comes first on purpose: with memory full, Redis refuses a script whose first write needs memory and lets
+-- a script go on that has begun. So a transition happens whole or not at all, and those that free memory always do.
+local function move(id, from, to, score, ...)
+  redis.call('ZREM', index[from], id)
+  redis.call('ZADD', index[to], score, id)
+  redis.call('HSET', row_prefix .. id, 'state', to, ...)
+  redis.call('XADD', journal, '*', 'group', id, 'state', to, ...)
+end
+
+-- O(log N). Whether this lease is the current one and not over.
+local function holds(id, state, current_token, token)
+  if state ~= 'leased' or current_token ~= token then return false end
+  return tonumber(redis.call('ZSCORE', deadlines, id)) > now_ms()
+end
+
+local function drop_lease(id, member)
+  redis.call('ZREM', deadlines, id)
+  redis.call('ZREM', holders, member .. '\0' .. id)
+end
+
+-- O(log N + leases of the member).
+local function leases_of(member, limit)
+  local entries = redis.call('ZRANGEBYLEX', holders, '[' .. member .. '\0', '(' .. member .. '\1', 'LIMIT', 0, limit)
+  local ids = {}
+  for i, entry in ipairs(entries) do ids[i] = string.sub(entry, #member + 2) end
+  return ids
+end
+
+-- O(log N). A group that ends without being trained gives back its slot and stops standing in the learner's way.
+local function end_group(id, to, sequence, ...)
+  move(id, 'leased', to, sequence, ...)
+  redis.call('ZREM', slots, id)
+  wake_learner()
+end
+
+-- O(log N). A lease that ended without a commit: the group keeps its slot and its place in the line, or FAILS after
+-- its last attempt. Returns the new state.
+local function end_attempt(id, sequence, attempt, max_attempts, reason)
+  if attempt + 1 >= max_attempts then
+    end_group(id, 'failed', sequence, 'attempt', attempt + 1, 'reason', reason)
+    return 'failed'
+  end
+  move(id, 'leased', 'pending', sequence, 'attempt', attempt + 1, 'reason', reason)
+  return 'pending'
+end

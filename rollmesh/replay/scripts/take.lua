@@ -1,0 +1,41 @@
+-- READY → BATCHED, a whole batch or nothing. O(size · log N); O(1) while too few groups are ready.
+-- ARGV: key of the step's record, step, size, window. A step that has its batch gets it again.
+-- The rule: take the ready group of lowest sequence, again and again, while it lies inside the window that begins at
+-- the oldest live group (pending, leased or ready). Ready groups before the first one still being worked on are the
+-- oldest themselves; so all `size` lowest may go exactly if the last of them lies in the window that begins there.
+-- Returns {'batch', 1 if it is the last, row, ...}, {'wait'}, or {'end'} where nothing will come any more.
+local record, step, size, window = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+
+local function answer(ids)
+  local is_last = redis.call('HGET', meta, 'last_step') == step
+  local reply = {'batch', is_last and 1 or 0}
+  for _, id in ipairs(ids) do reply[#reply + 1] = read_row(id) end
+  return reply
+end
+
+local recorded = redis.call('LRANGE', record, 0, -1)
+if #recorded > 0 then return answer(recorded) end
+
+-- For commits, which need not wake the learner for less. May fail with memory full, where commits fail as well.
+if redis.call('HGET', meta, 'batch_size') ~= ARGV[4] then redis.pcall('HSET', meta, 'batch_size', ARGV[4]) end
+
+local num_ready = redis.call('ZCARD', index.ready)
+local is_all = is_all_done()
+if is_all and num_ready == 0 then return {'end'} end
+if not is_all and num_ready < size then return {'wait'} end
+
+local picked = redis.call('ZRANGE', index.ready, 0, size - 1, 'WITHSCORES')
+local last = tonumber(picked[#picked])
+for _, state in ipairs({'pending', 'leased'}) do
+  local oldest = redis.call('ZRANGE', index[state], 0, 0, 'WITHSCORES')[2]
+  if oldest and last >= tonumber(oldest) + window then return {'wait'} end
+end
+
+local ids = {}
+for i = 1, #picked, 2 do
+  ids[#ids + 1] = picked[i]
+  move(picked[i], 'ready', 'batched', step, 'step', step)
+  redis.call('RPUSH', record, picked[i])
+end
+if is_all and num_ready <= size then redis.call('HSET', meta, 'last_step', step) end
+return answer(ids)

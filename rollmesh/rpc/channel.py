@@ -1,0 +1,101 @@
+"""Addresses, and the one way to open a channel to one.
+
+The limits and the frame size here are used by both ends: with unequal limits a message that one side may send kills
+the other side's whole stream.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+
+from rollmesh.errors import ConfigError
+from rollmesh.wire.limits import MAX_MESSAGE_BYTES
+
+_MAX_FRAME_BYTES = 16 * 1024 * 1024 - 1
+"""The largest HTTP/2 frame there is; the default of 16 KiB costs half of the throughput of large messages."""
+
+COMMON_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.http2.max_frame_size", _MAX_FRAME_BYTES),
+)
+
+_CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    *COMMON_OPTIONS,
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+
+_RESOLVED_BY_GRPC = re.compile(r"^(dns|ipv4|ipv6|xds):")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A host (name or IP address, without brackets) and a port; port 0 asks for a free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the address."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def parse_address(text: str, place: str = "address") -> Address:
+    """Parse "host:port"; an IPv6 host stands in brackets.
+
+    Args:
+        text: what the user wrote.
+        place: where, as a dotted configuration path.
+
+    Raises:
+        ConfigError: ``text`` is anything else.
+    """
+    match = re.fullmatch(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s:/\[\]]+)):(?P<port>[0-9]{1,5})", text)
+    if match is None:
+        raise ConfigError(place, f"{text!r} is not an address", "write it as host:port, e.g. 127.0.0.1:50051")
+    port = int(match["port"])
+    if port > 65535:
+        raise ConfigError(place, f"{text!r} has a port above 65535", "use a port of 1 to 65535, or 0 for a free one")
+    if match["ipv6"] is not None:
+        try:
+            ipaddress.IPv6Address(match["ipv6"])
+        except ValueError as error:
+            raise ConfigError(place, f"{text!r} is not an IPv6 address", "correct it, e.g. [::1]:50051") from error
+    return Address(match["ipv6"] or match["name"], port)
+
+
+def open_channel(address: str, place: str = "address") -> grpc.aio.Channel:
+    """A channel to a server of the mesh. It belongs to the running event loop and connects when first used.
+
+    Args:
+        address: "host:port", or a target that gRPC resolves itself, such as "dns:///rewards.example:50051".
+        place: what to call the address in an error.
+
+    Raises:
+        ConfigError: the address is malformed, or its port is 0.
+    """
+    options: tuple[tuple[str, int], ...] = _CHANNEL_OPTIONS
+    if not _RESOLVED_BY_GRPC.match(address):
+        parsed = parse_address(address, place)
+        if parsed.port == 0:
+            raise ConfigError(place, f"{address!r} has port 0, which nobody can call", "name the server's port")
+        if parsed.is_loopback:
+            # A proxy named by the environment cannot reach this machine's loopback.
+            options = (*options, ("grpc.enable_http_proxy", 0))
+    return grpc.aio.insecure_channel(address, options=options)

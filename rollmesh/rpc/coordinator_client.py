@@ -1,0 +1,199 @@
+"""The coordinator as its members see it: nouns in, nouns out.
+
+Every call has a deadline. Those that may be repeated are, within it: when the coordinator cannot be reached, and when
+it does not know the caller, which the caller's heartbeats are about to mend (`rollmesh.rpc.membership`).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from rollmesh.errors import UnavailableError, UnknownMemberError
+from rollmesh.rpc.channel import open_channel
+from rollmesh.rpc.lease_stream import LeaseStream
+from rollmesh.rpc.retry import call_unary, retry
+from rollmesh.rpc.status import translate_errors
+from rollmesh.types import (
+    EvaluationSample,
+    Heartbeat,
+    MeshStatus,
+    PolicyVersion,
+    PublishOutcome,
+    Registration,
+    Role,
+    WeightEpoch,
+    WeightPlan,
+)
+from rollmesh.v1 import coordinator_pb2, coordinator_pb2_grpc
+from rollmesh.wire import control, evaluation, status, weights
+
+_REGISTER_ATTEMPT_S = 10.0
+
+
+class CoordinatorClient:
+    """A member's connection to the coordinator. Belongs to the running event loop; `close` it when done.
+
+    Args:
+        address: the coordinator's "host:port".
+        name: the member's, e.g. "rollout-0".
+        incarnation: of this start of the process; a random one if None.
+        place: the configuration path of the address, for errors.
+
+    Raises:
+        ConfigError: the address is malformed.
+    """
+
+    def __init__(
+        self, address: str, name: str, incarnation: str | None = None, *, place: str = "coordinator.address"
+    ) -> None:
+        self.caller = control.Caller(name, incarnation or uuid.uuid4().hex)
+        self.peer = f"coordinator at {address}"
+        self._channel = open_channel(address, place)
+        self._stub = coordinator_pb2_grpc.CoordinatorServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connection; what is under way on it is cancelled."""
+        await self._channel.close()
+
+    async def register(
+        self, run_id: str, role: Role, address: str, num_weight_ranks: int = 0, *, timeout_s: float = 60.0
+    ) -> Registration:
+        """Join the run, or join it again.
+
+        Args:
+            run_id: the run's name.
+            role: what the member does.
+            address: where the member's own server answers.
+            num_weight_ranks: processes of the member that take part in weight transfers.
+            timeout_s: for all tries together; long enough for the coordinator to start.
+
+        Raises:
+            UnavailableError, DeadlineError: the coordinator did not answer in time.
+            InvalidArgumentError: the coordinator serves another run.
+            RunEndedError: the run is over.
+        """
+        request = control.register_to_proto(control.RegisterCall(self.caller, run_id, role, address, num_weight_ranks))
+        answer = await call_unary(
+            self._stub.Register,
+            request,
+            timeout_s=timeout_s,
+            attempt_timeout_s=_REGISTER_ATTEMPT_S,
+            peer=self.peer,
+        )
+        return control.registration_from_proto(answer)
+
+    async def heartbeat(self, num_generated_tokens: int = 0, *, timeout_s: float = 5.0) -> Heartbeat:
+        """One heartbeat, one try.
+
+        Raises:
+            UnknownMemberError: register again.
+            UnavailableError, DeadlineError: the coordinator did not answer.
+        """
+        request = control.heartbeat_call_to_proto(control.HeartbeatCall(self.caller, num_generated_tokens))
+        with translate_errors(self.peer):
+            answer = await self._stub.Heartbeat(request, timeout=timeout_s)
+        return control.heartbeat_from_proto(answer)
+
+    async def leave(self, failure: str = "", *, timeout_s: float = 5.0) -> None:
+        """Leave the run; ``failure`` says why it cannot go on, if it cannot."""
+        request = control.leave_to_proto(control.LeaveCall(self.caller, failure))
+        await call_unary(self._stub.Leave, request, timeout_s=timeout_s, peer=self.peer)
+
+    def lease_stream(self, *, lost_timeout_s: float = 30.0) -> LeaseStream:
+        """The member's leases, as `LeaseStream` tells; ``lost_timeout_s`` is how long it tries to get a stream."""
+        return LeaseStream(self._stub.Lease, self.caller, peer=self.peer, lost_timeout_s=lost_timeout_s)
+
+    async def report_evaluation(
+        self,
+        group_id: str,
+        fencing_token: int,
+        samples: Sequence[EvaluationSample],
+        failure: str = "",
+        *,
+        timeout_s: float = 30.0,
+    ) -> None:
+        """The result of one evaluation lease: its samples, or why it failed.
+
+        Raises:
+            SupersededError: the lease has expired.
+        """
+        call = evaluation.ReportEvaluationCall(self.caller, group_id, fencing_token, tuple(samples), failure)
+        await self._call(self._stub.ReportEvaluation, evaluation.report_evaluation_to_proto(call), timeout_s)
+
+    async def begin_publish(
+        self,
+        version: PolicyVersion,
+        plan: WeightPlan,
+        store_host: str,
+        store_port: int,
+        transfer_deadline_s: float,
+        *,
+        timeout_s: float,
+    ) -> WeightEpoch:
+        """ANNOUNCE and PREPARE. On return the members of the epoch are receiving.
+
+        Args:
+            version: the one to publish.
+            plan: what will be sent.
+            store_host: where the learner's rendezvous store listens.
+            store_port: its port.
+            transfer_deadline_s: how long the transfer may take.
+            timeout_s: for all tries together, waiting for workers and for a pinned evaluation included.
+
+        Raises:
+            DeadlineError, UnavailableError: the members could not be prepared in time.
+            SupersededError: the version is not newer than the committed one.
+        """
+        call = weights.BeginPublishCall(self.caller, version, plan, store_host, store_port, transfer_deadline_s)
+        answer = await self._call(self._stub.BeginPublish, weights.begin_publish_to_proto(call), timeout_s)
+        return weights.begin_publish_answer_from_proto(answer)
+
+    async def finish_publish(
+        self, version: PolicyVersion, digest: bytes, failure: str = "", *, timeout_s: float
+    ) -> PublishOutcome:
+        """VERIFY and COMMIT, or ABORT: the learner has sent bytes with ``digest``, or failed to."""
+        call = weights.FinishPublishCall(self.caller, version, digest, failure)
+        answer = await self._call(self._stub.FinishPublish, weights.finish_publish_to_proto(call), timeout_s)
+        return weights.publish_outcome_from_proto(answer)
+
+    async def report_step(
+        self,
+        step: int,
+        version: PolicyVersion,
+        metrics: Mapping[str, float],
+        is_last: bool,
+        *,
+        timeout_s: float = 30.0,
+    ) -> None:
+        """The metrics of one optimiser batch, all finite; ``version`` is the one that the step made."""
+        call = control.ReportStepCall(self.caller, step, version, metrics, is_last)
+        await self._call(self._stub.ReportStep, control.report_step_to_proto(call), timeout_s)
+
+    async def status(self, *, timeout_s: float = 5.0) -> MeshStatus:
+        """The mesh at a glance. Anybody may ask; no membership needed."""
+        request = coordinator_pb2.GetMeshStatusRequest()
+        answer = await call_unary(self._stub.GetMeshStatus, request, timeout_s=timeout_s, peer=self.peer)
+        return status.mesh_status_from_proto(answer)
+
+    async def _call(self, method: Callable[..., Any], request: Any, timeout_s: float) -> Any:
+        """A call of a member, repeated also while the coordinator does not know it."""
+
+        async def attempt(left_s: float) -> Any:
+            try:
+                with translate_errors(self.peer):
+                    return await method(request, timeout=left_s)
+            except UnknownMemberError as error:
+                raise UnavailableError(str(error)) from error
+
+        return await retry(attempt, timeout_s=timeout_s)

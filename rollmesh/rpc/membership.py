@@ -1,0 +1,209 @@
+"""A service's membership of the run: registered, kept alive, and left in the end.
+
+::
+
+    enter: register ──► heartbeat task: every interval ──► run state, committed version
+                            │ the coordinator does not know us: register again
+                            │ the coordinator is silent for member_timeout: wait_over raises
+    exit:  stop heartbeats ──► leave
+
+The owner awaits `Membership.wait_over` for as long as it works: this is where the end of the run, and any failure of
+the heartbeats, reaches it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from rollmesh.errors import DeadlineError, RollMeshError, RunEndedError, UnavailableError, UnknownMemberError
+from rollmesh.rpc.coordinator_client import CoordinatorClient
+from rollmesh.types import Heartbeat, PolicyVersion, Registration, Role, RunState
+
+_logger = logging.getLogger(__name__)
+
+_HEARTBEAT_TIMEOUT_S = 5.0
+_LEAVE_TIMEOUT_S = 5.0
+_LEAVE_GONE_TIMEOUT_S = 2.0
+"""A coordinator that was lost, or that may have gone because the run is over, is not waited for."""
+_MAX_FAILURE_CHARS = 500
+
+
+class Membership:
+    """Membership for the length of an ``async with`` block.
+
+    Leaving the block leaves the run, if `leave` has not done so before. An exception of the block is reported as the
+    member's failure, which fails the run; a cancellation is not: whoever stops a process wants it to go in order.
+
+    Args:
+        client: the member's connection to the coordinator; stays the caller's.
+        run_id: the run's name.
+        role: what the member does.
+        address: where the member's own server answers.
+        num_weight_ranks: processes of the member that take part in weight transfers.
+        num_generated_tokens: asked for at every heartbeat.
+        register_timeout_s: how long the coordinator may take to be there.
+
+    Raises:
+        UnavailableError, DeadlineError: on entering, if the coordinator was not there in time.
+        InvalidArgumentError: on entering, if the coordinator serves another run.
+        RunEndedError: on entering, if the run is over.
+    """
+
+    def __init__(
+        self,
+        client: CoordinatorClient,
+        run_id: str,
+        role: Role,
+        address: str,
+        num_weight_ranks: int = 0,
+        num_generated_tokens: Callable[[], int] = lambda: 0,
+        *,
+        register_timeout_s: float = 60.0,
+    ) -> None:
+        self._client = client
+        self._run_id = run_id
+        self._role = role
+        self._address = address
+        self._num_weight_ranks = num_weight_ranks
+        self._num_generated_tokens = num_generated_tokens
+        self._register_timeout_s = register_timeout_s
+        self._registration: Registration | None = None
+        self._last: Heartbeat | None = None
+        self._over: asyncio.Future[Heartbeat] | None = None
+        self._heartbeats: asyncio.Task[None] | None = None
+        self._has_left = False
+
+    @property
+    def registration(self) -> Registration:
+        """The coordinator's latest answer to a registration."""
+        assert self._registration is not None, "the membership has not been entered"
+        return self._registration
+
+    @property
+    def run_state(self) -> RunState:
+        """As of the last heartbeat."""
+        return RunState.STARTING if self._last is None else self._last.run_state
+
+    @property
+    def committed_version(self) -> PolicyVersion | None:
+        """As of the last heartbeat; None until the first commit."""
+        return self.registration.committed_version if self._last is None else self._last.committed_version
+
+    @property
+    def failure(self) -> str:
+        """Why the run failed, if it did."""
+        return "" if self._last is None else self._last.failure
+
+    async def wait_over(self) -> Heartbeat:
+        """Wait for the end of the run, however long that takes.
+
+        Returns:
+            The heartbeat that told it: FINISHED, or FAILED with the failure.
+
+        Raises:
+            UnavailableError: the coordinator was silent for longer than the member timeout.
+            SupersededError: another incarnation of this member has taken its place.
+            RunEndedError: the coordinator has ended the run and forgotten it.
+        """
+        assert self._over is not None, "the membership has not been entered"
+        return await asyncio.shield(self._over)
+
+    async def leave(self, failure: str = "") -> None:
+        """Stop the heartbeats and leave; ``failure`` says why the member cannot go on, if it cannot. Never fails;
+        only the first call counts."""
+        if self._has_left:
+            return
+        self._has_left = True
+        is_lost = await self._stop_heartbeats()
+        try:
+            timeout_s = _LEAVE_GONE_TIMEOUT_S if is_lost or self.run_state.is_over else _LEAVE_TIMEOUT_S
+            await self._client.leave(failure, timeout_s=timeout_s)
+        except RollMeshError as error:
+            _logger.warning("could not tell the coordinator of leaving: %s", error)
+
+    async def __aenter__(self) -> Self:
+        _logger.info("registering with the %s", self._client.peer)
+        try:
+            self._registration = await self._register(self._register_timeout_s)
+        except UnavailableError as error:
+            problem = f"did not take a registration within {self._register_timeout_s:g} s ({error})"
+            raise UnavailableError(
+                f"the {self._client.peer} {problem}; start it, or correct coordinator.address"
+            ) from error
+        self._over = asyncio.get_running_loop().create_future()
+        self._heartbeats = asyncio.create_task(self._beat(), name="heartbeats")
+        self._heartbeats.add_done_callback(self._heartbeats_ended)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.leave(_failure_sentence(error))
+
+    async def _register(self, timeout_s: float) -> Registration:
+        return await self._client.register(
+            self._run_id, self._role, self._address, self._num_weight_ranks, timeout_s=timeout_s
+        )
+
+    async def _beat(self) -> None:
+        """Heartbeats until cancelled. A coordinator may go once the run is over."""
+        clock = asyncio.get_running_loop().time
+        answered_at = clock()
+        while True:
+            try:
+                await self._beat_once()
+                answered_at = clock()
+            except (UnavailableError, DeadlineError) as error:
+                silent_s = clock() - answered_at
+                if not self.run_state.is_over and silent_s > self.registration.member_timeout_s:
+                    message = f"{self._client.peer}: no answer for {silent_s:.1f} s ({error})"
+                    raise UnavailableError(message) from error
+            await asyncio.sleep(self.registration.heartbeat_interval_s)
+
+    async def _beat_once(self) -> None:
+        try:
+            self._hear(await self._client.heartbeat(self._num_generated_tokens(), timeout_s=_HEARTBEAT_TIMEOUT_S))
+        except UnknownMemberError:
+            if self.run_state.is_over:
+                return
+            _logger.warning("the coordinator does not know this member any more; registering again")
+            self._registration = await self._register(_HEARTBEAT_TIMEOUT_S)
+
+    def _hear(self, heartbeat: Heartbeat) -> None:
+        if heartbeat.run_state is not self.run_state:
+            _logger.info("the run is %s", heartbeat.run_state.value)
+        self._last = heartbeat
+        assert self._over is not None
+        if heartbeat.run_state.is_over and not self._over.done():
+            self._over.set_result(heartbeat)
+
+    def _heartbeats_ended(self, task: asyncio.Task[None]) -> None:
+        """Hands the heartbeats' failure to `wait_over`."""
+        assert self._over is not None
+        if not task.cancelled() and (error := task.exception()) is not None and not self._over.done():
+            self._over.set_exception(error)
+
+    async def _stop_heartbeats(self) -> bool:
+        """Ends the task; says whether the heartbeats had failed."""
+        if self._heartbeats is None:
+            return False
+        self._heartbeats.cancel()
+        await asyncio.wait({self._heartbeats})
+        has_failed = not self._heartbeats.cancelled()
+        assert self._over is not None
+        with contextlib.suppress(asyncio.InvalidStateError, asyncio.CancelledError):
+            self._over.exception()  # Marks it as seen where nobody awaits the end of the run.
+        return has_failed
+
+
+def _failure_sentence(error: BaseException | None) -> str:
+    """What the coordinator is told of a block that ended with ``error``."""
+    if not isinstance(error, Exception) or isinstance(error, RunEndedError):
+        return ""
+    sentence = str(error) if isinstance(error, RollMeshError) else f"{type(error).__name__}: {error}"
+    return " ".join(sentence.split())[:_MAX_FAILURE_CHARS] or type(error).__name__

@@ -1,0 +1,96 @@
+"""A rollout worker as the coordinator sees it: the engine's half of the weight protocol.
+
+Each call is one try: whether to wait for a worker, leave it out or abort is the coordinator's decision, and a worker
+that died must not hold a publish up until its deadline.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+from rollmesh.rpc.channel import open_channel
+from rollmesh.rpc.status import translate_errors
+from rollmesh.types import CommitReport, PolicyVersion, ReceiveReport, RolloutStatus, WeightEpoch, WeightPlan
+from rollmesh.v1 import rollout_pb2, rollout_pb2_grpc
+from rollmesh.wire import status, weights
+
+
+class RolloutClient:
+    """A connection to one worker. Belongs to the running event loop; `close` it when done.
+
+    All methods raise `UnavailableError` where the worker cannot be reached and `DeadlineError` where it does not
+    answer in time.
+
+    Args:
+        address: the "host:port" that the worker registered.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.peer = f"rollout worker at {address}"
+        self._channel = open_channel(address, "rollout.address")
+        self._stub = rollout_pb2_grpc.RolloutServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connection; what is under way on it is cancelled."""
+        await self._channel.close()
+
+    async def prepare(
+        self,
+        version: PolicyVersion,
+        plan: WeightPlan,
+        epoch: WeightEpoch,
+        rank: int,
+        transfer_deadline_s: float,
+        *,
+        timeout_s: float,
+    ) -> None:
+        """PREPARE; returns when the worker has joined the epoch as ``rank`` and following.
+
+        Raises:
+            InvalidArgumentError: the plan does not fit the worker's model.
+        """
+        call = weights.PrepareWeightsCall(version, plan, epoch, rank, transfer_deadline_s)
+        await self._call(self._stub.PrepareWeights, weights.prepare_to_proto(call), timeout_s)
+
+    async def receive(self, version: PolicyVersion, *, timeout_s: float) -> ReceiveReport:
+        """TRANSFER; answers when all bytes are there.
+
+        Raises:
+            SupersededError: another version is in preparation.
+            WeightTransferError: the transfer failed.
+        """
+        answer = await self._call(self._stub.ReceiveWeights, weights.receive_to_proto(version), timeout_s)
+        return weights.receive_report_from_proto(answer)
+
+    async def commit(self, version: PolicyVersion, *, timeout_s: float) -> CommitReport:
+        """COMMIT; answers when the version serves.
+
+        Raises:
+            SupersededError: another version is in preparation.
+            WeightTransferError: loading failed; the worker is tainted.
+        """
+        answer = await self._call(self._stub.CommitWeights, weights.commit_to_proto(version), timeout_s)
+        return weights.commit_report_from_proto(answer)
+
+    async def abort(self, version: PolicyVersion, reason: str, *, timeout_s: float = 10.0) -> None:
+        """ABORT; the old version goes on serving."""
+        call = weights.AbortWeightsCall(version, reason)
+        await self._call(self._stub.AbortWeights, weights.abort_to_proto(call), timeout_s)
+
+    async def status(self, *, timeout_s: float = 5.0) -> RolloutStatus:
+        """What the worker is doing."""
+        answer = await self._call(self._stub.GetRolloutStatus, rollout_pb2.GetRolloutStatusRequest(), timeout_s)
+        return status.rollout_status_from_proto(answer)
+
+    async def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
+        with translate_errors(self.peer):
+            return await method(request, timeout=timeout_s)

@@ -1,0 +1,1 @@
+"""What the mesh says about itself: `logs`."""

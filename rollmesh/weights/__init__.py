@@ -1,0 +1,11 @@
+"""The data path of the weights: learner rank 0 broadcasts buckets of bytes to every engine process.
+
+::
+
+    learner                                         engine process
+    tensors ── pack ──► bucket i ── broadcast ──►  buffer i ── views ──► model
+                           └► digest   (group)        └► digest
+
+`plan` (what is sent in which order) and `digest` are torch-free; `group`, `buckets`, `sender` and `receiver` use torch
+and are imported by the learner and the engine alone.
+"""

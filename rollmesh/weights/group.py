@@ -1,0 +1,255 @@
+"""The process group that carries weights: rank 0 is the learner, the others are engine processes.
+
+One group is one weight epoch, built beside whatever groups the process has for other ends and never registered as
+their default. Gloo where tensors live on the CPU, NCCL where they live on a GPU; the code is the same.
+
+After a publish that was aborted, every member closes its group, whatever it saw itself: a collective that broke on
+one rank may have ended well on another, and the next one would pair operations that do not belong together. Joining
+again meets again, for the store counts how often each rank has joined.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+
+from rollmesh.errors import ConfigError, DeadlineError, WeightTransferError
+from rollmesh.types import WeightEpoch
+
+_FIRST_POLL_S = 0.0002
+_LAST_POLL_S = 0.005
+
+
+class RendezvousStore:
+    """Where the members of all weight epochs of a run find each other; the learner hosts it.
+
+    Attributes:
+        address: where the members reach it.
+        port: the port it listens on.
+    """
+
+    def __init__(self, store: TCPStore, address: str) -> None:
+        self.store = store
+        self.address = address
+        self.port = int(store.port)
+
+    @classmethod
+    def host(cls, host: str, port: int = 0) -> RendezvousStore:
+        """Listen; port 0 takes a free one. The store lives as long as the object.
+
+        Raises:
+            ConfigError: the address cannot be used.
+        """
+        try:
+            store = TCPStore(host, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=10))
+        except (dist.DistError, RuntimeError) as error:
+            raise ConfigError(
+                "weights.store_port", f"{host}:{port} cannot be listened on ({_first_line(error)})", "choose another"
+            ) from error
+        return cls(store, host)
+
+    @classmethod
+    def connect(cls, host: str, port: int, timeout_s: float) -> RendezvousStore:
+        """Reach the learner's store.
+
+        Raises:
+            WeightTransferError: it does not answer within ``timeout_s``.
+        """
+        timeout = timedelta(seconds=timeout_s)
+        try:
+            store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
+        except (dist.DistError, RuntimeError) as error:
+            raise WeightTransferError(f"the store at {host}:{port} cannot be reached: {_first_line(error)}") from error
+        return cls(store, host)
+
+
+class Broadcast:
+    """A broadcast under way. `wait` ends it."""
+
+    def __init__(self, group: WeightGroup, work: Any, tensor: torch.Tensor, timeout_s: float) -> None:
+        self._group = group
+        self._work = work
+        self._tensor = tensor  # keeps the memory alive while the transport writes into it
+        self._timeout_s = timeout_s
+        self._deadline = time.monotonic() + timeout_s
+
+    def wait(self) -> None:
+        """Block until the bytes are there, or the deadline passes, or another thread closes the group.
+
+        Raises:
+            DeadlineError: not done in time.
+            WeightTransferError: a peer is gone, or the group was closed.
+        """
+        # Neither backend can be waited for with a deadline *and* be interrupted: Gloo's wait ignores abort, NCCL's
+        # only blocks the stream. So look, and sleep a little longer each time.
+        pause_s = _FIRST_POLL_S
+        while not self._work.is_completed():
+            if self._group.is_closed:
+                raise WeightTransferError("the weight group was closed during a broadcast")
+            if time.monotonic() > self._deadline:
+                raise DeadlineError(f"a broadcast of {self._tensor.nbytes} bytes took over {self._timeout_s:.1f} s")
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LAST_POLL_S)
+        try:
+            self._work.wait()
+        except RuntimeError as error:
+            raise WeightTransferError(f"a broadcast failed: {_first_line(error)}") from error
+        self._group.finish(self)
+
+
+class WeightGroup:
+    """One member's end of a weight epoch. One broadcast at a time, from one thread; `close` from any."""
+
+    def __init__(self, group: Any, epoch: WeightEpoch, rank: int) -> None:
+        self._group = group
+        self._pending: Broadcast | None = None
+        self._is_closed = threading.Event()
+        self.epoch = epoch
+        self.rank = rank
+
+    @classmethod
+    def join(cls, epoch: WeightEpoch, rank: int, timeout_s: float, device: torch.device | str = "cpu") -> WeightGroup:
+        """Meet the other members of the epoch; blocks until all have joined.
+
+        Args:
+            device: where the tensors to be broadcast live; decides between Gloo and NCCL.
+
+        Raises:
+            DeadlineError: not all joined within ``timeout_s``.
+            WeightTransferError: the store or a member cannot be reached.
+        """
+        device = torch.device(device)
+        deadline = time.monotonic() + timeout_s
+        timeout = timedelta(seconds=timeout_s)
+        store = RendezvousStore.connect(epoch.store_host, epoch.store_port, timeout_s).store
+        try:
+            store.set_timeout(timeout)
+            attempt = store.add(f"epoch-{epoch.number}/joined/{rank}", 1)
+            prefixed = PrefixStore(f"epoch-{epoch.number}/{attempt}", store)
+            if device.type == "cuda":
+                backend = _nccl(prefixed, rank, epoch.world_size, timeout)
+            else:
+                backend = _gloo(prefixed, rank, epoch.world_size, timeout, _address_towards(epoch.store_host))
+        except (dist.DistError, RuntimeError) as error:
+            if time.monotonic() >= deadline - 0.1 or "timeout" in str(error).lower():
+                raise DeadlineError(
+                    f"not all {epoch.world_size} members of weight epoch {epoch.number} joined in {timeout_s:.1f} s"
+                ) from error
+            raise WeightTransferError(f"weight epoch {epoch.number}: {_first_line(error)}") from error
+        group = cls(backend, epoch, rank)
+        try:
+            # NCCL connects at the first collective: have it now, where the deadline and the error belong to joining.
+            group.broadcast(torch.zeros(1, dtype=torch.uint8, device=device), max(0.1, deadline - time.monotonic()))
+        except (DeadlineError, WeightTransferError):
+            group.close()
+            raise
+        return group
+
+    @property
+    def is_closed(self) -> bool:
+        return self._is_closed.is_set()
+
+    def broadcast(self, tensor: torch.Tensor, timeout_s: float) -> None:
+        """Send (rank 0) or receive (others) one tensor. Raises as `Broadcast.wait`."""
+        self.start_broadcast(tensor, timeout_s).wait()
+
+    def start_broadcast(self, tensor: torch.Tensor, timeout_s: float) -> Broadcast:
+        """Begin to send (rank 0) or receive (others); the tensor must stay as it is until the result was waited for.
+
+        Raises:
+            WeightTransferError: the group is closed.
+        """
+        assert self._pending is None, "one broadcast at a time"
+        if self.is_closed:
+            raise WeightTransferError("the weight group is closed")
+        options = dist.BroadcastOptions()
+        options.rootRank = 0
+        options.timeout = timedelta(seconds=max(timeout_s, 0.001))
+        try:
+            work = self._group.broadcast([tensor], options)
+        except RuntimeError as error:
+            raise WeightTransferError(f"a broadcast could not start: {_first_line(error)}") from error
+        self._pending = Broadcast(self, work, tensor, timeout_s)
+        return self._pending
+
+    def finish(self, broadcast: Broadcast) -> None:
+        """Called by the broadcast that has ended well."""
+        assert self._pending is broadcast
+        self._pending = None
+
+    def close(self) -> None:
+        """Leave. Returns at once, whatever the peers do; a thread in `Broadcast.wait` gets an error."""
+        if self._is_closed.is_set():
+            return
+        self._is_closed.set()
+        group, pending = self._group, self._pending
+        self._group = None
+        if pending is None:
+            group.shutdown()
+            return
+        group.abort()
+        # Gloo's destructor waits for what is under way until that times out, so nobody may wait for the destructor.
+        threading.Thread(target=_let_go, args=([group, pending],), name="weight-group-end", daemon=True).start()
+
+
+def _let_go(owned: list[Any]) -> None:
+    """Drop the last references to a broken group, in a thread that nobody joins."""
+    time.sleep(2 * _LAST_POLL_S)
+    owned.clear()
+
+
+def _gloo(store: Store, rank: int, world_size: int, timeout: timedelta, address: str) -> Any:
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
+    options._timeout = timeout
+    return dist.ProcessGroupGloo(store, rank, world_size, options)
+
+
+def _nccl(store: Store, rank: int, world_size: int, timeout: timedelta) -> Any:
+    options = dist.ProcessGroupNCCL.Options()
+    options._timeout = timeout
+    with _surviving_nccl_errors():
+        return dist.ProcessGroupNCCL(store, rank, world_size, options)
+
+
+@contextmanager
+def _surviving_nccl_errors() -> Iterator[None]:
+    """Have NCCL's watchdog abort the communicator on a timeout (2) instead of ending the process, as is its default.
+
+    The group reads the variable when it is made; the process' other groups keep the setting they were made with.
+    """
+    name = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+    before = os.environ.get(name)
+    os.environ[name] = "2"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _address_towards(host: str) -> str:
+    """The local address from which ``host`` is reached: the one that the peers can reach as well."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # sends nothing, only picks the route
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise WeightTransferError(f"there is no route to {host}: {error}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0]

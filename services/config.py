@@ -1,0 +1,187 @@
+"""The whole mesh file: composes the services' sections and checks what spans several."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import Field, model_validator
+
+from rollmesh.config import (
+    DataSection,
+    EvaluationSection,
+    ModelSection,
+    ReplaySection,
+    RunSection,
+    SamplingSection,
+    Section,
+    TrainingSection,
+    WeightsSection,
+    load_yaml,
+    validate,
+)
+from rollmesh.errors import ConfigError
+from services.coordinator.config import CoordinatorSection
+from services.learner.config import AlgorithmSection, LearnerSection
+from services.reference.config import ReferenceSection
+from services.reward.config import RewardSection
+from services.rollout.config import RolloutSection
+
+
+class MeshConfig(Section):
+    """One mesh file."""
+
+    run: RunSection
+    model: ModelSection
+    data: DataSection
+    evaluation: EvaluationSection | None = None
+    training: TrainingSection
+    sampling: SamplingSection
+    algorithm: AlgorithmSection = AlgorithmSection()
+    coordinator: CoordinatorSection = CoordinatorSection()
+    rollout: RolloutSection = RolloutSection()
+    reward: RewardSection = RewardSection()
+    reference: ReferenceSection | None = Field(default=None)
+    """Needed where algorithm.kl.coef is greater than 0."""
+    learner: LearnerSection = LearnerSection()
+    replay: ReplaySection = ReplaySection()
+    weights: WeightsSection = WeightsSection()
+
+    @property
+    def has_reference(self) -> bool:
+        return self.algorithm.kl.coef > 0
+
+    @property
+    def ratio_denominator(self) -> str:
+        """ "behaviour" or "recomputed", with `auto` resolved."""
+        if self.algorithm.denominator != "auto":
+            return self.algorithm.denominator
+        return "behaviour" if self.training.max_staleness > 0 else "recomputed"
+
+    @property
+    def max_open_groups(self) -> int:
+        """Groups that one rollout worker holds at the same time."""
+        if self.rollout.max_open_groups is not None:
+            return self.rollout.max_open_groups
+        return max(1, math.ceil(2 * self.rollout.engine.max_num_seqs / self.training.samples_per_prompt))
+
+    @model_validator(mode="after")
+    def _cross_check(self) -> MeshConfig:
+        _check_lengths(self)
+        _check_attention(self.learner.attention)
+        _check_objective(self)
+        _check_batches(self)
+        _check_reward(self)
+        _check_timeouts(self)
+        return self
+
+
+def _check_lengths(config: MeshConfig) -> None:
+    new, limit = config.sampling.max_new_tokens, config.model.max_length
+    if new >= limit:
+        raise ConfigError(
+            "sampling.max_new_tokens",
+            f"{new} leaves no room for a prompt in model.max_length {limit}",
+            "lower the one or raise the other",
+        )
+    if limit > config.learner.tokens_per_micro_batch:
+        raise ConfigError(
+            "learner.tokens_per_micro_batch",
+            f"{config.learner.tokens_per_micro_batch} cannot hold one sample of model.max_length {limit}",
+            "raise it to at least that",
+        )
+    if config.has_reference and config.reference and limit > config.reference.tokens_per_batch:
+        raise ConfigError(
+            "reference.tokens_per_batch",
+            f"{config.reference.tokens_per_batch} cannot hold one sample of model.max_length {limit}",
+            "raise it to at least that",
+        )
+
+
+def _check_attention(name: str) -> None:
+    """Implementations have a few names in transformers, and `owner/name` where they come from elsewhere."""
+    if "/" not in name and not re.fullmatch(r"(paged\|)?(eager|sdpa|flex_attention|flash_attention_\d+)", name):
+        raise ConfigError(
+            "learner.attention", f"{name!r} is not known", "use eager, sdpa, flex_attention or flash_attention_2"
+        )
+
+
+def _check_objective(config: MeshConfig) -> None:
+    if config.has_reference and config.reference is None:
+        raise ConfigError(
+            "algorithm.kl.coef",
+            f"{config.algorithm.kl.coef:g} needs reference log-probabilities but there is no reference section",
+            "add a `reference:` section or set the coefficient to 0",
+        )
+    if config.training.samples_per_prompt < 2:
+        raise ConfigError(
+            "training.samples_per_prompt",
+            f"{config.training.samples_per_prompt} gives GRPO no group to compare with",
+            "set it to 2 or more",
+        )
+
+
+def _check_batches(config: MeshConfig) -> None:
+    batch, ranks = config.training.prompts_per_step, config.learner.num_ranks
+    if batch % ranks:
+        raise ConfigError(
+            "training.prompts_per_step",
+            f"{batch} is not divisible by learner.num_ranks {ranks}",
+            f"use a multiple of {ranks}",
+        )
+    slots, most = config.training.num_slots, (config.training.max_staleness + 1) * batch
+    if slots < batch:
+        raise ConfigError(
+            "training.slots",
+            f"{slots} open groups can never fill a batch of training.prompts_per_step = {batch} (deadlock)",
+            f"use {batch} to {most}",
+        )
+    if slots > most:
+        raise ConfigError(
+            "training.slots",
+            f"{slots} breaks the staleness bound: slots ≤ (max_staleness + 1) × prompts_per_step = {most}",
+            f"use {batch} to {most} or raise training.max_staleness",
+        )
+
+
+def _check_reward(config: MeshConfig) -> None:
+    if config.reward.function is None and config.reward.address.endswith(":0"):
+        raise ConfigError(
+            "reward",
+            "has neither a `function` file nor the `address` of a running server",
+            "set one of them",
+        )
+    if config.reward.function is not None and config.reward.timeout_s >= config.rollout.scoring_timeout_s:
+        raise ConfigError(
+            "rollout.scoring_timeout_s",
+            f"{config.rollout.scoring_timeout_s:g} s are over before one call of {config.reward.timeout_s:g} s "
+            "(reward.timeout_s) is, and nobody would hear why",
+            "raise the one or lower the other",
+        )
+
+
+def _check_timeouts(config: MeshConfig) -> None:
+    interval, timeout = config.coordinator.heartbeat_interval_s, config.coordinator.member_timeout_s
+    if timeout <= 2 * interval:
+        raise ConfigError(
+            "coordinator.member_timeout_s",
+            f"{timeout:g} is not more than two heartbeats of {interval:g} s",
+            "raise it",
+        )
+
+
+def load_mesh(path: Path, overrides: Sequence[str] = ()) -> MeshConfig:
+    """Read, override and validate a mesh file.
+
+    Raises:
+        ConfigError: one sentence with the place, the value and the fix.
+    """
+    return validate(MeshConfig, load_yaml(path, overrides))
+
+
+def dump_mesh(config: MeshConfig) -> str:
+    """The resolved configuration as YAML that `load_mesh` reads back to the same value."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

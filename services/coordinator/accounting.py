@@ -1,0 +1,66 @@
+"""The books of a finished run: where every group ended, and that none was used twice."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rollmesh.replay.ledger import Ledger
+from rollmesh.types import GroupState
+
+
+async def account(ledger: Ledger) -> dict[str, Any]:
+    """Go through all rows of the ledger once. O(groups).
+
+    Returns:
+        ``num_opened``; ``num_groups`` by state; ``num_trained`` (TRAINED or RETIRED); ``num_steps``; ``num_retried``
+        (groups of more than one attempt); ``reasons`` of FAILED and FILTERED groups with their numbers;
+        ``num_duplicate_prompts`` and ``num_gaps`` in the line, which are 0 in a sound run; ``is_balanced`` (both are,
+        and every group ended).
+    """
+    states: Counter[GroupState] = Counter()
+    reasons: Counter[str] = Counter()
+    prompts: set[str] = set()
+    sequences: set[int] = set()
+    steps: set[int] = set()
+    num_rows = num_retried = 0
+    async for row in ledger.rows():
+        num_rows += 1
+        states[row.state] += 1
+        prompts.add(str(row.prompt_id))
+        sequences.add(row.sequence)
+        num_retried += row.attempt > 0
+        if row.state in (GroupState.FAILED, GroupState.FILTERED):
+            reasons[row.reason] += 1
+        if row.step is not None and row.state in (GroupState.TRAINED, GroupState.RETIRED):
+            steps.add(row.step)
+    num_trained = states[GroupState.TRAINED] + states[GroupState.RETIRED]
+    num_ended = num_trained + states[GroupState.FAILED] + states[GroupState.FILTERED]
+    num_gaps = len(set(range(num_rows)) - sequences)
+    return {
+        "num_opened": num_rows,
+        "num_groups": {state.value: states[state] for state in GroupState},
+        "num_trained": num_trained,
+        "num_steps": len(steps),
+        "num_retried": num_retried,
+        "reasons": dict(reasons.most_common()),
+        "num_duplicate_prompts": num_rows - len(prompts),
+        "num_gaps": num_gaps,
+        "is_balanced": num_ended == num_rows == len(prompts) and num_gaps == 0,
+    }
+
+
+async def most_frequent_failure(ledger: Ledger) -> str:
+    """The reason that most FAILED groups carry, with their number; empty if none failed."""
+    reasons = Counter([row.reason async for row in ledger.rows(GroupState.FAILED)])
+    if not reasons:
+        return ""
+    reason, count = reasons.most_common(1)[0]
+    return f"{reason} ({count} of {reasons.total()} failed groups)"
+
+
+def write_accounting(path: Path, books: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(books, indent=2) + "\n", encoding="utf-8")

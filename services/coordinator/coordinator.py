@@ -1,0 +1,351 @@
+"""The coordinator's decisions, in the words of the mesh: what the servicer calls and the clock drives.
+
+No protobuf and no gRPC here. One event loop runs everything, so that between two awaits nothing else changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+
+from rollmesh.errors import InvalidArgumentError, RunEndedError, UnavailableError
+from rollmesh.replay.ledger import Ledger
+from rollmesh.types import (
+    EvaluationSample,
+    GroupState,
+    Heartbeat,
+    MemberStatus,
+    MeshStatus,
+    PolicyVersion,
+    PublishOutcome,
+    Registration,
+    Role,
+    RunState,
+    WeightEpoch,
+)
+from services.coordinator.admission import Admission
+from services.coordinator.evaluation import Evaluator
+from services.coordinator.leases import Dispatcher, LeaseLine
+from services.coordinator.members import Member, Members
+from services.coordinator.progress import TokenMeter, View, waiting_for
+from services.coordinator.publish import Publisher, PublishRequest
+from services.coordinator.run import Run
+
+logger = logging.getLogger(__name__)
+
+REFRESH_TIMEOUT_S = 1.0
+QUIET_S = 5.0
+"""From here on a status says what the run waits for."""
+
+
+class Coordinator:
+    """Composes the parts; each rule lives in one of them.
+
+    Attributes:
+        quiet_s: how long nothing has moved; written by the watch.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        members: Members,
+        ledger: Ledger,
+        admission: Admission,
+        dispatcher: Dispatcher,
+        publisher: Publisher,
+        evaluator: Evaluator | None,
+        meter: TokenMeter,
+        heartbeat_interval_s: float,
+        member_timeout_s: float,
+        max_attempts: int,
+    ) -> None:
+        self.run = run
+        self.members = members
+        self.dispatcher = dispatcher
+        self.publisher = publisher
+        self.evaluator = evaluator
+        self.quiet_s = 0.0
+        self._ledger = ledger
+        self._admission = admission
+        self._meter = meter
+        self._heartbeat_interval_s = heartbeat_interval_s
+        self._member_timeout_s = member_timeout_s
+        self._max_attempts = max_attempts
+        self._to_revoke: set[str] = set()
+        self._num_leases: Counter[str] = Counter()
+
+    async def register(
+        self, run_id: str, role: Role, name: str, incarnation: str, address: str, num_weight_ranks: int
+    ) -> Registration:
+        """A service instance joins. Repeating it is harmless; a new incarnation replaces the old one.
+
+        Raises:
+            InvalidArgumentError: another run's id, or a member that cannot be.
+            RunEndedError: the run is over.
+            SupersededError: another process has taken over the name.
+            UnavailableError: the leases of the old incarnation could not be revoked yet.
+        """
+        if run_id != self.run.run_id:
+            raise InvalidArgumentError(
+                f"this is run {self.run.run_id!r}, not {run_id!r}; check the addresses", "run_id"
+            )
+        if self.run.state.is_over:
+            raise RunEndedError(self.run.failure or "the run is finished")
+        known = self.members.get(name)
+        if name in self._to_revoke or (known is not None and known.incarnation != incarnation):
+            await self._ledger.revoke_member(name, self._max_attempts)
+            self._to_revoke.discard(name)
+        _, former = self.members.register(name, role, incarnation, address, num_weight_ranks)
+        if former is not None:
+            logger.warning("%s started anew", name, extra={"member": name})
+            self._detach(former)
+        elif known is None:
+            logger.info("%s joined from %s", name, address or "an unnamed address", extra={"member": name})
+        self.dispatcher.wake()
+        return Registration(
+            heartbeat_interval_s=self._heartbeat_interval_s,
+            member_timeout_s=self._member_timeout_s,
+            committed_version=self.run.committed_version,
+            groups_per_batch=self._admission.groups_per_batch,
+            num_steps=self._admission.num_steps,
+        )
+
+    def heartbeat(self, name: str, incarnation: str, num_generated_tokens: int) -> Heartbeat:
+        """Raises UnknownMemberError if this incarnation is not a member."""
+        self.members.heartbeat(name, incarnation, num_generated_tokens)
+        return Heartbeat(self.run.state, self.run.committed_version, self.run.failure)
+
+    async def leave(self, name: str, incarnation: str, failure: str) -> None:
+        """A member goes, in good order or not; never fails. The run ends with a member that failed, and with a
+        learner that goes before its last step."""
+        member = self.members.remove(name, incarnation)
+        if member is None:
+            return
+        logger.info("%s left%s", name, f": {failure}" if failure else "", extra={"member": name})
+        # Before anything that may wait: the caller's deadline cancels this, and it does not come again.
+        if failure:
+            self.fail(f"{name}: {failure}")
+        elif member.role is Role.LEARNER and self.run.state in (RunState.STARTING, RunState.RUNNING):
+            self.fail(f"{name} left before its last step")
+        await self._lose(member)
+
+    def open_line(self, name: str, incarnation: str) -> LeaseLine:
+        """A worker's lease stream begins.
+
+        Raises:
+            UnknownMemberError: this incarnation is not a member.
+            InvalidArgumentError: the member does not generate.
+            RunEndedError: the run is over.
+        """
+        member = self.members.require(name, incarnation)
+        if member.role is not Role.ROLLOUT:
+            raise InvalidArgumentError(f"{name!r} is a {member.role.value} member; only rollout workers lease", "name")
+        if self.run.state.is_over:
+            raise RunEndedError(self.run.failure or "the run is finished")
+        return self.dispatcher.open_line(member)
+
+    def report_evaluation(
+        self,
+        name: str,
+        incarnation: str,
+        group_id: str,
+        fencing_token: int,
+        samples: Sequence[EvaluationSample],
+        failure: str,
+    ) -> None:
+        """The result of one evaluation lease. Repeating it, or reporting an old lease, is harmless.
+
+        Raises:
+            UnknownMemberError: this incarnation is not a member.
+        """
+        self.members.require(name, incarnation)
+        if self.evaluator is not None:
+            self.evaluator.report(group_id, fencing_token, samples, failure)
+        self._finish_if_done()
+        self.dispatcher.wake()
+
+    async def begin_publish(self, name: str, incarnation: str, request: PublishRequest) -> WeightEpoch:
+        """See `Publisher.begin`; besides, raises UnknownMemberError, InvalidArgumentError and RunEndedError."""
+        self._require_learner(name, incarnation)
+        if self.run.state.is_over:
+            raise RunEndedError(self.run.failure or "the run is finished")
+        return await self.publisher.begin(request)
+
+    async def finish_publish(
+        self, name: str, incarnation: str, version: PolicyVersion, digest: bytes, failure: str
+    ) -> PublishOutcome:
+        """See `Publisher.finish`; besides, raises UnknownMemberError and InvalidArgumentError."""
+        self._require_learner(name, incarnation)
+        return await self.publisher.finish(version, digest, failure)
+
+    def report_step(self, name: str, incarnation: str, step: int, metrics: Mapping[str, float], is_last: bool) -> None:
+        """The learner's metrics of one step. Repeating it is harmless.
+
+        Raises:
+            UnknownMemberError: this incarnation is not a member.
+            InvalidArgumentError: the member is not the learner.
+        """
+        self._require_learner(name, incarnation)
+        self.run.report_step(step, metrics, is_last)
+        if is_last and self.evaluator is not None:
+            self.evaluator.on_last_step(self.run.committed_version)
+        self._finish_if_done()
+        self.dispatcher.wake()
+
+    def on_commit(self, version: PolicyVersion) -> None:
+        """A version serves now; called by the publisher."""
+        self.run.commit(version)
+        if self.evaluator is not None:
+            self.evaluator.on_commit(version)
+        self.dispatcher.wake()
+
+    async def on_tainted(self, member: Member, reason: str) -> None:
+        """A member holds neither the old version nor the new one; called by the publisher."""
+        logger.error("dropped %s: %s", member.name, reason, extra={"member": member.name})
+        if self.members.remove(member.name, member.incarnation, is_banned=True) is not None:
+            await self._lose(member)
+        if not any(other.version is not None for other in self.members.rollouts):
+            self.fail(f"no rollout worker serves any version: {member.name} was dropped because {reason}")
+
+    def expire_evaluation(self) -> None:
+        """End evaluation leases whose time is over, and with the last of them a run that waited for it."""
+        if self.evaluator is not None:
+            self.evaluator.expire()
+        self._finish_if_done()
+
+    async def drop_silent(self) -> None:
+        """Remove the members that missed their heartbeats, and revoke what they held."""
+        for member in self.members.silent():
+            logger.warning("dropped %s, which fell silent", member.name, extra={"member": member.name})
+            self.members.remove(member.name, member.incarnation)
+            if member.role is Role.LEARNER:
+                self.fail(f"{member.name} was silent for more than {self._member_timeout_s:g} s")
+            await self._lose(member)
+        for name in sorted(self._to_revoke):
+            await self._revoke(name)
+
+    def fail(self, reason: str) -> None:
+        """End the run: everybody is told by heartbeat, and nobody gets another lease."""
+        self.run.fail(reason)
+        self.dispatcher.close_all()
+
+    def observe(self) -> None:
+        """Take a reading of the running totals."""
+        self._meter.observe(self.members.num_generated_tokens)
+
+    def progress_mark(self) -> Hashable:
+        """Equal as long as nothing has moved: neither groups, nor tokens, steps, versions, evaluations or members."""
+        snapshot = self.dispatcher.snapshot
+        return (
+            self.run.state,
+            self.run.step,
+            self.run.committed_version,
+            self.publisher.stage,
+            self.members.num_generated_tokens,
+            len(self.members),
+            None if snapshot is None else (tuple(snapshot.num_groups.items()), snapshot.num_opened),
+            None if self.evaluator is None else (self.evaluator.version, self.evaluator.num_open),
+        )
+
+    async def refresh(self) -> None:
+        """Read from the ledger what only people look at. O(leases). While Redis is away or slow the last figures stay,
+        for whoever asks has a deadline."""
+        try:
+            async with asyncio.timeout(REFRESH_TIMEOUT_S):
+                self.dispatcher.snapshot = await self._ledger.snapshot()
+                self._num_leases = Counter([row.member async for row in self._ledger.rows(GroupState.LEASED)])
+        except (UnavailableError, TimeoutError) as error:
+            logger.debug("status from memory: %s", error)
+
+    async def status(self) -> MeshStatus:
+        """The mesh at a glance. Where Redis does not answer, the ledger's figures are the last ones known."""
+        await self.refresh()
+        snapshot = self.dispatcher.snapshot
+        return MeshStatus(
+            run_id=self.run.run_id,
+            run_state=self.run.state,
+            failure=self.run.failure,
+            step=self.run.step,
+            num_steps=self._admission.num_steps,
+            committed_version=self.run.committed_version,
+            metrics=self.run.metrics,
+            last_evaluation=None if self.evaluator is None else self.evaluator.last_result,
+            num_groups={} if snapshot is None else {state.value: n for state, n in snapshot.num_groups.items()},
+            num_slots=self._admission.num_slots,
+            num_slots_used=0 if snapshot is None else snapshot.num_slots_used,
+            generated_tokens_per_s=self._meter.tokens_per_s,
+            num_generated_tokens=self.members.num_generated_tokens,
+            members=tuple(self._member_status(member) for member in self.members.all),
+            waiting_for=waiting_for(self.view()) if self.quiet_s >= QUIET_S else "",
+        )
+
+    def view(self) -> View:
+        """What `waiting_for` looks at."""
+        snapshot = self.dispatcher.snapshot
+        return View(
+            run_state=self.run.state,
+            has_learner=self.members.learner is not None,
+            num_rollouts=len(self.members.rollouts),
+            num_serving=sum(self.dispatcher.is_serving(member) for member in self.members.rollouts),
+            publish_stage=self.publisher.stage,
+            num_groups={} if snapshot is None else snapshot.num_groups,
+            num_slots=self._admission.num_slots,
+            num_slots_used=0 if snapshot is None else snapshot.num_slots_used,
+            is_closed=snapshot is not None and snapshot.is_closed,
+            num_credits=self.dispatcher.num_credits,
+            num_evaluation_open=0 if self.evaluator is None else self.evaluator.num_open,
+            holders=tuple(member.name for member in self.members.rollouts if self._leases_of(member)),
+        )
+
+    def _member_status(self, member: Member) -> MemberStatus:
+        is_generating = member.role is Role.ROLLOUT
+        return MemberStatus(
+            name=member.name,
+            role=member.role,
+            address=member.address,
+            version=member.version,
+            is_serving=self.dispatcher.is_serving(member) if is_generating else True,
+            heartbeat_age_s=self.members.heartbeat_age_s(member),
+            num_leases=self._leases_of(member),
+        )
+
+    def _leases_of(self, member: Member) -> int:
+        num_evaluation = 0 if self.evaluator is None else len(self.evaluator.leases_of(member.name))
+        return self._num_leases[member.name] + num_evaluation
+
+    def _require_learner(self, name: str, incarnation: str) -> None:
+        member = self.members.require(name, incarnation)
+        if member.role is not Role.LEARNER:
+            raise InvalidArgumentError(
+                f"{name!r} is a {member.role.value} member; only the learner may do this", "name"
+            )
+
+    async def _lose(self, member: Member) -> None:
+        """What a member that is gone held goes to others; its streams end."""
+        self._detach(member)
+        if member.role is Role.ROLLOUT:
+            self._to_revoke.add(member.name)
+            await self._revoke(member.name)
+
+    def _detach(self, member: Member) -> None:
+        self.dispatcher.close_line_of(member.name)
+        if self.evaluator is not None:
+            self.evaluator.revoke(member.name)
+        self._finish_if_done()
+        self.dispatcher.wake()
+
+    async def _revoke(self, name: str) -> None:
+        """Tried again every second while Redis is away; the leases' own deadline is the last resort."""
+        try:
+            await self._ledger.revoke_member(name, self._max_attempts)
+        except UnavailableError as error:
+            logger.warning("the leases of %s cannot be revoked yet: %s", name, error, extra={"member": name})
+            return
+        self._to_revoke.discard(name)
+
+    def _finish_if_done(self) -> None:
+        if self.run.state is RunState.FINISHING and (self.evaluator is None or self.evaluator.is_idle):
+            self.run.finish()
+            self.dispatcher.close_all()

@@ -1,0 +1,243 @@
+"""Evaluation rounds: held-out prompts, sampled by the serving policy while training goes on.
+
+::
+
+    version committed ──► round due ──► items waiting ── take ──► leased ── report ──► done
+                                            ▲                       │
+                                            └── expired, revoked ────┘   (at most max_attempts, then failed)
+
+A round is kept in memory only. While it lasts it *pins* its version, if so configured: the next publish waits for
+`until_unpinned`. No I/O here; time is a function that the caller gives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import statistics
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from rollmesh.types import EvaluationResult, EvaluationSample, PolicyVersion, PromptId, StopReason
+from services.coordinator.members import Clock
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class EvaluationItem:
+    """One prompt of a round. ``fencing_token`` is 0 while nobody holds it."""
+
+    prompt_id: PromptId
+    attempt: int = 0
+    fencing_token: int = 0
+    member: str = ""
+    deadline_s: float = math.inf
+    samples: tuple[EvaluationSample, ...] | None = None
+    failure: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        return self.samples is not None or bool(self.failure)
+
+
+@dataclass
+class EvaluationRound:
+    version: PolicyVersion
+    started_s: float
+    items: dict[str, EvaluationItem]
+    waiting: deque[str] = field(default_factory=deque)
+    num_open: int = 0
+
+    @property
+    def num_other_versions(self) -> int:
+        """Samples with a token of another version than the round's: 0 where versions are pinned."""
+        samples = [sample for item in self.items.values() for sample in item.samples or ()]
+        return sum({sample.oldest_version, sample.newest_version} != {self.version} for sample in samples)
+
+
+class Evaluator:
+    """At most one round at a time; one that falls due meanwhile starts afterwards, with the version of then.
+
+    Args:
+        num_prompts: rows of the evaluation dataset.
+        every_steps: a round is due whenever the version number reaches or passes a multiple of it.
+        last_number: version number that ends the run; it is evaluated too.
+        should_pin: whether rounds hold the next version back.
+        ttl_s: life of a lease, and the longest time that a round holds a version back.
+        max_attempts: leases of one prompt before it counts as failed.
+        clock: monotonic seconds.
+        first_token: first fencing token; larger than any that an earlier coordinator gave out.
+        on_result: called with each finished round.
+    """
+
+    def __init__(
+        self,
+        num_prompts: int,
+        every_steps: int,
+        last_number: int,
+        should_pin: bool,
+        ttl_s: float,
+        max_attempts: int,
+        clock: Clock,
+        first_token: int,
+        on_result: Callable[[EvaluationRound, EvaluationResult], None],
+    ) -> None:
+        self._num_prompts = num_prompts
+        self._every_steps = every_steps
+        self._last_number = last_number
+        self._should_pin = should_pin
+        self._ttl_s = ttl_s
+        self._max_attempts = max_attempts
+        self._clock = clock
+        self._next_token = first_token
+        self._on_result = on_result
+        self._round: EvaluationRound | None = None
+        self._due: PolicyVersion | None = None
+        self._last_version: PolicyVersion | None = None
+        self._unpinned = asyncio.Event()
+        self._unpinned.set()
+        self.last_result: EvaluationResult | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Neither a round under way nor one due."""
+        return self._round is None and self._due is None
+
+    @property
+    def version(self) -> PolicyVersion | None:
+        """Of the round under way."""
+        return None if self._round is None else self._round.version
+
+    @property
+    def num_open(self) -> int:
+        """Prompts of the round under way that have no result yet."""
+        return 0 if self._round is None else self._round.num_open
+
+    @property
+    def num_waiting(self) -> int:
+        """Of those, the ones that nobody holds."""
+        return 0 if self._round is None else len(self._round.waiting)
+
+    def leases_of(self, member: str) -> list[EvaluationItem]:
+        """The prompts that a member holds."""
+        items = () if self._round is None else self._round.items.values()
+        return [item for item in items if item.member == member and item.fencing_token != 0]
+
+    def on_commit(self, version: PolicyVersion) -> None:
+        """A version serves now: starts a round, if one is due for it."""
+        number, last = version.number, self._last_version
+        if (
+            last is None
+            or number == self._last_number
+            or number // self._every_steps > last.number // self._every_steps
+        ):
+            self._schedule(version)
+
+    def on_last_step(self, version: PolicyVersion | None) -> None:
+        """The run trains no further: what serves now is evaluated, if it was not."""
+        if version is not None and version != self._last_version:
+            self._schedule(version)
+
+    def take(self, member: str, limit: int) -> list[tuple[EvaluationItem, int]]:
+        """Lease up to ``limit`` waiting prompts; returns (item, fencing token) of each."""
+        if self._round is None:
+            return []
+        taken = []
+        for _ in range(min(limit, len(self._round.waiting))):
+            item = self._round.items[self._round.waiting.popleft()]
+            item.fencing_token, item.member = self._next_token, member
+            item.deadline_s = self._clock() + self._ttl_s
+            self._next_token += 1
+            taken.append((item, item.fencing_token))
+        return taken
+
+    def report(self, group_id: str, fencing_token: int, samples: Sequence[EvaluationSample], failure: str = "") -> bool:
+        """Take a result. Returns whether it counted: a repeated one, or one of an old lease, does not."""
+        item = None if self._round is None else self._round.items.get(group_id)
+        if item is None or item.is_over or item.fencing_token != fencing_token:
+            logger.info("dropped a late evaluation result", extra={"group": group_id})
+            return False
+        if failure or not samples:
+            self._end_attempt(item, failure or "no sample was left")
+        else:
+            item.samples, item.fencing_token = tuple(samples), 0
+            self._end(item)
+        return True
+
+    def expire(self) -> None:
+        """End the leases whose time is over, and the pin of a round that takes too long."""
+        if self._round is None:
+            return
+        now = self._clock()
+        if not self._unpinned.is_set() and now - self._round.started_s > self._ttl_s:
+            logger.warning("evaluation of version %s takes longer than a lease lives; unpinned", self._round.version)
+            self._unpinned.set()
+        for item in list(self._round.items.values()):
+            if item.fencing_token and item.deadline_s <= now:
+                self._end_attempt(item, f"the lease of {item.member} expired")
+
+    def revoke(self, member: str) -> None:
+        """The member is gone: what it held waits again."""
+        for item in self.leases_of(member):
+            self._end_attempt(item, f"{member} is gone")
+
+    async def until_unpinned(self) -> None:
+        """Wait until the next version may be committed; `expire` bounds it."""
+        await self._unpinned.wait()
+
+    def _schedule(self, version: PolicyVersion) -> None:
+        self._last_version = version
+        if self._round is not None:
+            self._due = version
+            return
+        number_of_round = version.number
+        prompts = [PromptId("eval", number_of_round, index) for index in range(self._num_prompts)]
+        items = {str(prompt): EvaluationItem(prompt) for prompt in prompts}
+        self._round = EvaluationRound(version, self._clock(), items, deque(items), len(items))
+        self._due = None
+        if self._should_pin:
+            self._unpinned.clear()
+
+    def _end_attempt(self, item: EvaluationItem, reason: str) -> None:
+        assert self._round is not None
+        item.attempt += 1
+        item.fencing_token, item.deadline_s = 0, math.inf
+        if item.attempt < self._max_attempts:
+            self._round.waiting.appendleft(str(item.prompt_id))
+            return
+        item.failure = reason
+        logger.warning("an evaluation prompt failed: %s", reason, extra={"group": str(item.prompt_id)})
+        self._end(item)
+
+    def _end(self, item: EvaluationItem) -> None:
+        assert self._round is not None
+        self._round.num_open -= 1
+        if self._round.num_open:
+            return
+        finished, self._round = self._round, None
+        self._unpinned.set()
+        self.last_result = summarize(finished)
+        self._on_result(finished, self.last_result)
+        if self._due is not None:
+            self._schedule(self._due)
+
+
+def summarize(finished: EvaluationRound) -> EvaluationResult:
+    """The figures of a round. ``pass_at_1`` is the mean over prompts of the mean score of their samples, its standard
+    error the sample deviation of those means over √prompts; failed prompts are left out of both."""
+    groups = [item.samples for item in finished.items.values() if item.samples]
+    samples = [sample for group in groups for sample in group]
+    means = [statistics.fmean(sample.score for sample in group) for group in groups]
+    return EvaluationResult(
+        version=finished.version,
+        step=finished.version.number,
+        num_prompts=len(finished.items),
+        num_failed=len(finished.items) - len(groups),
+        pass_at_1=statistics.fmean(means) if means else 0.0,
+        pass_at_1_stderr=statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else 0.0,
+        mean_generated_tokens=statistics.fmean(s.num_generated_tokens for s in samples) if samples else 0.0,
+        truncation_rate=statistics.fmean(s.stop_reason is StopReason.LENGTH for s in samples) if samples else 0.0,
+    )

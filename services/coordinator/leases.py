@@ -1,0 +1,311 @@
+"""Leases against credits: who may work on what, now.
+
+::
+
+    ledger (train) ──┐                              ┌── LeaseLine "rollout-0"  credits 3 ──► stream to the worker
+    evaluator ───────┴── Dispatcher.dispatch ───────┴── LeaseLine "rollout-1"  credits 0
+                         release slots → open groups → lease to eligible lines with credits
+
+One task runs `Dispatcher.run`: it consumes wake-ups (credits, commits, results) and looks at the ledger at least every
+`POLL_S`, for what workers do to it is not announced here. One pass costs a few round trips to Redis, whatever the
+number of groups and members.
+
+Evaluation goes before training. Only members that serve a recent enough version are eligible.
+
+A lease that was under way when its stream broke is its member's all the same. Nobody knows which those are, so a new
+stream begins with what the member holds by ledger and round; the worker drops what it has already. The same is done
+when the answer of the ledger to a lease was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from rollmesh.errors import ConfigError, UnavailableError
+from rollmesh.replay.ledger import Ledger, LedgerSnapshot
+from rollmesh.types import GroupState, Lease, PolicyVersion, RunState
+from services.coordinator.admission import Admission
+from services.coordinator.evaluation import Evaluator
+from services.coordinator.members import Member, Members
+from services.coordinator.prompts import PromptBook
+from services.coordinator.run import Run
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.1
+RETRY_S = 1.0
+
+
+@dataclass(eq=False)
+class LeaseLine:
+    """One open lease stream of one member. Consumed by the stream's handler, filled by the dispatcher.
+
+    Attributes:
+        credits: leases that the worker takes now.
+        is_open: whether the stream goes on.
+        is_unsure: whether the member may hold leases that never reached it; it gets no new ones until they were
+            repeated.
+    """
+
+    member: Member
+    credits: int = 0
+    is_open: bool = True
+    is_unsure: bool = True
+    _leases: asyncio.Queue[Lease | None] = field(default_factory=asyncio.Queue)
+    _repeated: set[tuple[str, int]] = field(default_factory=set)
+
+    def send(self, lease: Lease) -> None:
+        self.credits -= 1
+        self._leases.put_nowait(lease)
+
+    def doubt(self) -> None:
+        """The ledger may have leased to the member what this line was not given to send."""
+        self.is_unsure = True
+        self._repeated.clear()
+
+    def repeat(self, held: list[Lease]) -> None:
+        """Send each lease that the member holds once more, as far as credits go. A worker has a credit for each one
+        that it did not get, and grants anew the credit of one that it had."""
+        missing = [lease for lease in held if (lease.group_id, lease.fencing_token) not in self._repeated]
+        self.is_unsure = len(missing) > self.credits
+        for lease in missing[: self.credits]:
+            self._repeated.add((lease.group_id, lease.fencing_token))
+            self.send(lease)
+
+    def close(self) -> None:
+        """Ends the stream once what was sent has been read."""
+        if self.is_open:
+            self.is_open = False
+            self._leases.put_nowait(None)
+
+    async def next(self) -> Lease | None:
+        """The next lease; None at the end of the line. Waits for the dispatcher, or for `close`."""
+        return await self._leases.get()
+
+
+class Dispatcher:
+    """Moves work from the ledger and the evaluation round to the lines.
+
+    Args:
+        ledger: of the run.
+        members: who there is.
+        run: says which state the run is in and which version serves.
+        prompts: turns rows into leases.
+        admission: bounds of the run.
+        evaluator: None where the run has no evaluation.
+        lease_ttl_s: life of a lease.
+        max_attempts: leases of one group before it is FAILED.
+        max_version_lag: versions that a member may be behind and still get training leases.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        members: Members,
+        run: Run,
+        prompts: PromptBook,
+        admission: Admission,
+        evaluator: Evaluator | None,
+        lease_ttl_s: float,
+        max_attempts: int,
+        max_version_lag: int,
+    ) -> None:
+        self._ledger = ledger
+        self._members = members
+        self._run = run
+        self._prompts = prompts
+        self._admission = admission
+        self._evaluator = evaluator
+        self._lease_ttl_s = lease_ttl_s
+        self._max_attempts = max_attempts
+        self._max_version_lag = max_version_lag
+        self._lines: dict[str, LeaseLine] = {}
+        self._unsent: list[Lease] = []
+        self._released: PolicyVersion | None = None
+        self._wake = asyncio.Event()
+        self.snapshot: LedgerSnapshot | None = None
+
+    def wake(self) -> None:
+        """Something changed that may allow a lease."""
+        self._wake.set()
+
+    def open_line(self, member: Member) -> LeaseLine:
+        """A worker's lease stream begins; an earlier one of the same name ends."""
+        self.close_line_of(member.name)
+        line = self._lines[member.name] = LeaseLine(member)
+        return line
+
+    def grant(self, line: LeaseLine, credits: int) -> None:
+        """The worker takes ``credits`` more leases on this stream."""
+        line.credits += credits
+        self.wake()
+
+    def close_line(self, line: LeaseLine) -> None:
+        """The stream is over. What was sent on it stays the member's."""
+        if self._lines.get(line.member.name) is line:
+            del self._lines[line.member.name]
+        line.close()
+        self.wake()
+
+    def close_line_of(self, name: str) -> None:
+        """End a member's stream from this side."""
+        if (line := self._lines.get(name)) is not None:
+            self.close_line(line)
+
+    def close_all(self) -> None:
+        for name in list(self._lines):
+            self.close_line_of(name)
+
+    @property
+    def num_lines(self) -> int:
+        """Open lease streams."""
+        return len(self._lines)
+
+    @property
+    def num_credits(self) -> int:
+        """Of all eligible lines."""
+        return sum(line.credits for line in self._lines.values() if self._may_train(line))
+
+    async def run(self) -> None:
+        """Dispatch until cancelled. While Redis cannot be reached nothing moves, and nothing is lost. A row of a
+        dataset that cannot be used ends the run; it is the user's to repair."""
+        is_reachable, pause_s = True, POLL_S
+        while True:
+            self._wake.clear()
+            try:
+                await self.dispatch()
+                pause_s, is_reachable = POLL_S, True
+            except UnavailableError as error:
+                if is_reachable:
+                    logger.warning("admission stands still: %s", error)
+                pause_s, is_reachable = RETRY_S, False
+            except ConfigError as error:
+                self._run.fail(str(error))
+                self.close_all()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._wake.wait()
+
+    async def dispatch(self) -> None:
+        """One pass: give back, release, admit, repeat, lease.
+
+        Raises:
+            UnavailableError: Redis cannot be reached; the pass may be repeated.
+            ConfigError: a row of a dataset cannot be used.
+        """
+        await self._return_unsent()
+        await self._release()
+        if self._run.state is RunState.RUNNING:
+            await self._admit()
+        else:
+            self.snapshot = await self._ledger.snapshot()
+        if not self._run.state.is_over:
+            await self._repeat_held()
+            self._lease_evaluation()
+        if self._run.state is RunState.RUNNING:
+            await self._lease_training()
+
+    async def _return_unsent(self) -> None:
+        """What was leased to a line that closed meanwhile, through no fault of the group: it is not FAILED by this."""
+        while self._unsent:
+            lease = self._unsent[-1]
+            reason = "the lease did not reach its worker"
+            more_than_enough = max(self._max_attempts, lease.attempt + 2)
+            await self._ledger.give_back(lease.group_id, lease.fencing_token, reason, more_than_enough)
+            self._unsent.pop()
+
+    async def _release(self) -> None:
+        """Groups whose version serves give back their slots."""
+        committed = self._run.committed_version
+        if committed is not None and committed != self._released:
+            await self._ledger.release_slots(committed.number)
+            self._released = committed
+
+    async def _admit(self) -> None:
+        """Open groups while slots are free; close the intake once no further one will be opened."""
+        snapshot = await self._ledger.snapshot()
+        count = self._admission.num_to_open(snapshot.num_groups, snapshot.num_opened, snapshot.num_slots_used)
+        if count and not snapshot.is_closed:
+            prompts = self._prompts.next_prompts(snapshot.num_opened, count)
+            await self._ledger.open_groups(prompts, self._admission.num_slots)
+            snapshot = await self._ledger.snapshot()
+        if not snapshot.is_closed and self._admission.is_complete(snapshot.num_groups, snapshot.num_opened):
+            await self._ledger.close_intake()
+        self.snapshot = snapshot
+
+    async def _repeat_held(self) -> None:
+        """Send the leases again that may be lost. Costs O(leases), at the beginning of a stream."""
+        lines = [line for line in self._lines.values() if line.is_unsure and line.credits > 0]
+        if not lines:
+            return
+        held: dict[str, list[Lease]] = {line.member.name: [] for line in lines}
+        async for row in self._ledger.rows(GroupState.LEASED):
+            if row.member in held:
+                held[row.member].append(self._prompts.train_lease(row, self._lease_ttl_s))
+        for line in lines:
+            if line.is_open:
+                line.repeat(self._held_evaluations(line.member.name) + held[line.member.name])
+
+    def _held_evaluations(self, name: str) -> list[Lease]:
+        items = [] if self._evaluator is None else self._evaluator.leases_of(name)
+        return [
+            self._prompts.evaluation_lease(item.prompt_id, item.fencing_token, item.attempt, self._lease_ttl_s)
+            for item in items
+        ]
+
+    def _lease_evaluation(self) -> None:
+        evaluator = self._evaluator
+        if evaluator is None:
+            return
+        for line, share in self._shares(self._may_evaluate, evaluator.num_waiting):
+            for item, token in evaluator.take(line.member.name, share):
+                line.send(self._prompts.evaluation_lease(item.prompt_id, token, item.attempt, self._lease_ttl_s))
+
+    async def _lease_training(self) -> None:
+        assert self.snapshot is not None
+        num_waiting = self.snapshot.num_groups.get(GroupState.PENDING, 0)
+        for line, share in self._shares(self._may_train, num_waiting):
+            # Built before any is sent: an unusable row must not take others down with it half-way.
+            try:
+                rows = await self._ledger.lease(line.member.name, self._lease_ttl_s, share)
+            except UnavailableError:
+                line.doubt()
+                raise
+            for lease in [self._prompts.train_lease(row, self._lease_ttl_s) for row in rows]:
+                if line.is_open:
+                    line.send(lease)
+                else:
+                    self._unsent.append(lease)
+
+    def _shares(self, may_take: Callable[[LeaseLine], bool], num_waiting: int) -> list[tuple[LeaseLine, int]]:
+        """How many of ``num_waiting`` groups each line gets: an equal share, as far as its credits go, and what is
+        left over to those that can take more."""
+        lines = sorted((line for line in self._lines.values() if may_take(line)), key=lambda line: line.credits)
+        shares = []
+        for index, line in enumerate(lines):
+            share = min(line.credits, -(-num_waiting // (len(lines) - index)))
+            num_waiting -= share
+            if share:
+                shares.append((line, share))
+        return shares
+
+    def is_serving(self, member: Member) -> bool:
+        """Whether its version is recent enough for training leases."""
+        committed, version = self._run.committed_version, member.version
+        if committed is None or version is None:
+            return False
+        return version.lineage == committed.lineage and version.number >= committed.number - self._max_version_lag
+
+    def _may_train(self, line: LeaseLine) -> bool:
+        return line.credits > 0 and line.is_open and not line.is_unsure and self.is_serving(line.member)
+
+    def _may_evaluate(self, line: LeaseLine) -> bool:
+        assert self._evaluator is not None
+        wanted, version = self._evaluator.version, line.member.version
+        if line.credits < 1 or not line.is_open or line.is_unsure or wanted is None or version is None:
+            return False
+        return version >= wanted

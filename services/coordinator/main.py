@@ -1,0 +1,228 @@
+"""The coordinator's process: checks what the configuration names, composes the parts, serves until the run is over.
+
+Order at the end: the run is over or a signal came → leases end → members leave (within the time in which a silent one
+would be dropped) → the books are written → the server stops → the exit code: 0 FINISHED or stopped, else an error
+that says why the run failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from pathlib import Path
+
+from rollmesh.aio.service import run_service
+from rollmesh.aio.supervisor import Supervisor
+from rollmesh.data.datasets import PromptDataset, open_dataset
+from rollmesh.errors import ConfigError, RunEndedError, UnavailableError
+from rollmesh.replay.connection import check_server, connect
+from rollmesh.replay.ledger import Ledger
+from rollmesh.rpc.channel import parse_address
+from rollmesh.rpc.rollout_client import RolloutClient
+from rollmesh.rpc.server import Server
+from rollmesh.telemetry import logs
+from rollmesh.types import EvaluationResult, RunState
+from rollmesh.v1.coordinator_pb2_grpc import add_CoordinatorServiceServicer_to_server
+from services.config import MeshConfig
+from services.coordinator.accounting import account, write_accounting
+from services.coordinator.admission import Admission
+from services.coordinator.coordinator import Coordinator
+from services.coordinator.evaluation import EvaluationRound, Evaluator
+from services.coordinator.leases import Dispatcher
+from services.coordinator.members import Members
+from services.coordinator.progress import EvaluationLog, TokenMeter
+from services.coordinator.prompts import EVAL, TRAIN, PromptBook
+from services.coordinator.publish import Publisher, PublishSettings
+from services.coordinator.run import Run
+from services.coordinator.servicer import CoordinatorServicer
+from services.coordinator.versions import VersionBook
+from services.coordinator.watch import Watch
+
+logger = logging.getLogger(__name__)
+
+SERVICE = "rollmesh.v1.CoordinatorService"
+ACCOUNTING_TIMEOUT_S = 30.0
+LINGER_S = 3.0
+"""A run that is over can still be asked for its state for so long, even if all members have left."""
+
+
+def main(config: MeshConfig, name: str) -> int:
+    """Run the coordinator until the run is over.
+
+    Raises:
+        ConfigError: an address, the Redis or a dataset that the configuration names cannot be used.
+        RunEndedError: the run failed; the message says why.
+    """
+    logs.configure(config.run.name, name)
+    _check_address(config.coordinator.address)
+    if config.replay.url is None:
+        raise ConfigError("replay.url", "is not set", "start the mesh with `rollmesh up`, or name a Redis")
+    check_server(config.replay.url, config.replay.timeout_s)
+    train = open_dataset(config.data, TRAIN)
+    evaluation = None
+    if config.evaluation is not None:
+        evaluation = open_dataset(config.evaluation.data, EVAL, "evaluation.data")
+    return run_service(lambda stop: serve(config, train, evaluation, stop), name)
+
+
+def _check_address(address: str) -> None:
+    place = "coordinator.address"
+    if parse_address(address, place).port == 0:
+        raise ConfigError(place, f"{address!r} leaves the port open, and members could not find it", "name a port")
+
+
+async def serve(config: MeshConfig, train: PromptDataset, evaluation: PromptDataset | None, stop: asyncio.Event) -> int:
+    """Serve until the run is over and its members have left, or until ``stop``.
+
+    Raises:
+        RunEndedError: the run failed.
+    """
+    assert config.replay.url is not None
+    redis = connect(config.replay.url, config.replay.timeout_s)
+    try:
+        ledger = Ledger(redis, config.run.name, config.replay.payload_limit_bytes)
+        coordinator, watch = build(config, ledger, train, evaluation)
+        services = {SERVICE: (add_CoordinatorServiceServicer_to_server, CoordinatorServicer(coordinator))}
+        async with Server(config.coordinator.address, services, place="coordinator.address") as server:
+            logger.info("coordinating run %s at %s", config.run.name, server.address)
+            async with Supervisor() as tasks:
+                tasks.spawn(coordinator.dispatcher.run(), "dispatcher")
+                tasks.spawn(watch.run(), "watch")
+                await _until_over(coordinator.run, stop)
+                coordinator.dispatcher.close_all()
+                linger = asyncio.timeout(LINGER_S)
+                await _until_left(coordinator, config.coordinator.member_timeout_s, stop)
+                with contextlib.suppress(TimeoutError):
+                    async with linger:
+                        await stop.wait()
+            await _write_books(ledger, config.run.folder / "accounting.json")
+            await coordinator.publisher.close()
+    finally:
+        await redis.aclose()
+    if coordinator.run.state is RunState.FAILED:
+        raise RunEndedError(f"the run failed: {coordinator.run.failure}")
+    return 0
+
+
+def build(
+    config: MeshConfig, ledger: Ledger, train: PromptDataset, evaluation: PromptDataset | None
+) -> tuple[Coordinator, Watch]:
+    """Compose the coordinator of a configuration; nothing starts."""
+    section, training, clock = config.coordinator, config.training, time.monotonic
+    prompts = PromptBook(config, train, evaluation)
+    admission = Admission(training.num_slots, training.prompts_per_step, training.steps, len(prompts))
+    run = Run(config.run.name, admission.num_steps)
+    members = Members(section.member_timeout_s, clock)
+    evaluator = _evaluator(config, prompts, admission)
+    dispatcher = Dispatcher(
+        ledger,
+        members,
+        run,
+        prompts,
+        admission,
+        evaluator,
+        section.lease_ttl_s,
+        section.max_attempts,
+        section.max_version_lag,
+    )
+    settings = PublishSettings(
+        config.rollout.num_workers,
+        config.rollout.start_timeout_s,
+        config.weights.prepare_timeout_s,
+        config.weights.commit_timeout_s,
+    )
+
+    async def until_unpinned() -> None:
+        if evaluator is not None:
+            await evaluator.until_unpinned()
+
+    publisher = Publisher(
+        members,
+        VersionBook(),
+        settings,
+        RolloutClient,
+        until_unpinned,
+        lambda version: coordinator.on_commit(version),
+        lambda member, reason: coordinator.on_tainted(member, reason),
+        clock,
+    )
+    coordinator = Coordinator(
+        run,
+        members,
+        ledger,
+        admission,
+        dispatcher,
+        publisher,
+        evaluator,
+        TokenMeter(clock),
+        section.heartbeat_interval_s,
+        section.member_timeout_s,
+        section.max_attempts,
+    )
+    watch = Watch(
+        coordinator,
+        ledger,
+        section.max_attempts,
+        section.max_failed_fraction,
+        training.prompts_per_step,
+        section.stall_timeout_s,
+        clock,
+    )
+    return coordinator, watch
+
+
+def _evaluator(config: MeshConfig, prompts: PromptBook, admission: Admission) -> Evaluator | None:
+    if config.evaluation is None:
+        return None
+    log = EvaluationLog(config.run.folder / "evaluations.jsonl")
+
+    def on_result(finished: EvaluationRound, result: EvaluationResult) -> None:
+        log.append(result, finished.num_other_versions)
+        logger.info("version %s: pass@1 %.3f ± %.3f", result.version, result.pass_at_1, result.pass_at_1_stderr)
+
+    return Evaluator(
+        num_prompts=prompts.num_evaluation_prompts,
+        every_steps=config.evaluation.every_steps,
+        last_number=admission.num_steps,
+        should_pin=config.evaluation.should_pin_version,
+        ttl_s=config.coordinator.lease_ttl_s,
+        max_attempts=config.coordinator.max_attempts,
+        clock=time.monotonic,
+        # Wall-clock microseconds: a coordinator that starts again never repeats a token of the one before.
+        first_token=time.time_ns() // 1000,
+        on_result=on_result,
+    )
+
+
+async def _until_over(run: Run, stop: asyncio.Event) -> None:
+    """Waits for the end of the run, or for a signal."""
+    waits = [asyncio.ensure_future(run.over.wait()), asyncio.ensure_future(stop.wait())]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+async def _until_left(coordinator: Coordinator, timeout_s: float, stop: asyncio.Event) -> None:
+    """Members learn of the end by heartbeat and leave; those that do not in time are on their own."""
+    members = coordinator.members
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            while len(members) and not stop.is_set():
+                members.changed.clear()
+                await members.changed.wait()
+    if len(members) and coordinator.run.state.is_over:
+        logger.warning("ending without %s", ", ".join(member.name for member in members.all))
+
+
+async def _write_books(ledger: Ledger, path: Path) -> None:
+    try:
+        async with asyncio.timeout(ACCOUNTING_TIMEOUT_S):
+            books = await account(ledger)
+    except (UnavailableError, TimeoutError) as error:
+        logger.warning("the run's accounting could not be written: %s", error)
+        return
+    write_accounting(path, books)

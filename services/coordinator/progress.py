@@ -1,0 +1,136 @@
+"""What a person sees of the run: throughput, evaluation results, and what it waits for."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rollmesh.types import EvaluationResult, GroupState, RunState
+from services.coordinator.members import Clock
+
+WINDOW_S = 30.0
+
+
+class TokenMeter:
+    """Generated tokens per second over the last `WINDOW_S`, from a running total."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._totals: deque[tuple[float, int]] = deque()
+
+    def observe(self, num_tokens: int) -> None:
+        now = self._clock()
+        self._totals.append((now, num_tokens))
+        while len(self._totals) > 2 and self._totals[1][0] <= now - WINDOW_S:
+            self._totals.popleft()
+
+    @property
+    def tokens_per_s(self) -> float:
+        if len(self._totals) < 2:
+            return 0.0
+        (first_s, first), (last_s, last) = self._totals[0], self._totals[-1]
+        return (last - first) / (last_s - first_s) if last_s > first_s else 0.0
+
+
+class EvaluationLog:
+    """`evaluations.jsonl` in the run folder: one object per finished round."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._started = time.monotonic()
+
+    def append(self, result: EvaluationResult, num_other_versions: int) -> None:
+        entry: dict[str, Any] = {
+            "version": str(result.version),
+            "step": result.step,
+            "num_prompts": result.num_prompts,
+            "num_failed": result.num_failed,
+            "pass_at_1": result.pass_at_1,
+            "pass_at_1_stderr": result.pass_at_1_stderr,
+            "mean_generated_tokens": result.mean_generated_tokens,
+            "truncation_rate": result.truncation_rate,
+            "num_other_versions": num_other_versions,
+            "time/since_start_s": round(time.monotonic() - self._started, 3),
+        }
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as sink:
+            sink.write(json.dumps(entry) + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What `waiting_for` looks at.
+
+    Attributes:
+        has_learner: whether a learner is a member.
+        num_rollouts: rollout workers that are members.
+        num_serving: those of them that may get training leases.
+        publish_stage: what the publish under way waits for; empty where there is none.
+        holders: names of the members that hold leases.
+        num_credits: leases that eligible workers would take now.
+        num_evaluation_open: prompts of the evaluation round without a result.
+    """
+
+    run_state: RunState
+    has_learner: bool
+    num_rollouts: int
+    num_serving: int
+    publish_stage: str
+    num_groups: Mapping[GroupState, int]
+    num_slots: int
+    num_slots_used: int
+    is_closed: bool
+    holders: tuple[str, ...]
+    num_credits: int
+    num_evaluation_open: int
+
+
+def waiting_for(view: View) -> str:
+    """One sentence saying who waits for whom, walked from the end of the pipeline to its beginning."""
+    if view.run_state.is_over:
+        return ""
+    if not view.has_learner:
+        return "the mesh waits for the learner to register"
+    if view.publish_stage:
+        return f"the learner waits for {view.publish_stage}"
+    if view.run_state is RunState.STARTING:
+        return "the rollout workers wait for the learner to publish its first version"
+    if not view.num_serving:
+        return _nobody_serves(view)
+    if view.num_evaluation_open:
+        holders = f" from {', '.join(view.holders)}" if view.holders else ""
+        return f"the mesh waits for {view.num_evaluation_open} evaluation prompts{holders}"
+    if view.run_state is RunState.FINISHING:
+        return "the mesh waits for its members to leave"
+    return _in_the_line(view)
+
+
+def _nobody_serves(view: View) -> str:
+    if not view.num_rollouts:
+        return "the learner waits for groups and no rollout worker is there: start one"
+    return (
+        f"the learner waits for groups, but none of the {view.num_rollouts} rollout workers serves the committed "
+        "version: they get it with the next publish"
+    )
+
+
+def _in_the_line(view: View) -> str:
+    count = {state: view.num_groups.get(state, 0) for state in GroupState}
+    if count[GroupState.BATCHED]:
+        return f"the rollout workers wait for the learner, which trains on {count[GroupState.BATCHED]} groups"
+    if count[GroupState.LEASED]:
+        holders = ", ".join(view.holders) or "workers that are gone"
+        return f"the learner waits for {count[GroupState.LEASED]} groups that are leased to {holders}"
+    if count[GroupState.PENDING]:
+        if not view.num_credits:
+            return f"{count[GroupState.PENDING]} groups wait for a rollout worker that takes leases"
+        return f"{count[GroupState.PENDING]} groups wait to be leased"
+    if view.is_closed or view.num_slots_used >= view.num_slots:
+        ready = count[GroupState.READY]
+        return f"the rollout workers wait for the learner to take {ready} groups, train and publish"
+    return "the mesh waits for the coordinator to open groups"

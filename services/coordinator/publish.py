@@ -1,0 +1,399 @@
+"""The publish of a version: drives the rollout workers through the weight protocol.
+
+::
+
+    learner                      Publisher                               rollout workers
+      BeginPublish ──────────────►  wait for the pinned evaluation, for workers
+                                    PREPARE ─────────────────────────────► all at once; who fails is left out and
+                                                                           the rest is prepared for a smaller epoch
+                                    RECEIVE ─────────────────────────────► (answers are gathered by finish)
+      ◄── weight epoch ─────────
+      ══ broadcast ══════════════════════════════════════════════════════► (beside the coordinator)
+      FinishPublish(digest) ─────►  gather RECEIVE, compare digests
+                                    COMMIT or ABORT ─────────────────────► all at once
+      ◄── outcome ──────────────
+
+A transfer counts only if *all* prepared workers received exactly the bytes that were sent: else it is aborted on all
+and the old version goes on serving. A worker whose COMMIT fails holds neither version: it is tainted and dropped.
+Begin and finish run in tasks of their own, so that a caller who gives up and asks again joins the one under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from rollmesh.errors import DeadlineError, RollMeshError, SupersededError, UnavailableError, WeightTransferError
+from rollmesh.types import PolicyVersion, PublishOutcome, ReceiveReport, WeightEpoch, WeightPlan
+from services.coordinator.members import Clock, Member, Members
+from services.coordinator.peers import Peers, RolloutPeer, call_all
+from services.coordinator.versions import VersionBook
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+ABORT_TIMEOUT_S = 5.0
+_MAX_NAMES = 4
+
+
+@dataclass(frozen=True)
+class PublishRequest:
+    """What the learner announces. ``transfer_deadline_s`` is what the transport may take for one whole transfer."""
+
+    version: PolicyVersion
+    plan: WeightPlan
+    store_host: str
+    store_port: int
+    transfer_deadline_s: float
+
+
+@dataclass(frozen=True)
+class PublishSettings:
+    """Deadlines of the protocol's steps, and how many workers the first publish waits for.
+
+    Attributes:
+        num_workers: workers that the first publish waits for, until ``start_timeout_s`` after the coordinator's start;
+            then it goes on with those there are, if any.
+        start_timeout_s: also how long any publish waits for a first worker.
+    """
+
+    num_workers: int
+    start_timeout_s: float
+    prepare_timeout_s: float
+    commit_timeout_s: float
+
+
+@dataclass
+class _Party:
+    """One worker in one attempt; ``rank`` is that of its first process."""
+
+    member: Member
+    peer: RolloutPeer
+    rank: int = 0
+
+
+@dataclass
+class _Attempt:
+    """``stage`` says what is waited for, and ``pending`` by name who has not answered yet."""
+
+    request: PublishRequest
+    stage: str = ""
+    pending: set[str] = field(default_factory=set)
+    begin: asyncio.Task[WeightEpoch] | None = None
+    finish: asyncio.Task[PublishOutcome] | None = None
+    parties: list[_Party] = field(default_factory=list)
+    receives: dict[str, asyncio.Task[ReceiveReport]] = field(default_factory=dict)
+
+    @property
+    def version(self) -> PolicyVersion:
+        return self.request.version
+
+
+class Publisher:
+    """One publish at a time.
+
+    Args:
+        members: who there is.
+        versions: what was committed; written here alone.
+        settings: deadlines.
+        connect: makes the client of a worker's address.
+        until_unpinned: waits for an evaluation that holds the next version back.
+        on_commit: called when a version serves, before the learner is told.
+        on_tainted: called with a member that holds neither version, and why; it is to be dropped.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        members: Members,
+        versions: VersionBook,
+        settings: PublishSettings,
+        connect: Callable[[str], RolloutPeer],
+        until_unpinned: Callable[[], Awaitable[None]],
+        on_commit: Callable[[PolicyVersion], None],
+        on_tainted: Callable[[Member, str], Awaitable[None]],
+        clock: Clock,
+    ) -> None:
+        self._members = members
+        self._versions = versions
+        self._settings = settings
+        self._until_unpinned = until_unpinned
+        self._on_commit = on_commit
+        self._on_tainted = on_tainted
+        self._clock = clock
+        self._started_s = clock()
+        self._peers = Peers(connect)
+        self._attempt: _Attempt | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._beginning = asyncio.Lock()
+
+    @property
+    def stage(self) -> str:
+        """What the publish under way waits for, as a clause; empty where there is none."""
+        attempt = self._attempt
+        if attempt is None or not attempt.stage:
+            return ""
+        return f"{_names(attempt.pending)} {attempt.stage}" if attempt.pending else attempt.stage
+
+    async def begin(self, request: PublishRequest) -> WeightEpoch:
+        """ANNOUNCE and PREPARE. On return all workers of the epoch are receiving. Repeating it joins the first call;
+        after an abort it begins the same version anew.
+
+        Raises:
+            SupersededError: the version does not come after the committed one.
+            UnavailableError: no worker is there, or none got ready.
+            WeightTransferError: a worker refused the plan.
+        """
+        async with self._beginning:
+            attempt = await self._announce(request)
+        assert attempt.begin is not None
+        try:
+            return await asyncio.shield(attempt.begin)
+        except RollMeshError:
+            if self._attempt is attempt:
+                self._attempt = None
+            raise
+
+    async def _announce(self, request: PublishRequest) -> _Attempt:
+        """The attempt under way for this version, or a new one."""
+        attempt, version = self._attempt, request.version
+        outcome = self._versions.outcomes.get(version)
+        is_aborted = outcome is not None and not outcome.is_committed
+        if attempt is not None and attempt.version == version and not is_aborted:
+            return attempt
+        self._versions.check_new(version)
+        if attempt is not None and attempt.version != version:
+            await self._give_up(attempt, f"the learner went on to version {version}")
+        self._versions.outcomes.pop(version, None)
+        attempt = self._attempt = _Attempt(request)
+        attempt.begin = self._spawn(self._begin(attempt), f"begin {version}")
+        return attempt
+
+    async def finish(self, version: PolicyVersion, digest: bytes, failure: str = "") -> PublishOutcome:
+        """VERIFY and COMMIT, or ABORT. Repeating it answers as the first did.
+
+        Raises:
+            SupersededError: the version is not the one that is being published.
+        """
+        if (outcome := self._versions.outcomes.get(version)) is not None:
+            return outcome
+        attempt = self._attempt
+        if attempt is None or attempt.version != version or attempt.begin is None or not attempt.begin.done():
+            raise SupersededError(f"version {version} is not being published; begin it first")
+        if attempt.finish is None:
+            attempt.finish = self._spawn(self._finish(attempt, digest, failure), f"finish {version}")
+        return await asyncio.shield(attempt.finish)
+
+    async def close(self) -> None:
+        """Cancel what is under way and close the workers' channels."""
+        tasks = [task for task in self._tasks if not task.done()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._peers.close()
+
+    async def _begin(self, attempt: _Attempt) -> WeightEpoch:
+        attempt.stage = "the evaluation of the serving version"
+        await self._until_unpinned()
+        await self._wait_for_workers(attempt)
+        refusals: dict[str, RollMeshError] = {}
+        while True:
+            members = [m for m in self._members.rollouts if m.can_prepare and m.name not in refusals]
+            if not members:
+                raise _no_worker_ready(attempt.version, refusals)
+            epoch = await self._prepare(attempt, members, refusals)
+            if epoch is not None:
+                break
+        timeout_s = self._settings.prepare_timeout_s + attempt.request.transfer_deadline_s
+        attempt.pending = {party.member.name for party in attempt.parties}
+        for party in attempt.parties:
+            name = party.member.name
+            receive = party.peer.receive(attempt.version, timeout_s=timeout_s)
+            task = self._spawn(receive, f"{name} receives {attempt.version}")
+            task.add_done_callback(functools.partial(_answered, attempt.pending, name))
+            attempt.receives[name] = task
+        attempt.stage = f"to receive version {attempt.version} from the learner"
+        logger.info("sending version %s to %s", attempt.version, _names(attempt.pending))
+        return epoch
+
+    async def _wait_for_workers(self, attempt: _Attempt) -> None:
+        """The first publish waits for all workers that the configuration starts, the later ones for any."""
+        is_first = self._versions.committed is None
+        started_s = self._started_s if is_first else self._clock()
+        num_wanted = self._settings.num_workers if is_first else 1
+        while True:
+            self._members.changed.clear()
+            num_ready = sum(member.can_prepare for member in self._members.rollouts)
+            if num_ready >= num_wanted:
+                return
+            attempt.stage = f"{num_wanted} rollout worker(s) to register, of which {num_ready} did"
+            try:
+                async with asyncio.timeout(max(0.0, started_s + self._settings.start_timeout_s - self._clock())):
+                    await self._members.changed.wait()
+            except TimeoutError:
+                if num_ready:
+                    logger.warning("going on with %d of %d rollout workers", num_ready, num_wanted)
+                    return
+                raise UnavailableError(
+                    f"no rollout worker registered within {self._settings.start_timeout_s:g} s; start one"
+                ) from None
+
+    async def _prepare(
+        self, attempt: _Attempt, members: list[Member], refusals: dict[str, RollMeshError]
+    ) -> WeightEpoch | None:
+        """One round of PREPARE. Returns None, and names who failed, if it has to be repeated with those that are left:
+        ranks and world size depend on who is in."""
+        request, timeout_s = attempt.request, self._settings.prepare_timeout_s
+        parties = tuple((m.name, m.incarnation, m.num_weight_ranks) for m in members)
+        epoch = self._versions.epoch_for(parties, request.store_host, request.store_port)
+        attempt.parties = []
+        rank = 1
+        for member in members:
+            attempt.parties.append(_Party(member, await self._peers.of(member), rank))
+            rank += member.num_weight_ranks
+        attempt.stage = f"to prepare for version {request.version}"
+        answers = await call_all(
+            {
+                party.member.name: party.peer.prepare(
+                    request.version,
+                    request.plan,
+                    epoch,
+                    party.rank,
+                    request.transfer_deadline_s,
+                    timeout_s=timeout_s,
+                )
+                for party in attempt.parties
+            },
+            timeout_s,
+            attempt.pending,
+        )
+        failed = {name: answer for name, answer in answers.items() if isinstance(answer, RollMeshError)}
+        if not failed:
+            return epoch
+        for name, error in failed.items():
+            logger.warning("left %s out of weight epoch %d: %s", name, epoch.number, error, extra={"member": name})
+        for party in attempt.parties:
+            if party.member.name in failed:
+                party.member.missed_prepare_s = self._clock()
+        refusals.update(failed)
+        self._versions.break_epoch()
+        await self._abort(attempt, "prepared anew without " + ", ".join(failed))
+        return None
+
+    async def _finish(self, attempt: _Attempt, digest: bytes, failure: str) -> PublishOutcome:
+        if failure:
+            return await self._end_aborted(attempt, f"the learner could not send: {failure}")
+        await asyncio.wait(attempt.receives.values())
+        problems = [
+            problem
+            for party in attempt.parties
+            if (problem := _transfer_problem(party.member, attempt.receives[party.member.name], digest))
+        ]
+        if problems:
+            return await self._end_aborted(attempt, "; ".join(problems))
+        return await self._commit(attempt)
+
+    async def _commit(self, attempt: _Attempt) -> PublishOutcome:
+        version, timeout_s = attempt.version, self._settings.commit_timeout_s
+        attempt.stage = f"to load version {version}"
+        calls = {party.member.name: party.peer.commit(version, timeout_s=timeout_s) for party in attempt.parties}
+        answers = await call_all(calls, timeout_s, attempt.pending)
+        serving: dict[str, float] = {}
+        tainted: list[tuple[Member, RollMeshError]] = []
+        for party in attempt.parties:
+            answer = answers[party.member.name]
+            if isinstance(answer, RollMeshError):
+                tainted.append((party.member, answer))
+            else:
+                serving[party.member.name] = answer.pause_s
+                party.member.version = attempt.version
+        for member, error in tainted:
+            await self._on_tainted(member, f"it could not load version {attempt.version} ({error})")
+        if not serving:
+            self._versions.break_epoch()
+            reason = "no worker could load it: " + "; ".join(f"{member.name}: {error}" for member, error in tainted)
+            return self._close(attempt, PublishOutcome(False, reason, (), 0.0))
+        outcome = self._close(attempt, PublishOutcome(True, "", tuple(serving), max(serving.values())))
+        self._on_commit(attempt.version)
+        return outcome
+
+    async def _end_aborted(self, attempt: _Attempt, reason: str) -> PublishOutcome:
+        logger.warning("aborted version %s: %s", attempt.version, reason)
+        self._versions.break_epoch()
+        await self._abort(attempt, reason)
+        return self._close(attempt, PublishOutcome(False, reason, (), 0.0))
+
+    def _close(self, attempt: _Attempt, outcome: PublishOutcome) -> PublishOutcome:
+        self._versions.close(attempt.version, outcome)
+        attempt.stage = ""
+        return outcome
+
+    async def _give_up(self, attempt: _Attempt, reason: str) -> None:
+        """Close an attempt that its learner left. One that it had finished is let end: its commit may be under way."""
+        if attempt.finish is not None:
+            await asyncio.wait({attempt.finish})
+        elif attempt.begin is not None:
+            attempt.begin.cancel()
+            await asyncio.wait({attempt.begin})
+        if attempt.version not in self._versions.outcomes:
+            await self._end_aborted(attempt, reason)
+
+    async def _abort(self, attempt: _Attempt, reason: str) -> None:
+        receives = [task for task in attempt.receives.values() if not task.done()]
+        calls = {
+            party.member.name: party.peer.abort(attempt.version, reason, timeout_s=ABORT_TIMEOUT_S)
+            for party in attempt.parties
+        }
+        answers = await call_all(calls, ABORT_TIMEOUT_S, attempt.pending)
+        for task in receives:
+            task.cancel()
+        await asyncio.gather(*receives, return_exceptions=True)
+        for name, answer in answers.items():
+            if isinstance(answer, RollMeshError):
+                logger.warning("%s did not answer ABORT of version %s: %s", name, attempt.version, answer)
+
+    def _spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        """A task that `close` ends. Its error is for whoever awaits it; nobody may be left who does."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+        return task
+
+
+def _answered(pending: set[str], name: str, _: asyncio.Task[ReceiveReport]) -> None:
+    pending.discard(name)
+
+
+def _transfer_problem(member: Member, receive: asyncio.Task[ReceiveReport], digest: bytes) -> str:
+    """Why what a worker received does not count, or nothing."""
+    if receive.cancelled():
+        return f"{member.name} was given up"
+    if (error := receive.exception()) is not None:
+        if not isinstance(error, RollMeshError):
+            raise error
+        return f"{member.name} did not receive it ({error})"
+    digests = receive.result().digests
+    if len(digests) != member.num_weight_ranks:
+        return f"{member.name} reported {len(digests)} digests for {member.num_weight_ranks} processes"
+    if any(received != digest for received in digests):
+        return f"{member.name} received other bytes than were sent"
+    return ""
+
+
+def _no_worker_ready(version: PolicyVersion, refusals: dict[str, RollMeshError]) -> RollMeshError:
+    if not refusals:
+        return UnavailableError(f"no rollout worker is left for version {version}; start one")
+    reasons = "; ".join(f"{name}: {error}" for name, error in refusals.items())
+    message = f"no rollout worker got ready for version {version} ({reasons})"
+    may_pass = all(isinstance(error, (UnavailableError, DeadlineError)) for error in refusals.values())
+    return UnavailableError(message) if may_pass else WeightTransferError(message)
+
+
+def _names(names: Collection[str]) -> str:
+    shown = ", ".join(sorted(names)[:_MAX_NAMES])
+    return shown + (f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else "")

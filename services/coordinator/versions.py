@@ -1,0 +1,52 @@
+"""The ledger of versions: which one serves, and how the publish of each ended. In memory and without I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rollmesh.errors import SupersededError
+from rollmesh.types import PolicyVersion, PublishOutcome, WeightEpoch
+
+Party = tuple[str, str, int]
+"""Name, incarnation and number of processes of one member of a weight epoch."""
+
+
+@dataclass
+class VersionBook:
+    """What was committed, and the weight epochs so far.
+
+    A weight epoch is one membership of the process group. It is used again as long as the membership, the store and
+    the transfers over it stay sound; anything else makes a new number.
+    """
+
+    committed: PolicyVersion | None = None
+    epoch: WeightEpoch | None = None
+    outcomes: dict[PolicyVersion, PublishOutcome] = field(default_factory=dict)
+    _parties: tuple[Party, ...] = ()
+    _is_sound: bool = False
+
+    def check_new(self, version: PolicyVersion) -> None:
+        """Raises SupersededError unless the version comes after the committed one."""
+        if self.committed is not None and version <= self.committed:
+            raise SupersededError(f"version {version} cannot be published: version {self.committed} serves")
+
+    def epoch_for(self, parties: tuple[Party, ...], store_host: str, store_port: int) -> WeightEpoch:
+        """The epoch of this membership: the current one, or the next. The learner is rank 0 of it."""
+        world_size = 1 + sum(num_ranks for _, _, num_ranks in parties)
+        number = 0 if self.epoch is None else self.epoch.number
+        wanted = WeightEpoch(number, store_host, store_port, world_size)
+        if self.epoch is None or not self._is_sound or self._parties != parties or self.epoch != wanted:
+            wanted = WeightEpoch(number + 1, store_host, store_port, world_size)
+        self.epoch, self._parties, self._is_sound = wanted, parties, True
+        return wanted
+
+    def break_epoch(self) -> None:
+        """A transfer or a preparation failed: the group may be half-way through it and is not used again."""
+        self._is_sound = False
+
+    def close(self, version: PolicyVersion, outcome: PublishOutcome) -> None:
+        """Record how a publish ended. Outcomes of versions before the committed one are forgotten."""
+        self.outcomes[version] = outcome
+        if outcome.is_committed:
+            self.committed = version
+            self.outcomes = {known: how for known, how in self.outcomes.items() if known >= version}

@@ -1,0 +1,109 @@
+"""The clock of the run: what ends because time passes.
+
+Once a second: leases expire, silent members are dropped, a run in which too many groups fail is stopped, and so is
+one that does not move. Everything here is also bounded elsewhere or harmless when late; a second is fine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Hashable
+
+from rollmesh.errors import UnavailableError
+from rollmesh.replay.ledger import Ledger, LedgerSnapshot
+from rollmesh.types import RunState
+from services.coordinator.accounting import most_frequent_failure
+from services.coordinator.admission import failed_too_often
+from services.coordinator.coordinator import Coordinator
+from services.coordinator.members import Clock
+from services.coordinator.progress import waiting_for
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 1.0
+
+
+class StallClock:
+    """How long something has stayed the same."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._last: Hashable = None
+        self._since_s = clock()
+
+    def observe(self, state: Hashable) -> float:
+        """Seconds since ``state`` last changed."""
+        if state != self._last:
+            self._last, self._since_s = state, self._clock()
+        return self._clock() - self._since_s
+
+
+class Watch:
+    """Consumes time; produces expiries and failures; waits for the next tick only.
+
+    Args:
+        coordinator: what is watched.
+        ledger: of the run.
+        max_attempts: leases of a group before it is FAILED.
+        max_failed_fraction: of the groups that ended; above it the run fails.
+        groups_per_batch: so many must have FAILED for that.
+        stall_timeout_s: without any progress for so long, the run fails.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        ledger: Ledger,
+        max_attempts: int,
+        max_failed_fraction: float,
+        groups_per_batch: int,
+        stall_timeout_s: float,
+        clock: Clock,
+    ) -> None:
+        self._coordinator = coordinator
+        self._ledger = ledger
+        self._max_attempts = max_attempts
+        self._max_failed_fraction = max_failed_fraction
+        self._groups_per_batch = groups_per_batch
+        self._stall_timeout_s = stall_timeout_s
+        self._stall = StallClock(clock)
+
+    async def run(self) -> None:
+        """Tick until cancelled."""
+        while True:
+            await self.tick()
+            await asyncio.sleep(TICK_S)
+
+    async def tick(self) -> None:
+        coordinator = self._coordinator
+        coordinator.expire_evaluation()
+        await coordinator.drop_silent()
+        with contextlib.suppress(UnavailableError):
+            # The dispatcher reports an unreachable Redis; leases that are overdue are dead to commits all the same.
+            for row in await self._ledger.expire_leases(self._max_attempts):
+                logger.warning("lease of %s expired: %s", row.member, row.state.value, extra={"group": row.group_id})
+            await self._check_failures(coordinator.dispatcher.snapshot)
+        coordinator.observe()
+        await self._check_stall()
+        coordinator.dispatcher.wake()
+
+    async def _check_failures(self, snapshot: LedgerSnapshot | None) -> None:
+        if snapshot is None or not failed_too_often(
+            snapshot.num_groups, self._max_failed_fraction, self._groups_per_batch
+        ):
+            return
+        if self._coordinator.run.state is RunState.RUNNING:
+            reason = await most_frequent_failure(self._ledger)
+            self._coordinator.fail(f"too many groups failed, most often: {reason}")
+
+    async def _check_stall(self) -> None:
+        coordinator = self._coordinator
+        quiet_s = self._stall.observe(coordinator.progress_mark())
+        coordinator.quiet_s = quiet_s
+        if quiet_s >= self._stall_timeout_s and not coordinator.run.state.is_over:
+            await coordinator.refresh()
+            sentence = waiting_for(coordinator.view())
+            coordinator.fail(f"nothing has moved for {quiet_s:.0f} s: {sentence}")

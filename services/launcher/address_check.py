@@ -1,0 +1,72 @@
+"""The addresses that this machine will listen on: well-formed, its own, free, and no two the same."""
+
+from __future__ import annotations
+
+import socket
+
+from rollmesh.errors import ConfigError
+from rollmesh.rpc.channel import Address, parse_address
+from rollmesh.rpc.server import explain_bind_error
+from services.config import MeshConfig
+
+
+def check_addresses(config: MeshConfig) -> None:
+    """Check every address that a service of `rollmesh up` binds.
+
+    Raises:
+        ConfigError: one cannot be used.
+    """
+    places = {"coordinator.address": config.coordinator.address, "learner.address": config.learner.address}
+    if config.reward.function:
+        places["reward.address"] = config.reward.address
+    if config.has_reference and config.reference:
+        places["reference.address"] = config.reference.address
+    places["rollout.address"] = config.rollout.address
+    addresses = {place: parse_address(text, place) for place, text in places.items()}
+    if config.rollout.num_workers > 1 and addresses["rollout.address"].port:
+        raise ConfigError(
+            "rollout.address",
+            f"{config.rollout.address} is one port for rollout.num_workers = {config.rollout.num_workers} workers",
+            f"write {Address(addresses['rollout.address'].host, 0)}, and each takes a free one",
+        )
+    _check_weights_host(config)
+    addresses["weights.store_port"] = Address(config.weights.host, config.weights.store_port)
+    seen: dict[Address, str] = {}
+    for place, address in addresses.items():
+        if address.port and address in seen:
+            raise ConfigError(place, f"{address} is also {seen[address]}", "use another port")
+        seen[address] = place
+        reserve(place, address).close()
+
+
+def _check_weights_host(config: MeshConfig) -> None:
+    """The learner listens there and tells it to the engines, so that 0.0.0.0 would not do."""
+    try:
+        reserve("weights.host", Address(config.weights.host, 0)).close()
+    except ConfigError as error:
+        fix = "use the address at which the engines reach this machine, e.g. 127.0.0.1"
+        raise ConfigError(error.place, error.problem, fix) from error
+
+
+def reserve(place: str, address: Address) -> socket.socket:
+    """Bind an address, port 0 to a free port; the caller closes the socket.
+
+    Raises:
+        ConfigError: it cannot be bound.
+    """
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        problem = f"{address.host!r} is an unknown host ({error.strerror})"
+        raise ConfigError(place, problem, "use a host name that resolves, or an IP address") from error
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(target)
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        problem, fix = explain_bind_error(error)
+        shown = address if address.port else address.host
+        raise ConfigError(place, f"{shown} {problem}", fix) from error
+    return listener

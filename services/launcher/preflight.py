@@ -1,0 +1,75 @@
+"""What can be known to fail before anything is started: model, prompts, addresses, devices, Redis, user code.
+
+Every check raises ConfigError with the place, the value and the fix. All of them together take a few seconds; none
+imports torch, transformers, vLLM or DeepSpeed. The cheapest come first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rollmesh.replay.connection import check_server, without_password
+from rollmesh.replay.server import find_binary
+from services.config import MeshConfig
+from services.launcher.address_check import check_addresses
+from services.launcher.device_check import check_devices
+from services.launcher.model_check import check_length, check_model, check_reference
+from services.launcher.prompt_check import check_prompts
+from services.launcher.server_check import check_answers
+from services.reward.preflight import check_function
+from services.rollout.preflight import check_extra
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that was looked at and found right."""
+
+    what: str
+    where: str
+    result: str
+
+
+def check(config: MeshConfig) -> Iterator[Finding]:
+    """Run all checks; yields what each has found.
+
+    Raises:
+        ConfigError: the mesh cannot work.
+    """
+    check_extra(config.rollout.engine.extra)
+    check_devices(config)
+    check_addresses(config)
+    policy = check_model("model.path", config.model.path, trust_remote_code=config.model.trust_remote_code)
+    check_length(policy, config.model.max_length)
+    yield Finding("model", str(config.model.path), policy.architecture)
+    if config.has_reference and config.reference and config.reference.model_path:
+        path = config.reference.model_path
+        frozen = check_model("reference.model_path", path, trust_remote_code=config.model.trust_remote_code)
+        check_reference(policy, frozen)
+        yield Finding("reference", str(path), frozen.architecture)
+    new_tokens = config.sampling.max_new_tokens
+    result = check_prompts("data", "train", config.data, config.model, new_tokens, policy.vocab_size)
+    yield Finding("data", str(config.data.path), result)
+    if config.evaluation:
+        new_tokens = config.evaluation.max_new_tokens or new_tokens
+        data = config.evaluation.data
+        result = check_prompts("evaluation.data", "eval", data, config.model, new_tokens, policy.vocab_size)
+        yield Finding("evaluation", str(data.path), result)
+    yield _check_replay(config)
+    yield _check_reward(config)
+
+
+def _check_replay(config: MeshConfig) -> Finding:
+    if config.replay.url is None:
+        return Finding("replay", find_binary().name, "starts with the run")
+    check_server(config.replay.url, config.replay.timeout_s)
+    return Finding("replay", without_password(config.replay.url), "reachable, writable, never evicts")
+
+
+def _check_reward(config: MeshConfig) -> Finding:
+    section = config.reward
+    if section.function is None:
+        check_answers("reward.address", section.address)
+        return Finding("reward", section.address, "answers")
+    check_function(section.function, section.start_timeout_s)
+    return Finding("reward", str(section.function), "reward_func found")

@@ -1,0 +1,197 @@
+"""A run's report: Markdown and curves, made from nothing but the run folder.
+
+Reads `metrics.jsonl`, `evaluations.jsonl`, `accounting.json` and `mesh.yaml`; writes `report.md` and `report.png`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rollmesh.config import load_yaml
+from rollmesh.errors import ConfigError
+
+Record = dict[str, Any]
+
+
+def write_report(folder: Path) -> Path:
+    """Write the report of a run; returns the Markdown file.
+
+    Raises:
+        ConfigError: the folder is not a run's, or no step has ended in it.
+    """
+    steps = _read_lines(folder / "metrics.jsonl")
+    if not steps:
+        raise ConfigError(str(folder), "holds no metrics.jsonl with a step in it", "name the folder of a run")
+    evaluations = _read_lines(folder / "evaluations.jsonl")
+    config = load_yaml(folder / "mesh.yaml")
+    accounting = _read_json(folder / "accounting.json")
+    plot = _draw(folder / "report.png", steps, evaluations, config)
+    path = folder / "report.md"
+    path.write_text(_page(config, steps, evaluations, accounting, plot), encoding="utf-8")
+    return path
+
+
+def _read_lines(path: Path) -> list[Record]:
+    if not path.exists():
+        return []
+    # A run that was killed may have left half a line.
+    lines = path.read_text(encoding="utf-8").splitlines()
+    records = []
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def _read_json(path: Path) -> Record:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def staleness_histogram(steps: list[Record]) -> dict[int, int]:
+    """Samples of the whole run by staleness."""
+    total: Counter[int] = Counter()
+    for step in steps:
+        for staleness, count in step.get("staleness_histogram", {}).items():
+            total[int(staleness)] += int(count)
+    return dict(sorted(total.items()))
+
+
+def _page(config: Record, steps: list[Record], evaluations: list[Record], accounting: Record, plot: bool) -> str:
+    name = config["run"]["name"]
+    last = steps[-1]
+    lines = [f"# Run {name}", ""]
+    if plot:
+        lines += ["![Curves of the run](report.png)", ""]
+    lines += ["| | |", "|---|---|", f"| optimiser batches | {last['step']} of {config['training']['steps']} |"]
+    if evaluations:
+        first, final = evaluations[0], evaluations[-1]
+        change = f"{first['pass_at_1']:.3f} → {final['pass_at_1']:.3f} ± {final['pass_at_1_stderr']:.3f}"
+        lines.append(f"| held-out pass@1 | {change} ({final['num_prompts']} prompts) |")
+    lines += [
+        f"| training reward | {steps[0]['reward/mean']:.3f} → {last['reward/mean']:.3f} |",
+        f"| response length | {steps[0]['response/length_mean']:.1f} → {last['response/length_mean']:.1f} tokens |",
+        f"| generated tokens | {sum(s.get('tokens/generated', 0) for s in steps):,.0f} |",
+        f"| wall clock of all steps | {sum(s['time/step_s'] for s in steps):.0f} s |",
+        f"| max_staleness | {config['training']['max_staleness']} |",
+        "",
+        *_staleness_section(steps),
+        *_time_section(steps),
+        *_evaluation_section(evaluations),
+        *_accounting_section(accounting),
+        "Files: `mesh.yaml` (resolved configuration), `metrics.jsonl`, `evaluations.jsonl`, `logs/`, `checkpoints/`, "
+        "`export/` (Hugging Face).",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _staleness_section(steps: list[Record]) -> list[str]:
+    histogram = staleness_histogram(steps)
+    if not histogram:
+        return []
+    total = sum(histogram.values())
+    rows = [f"| {staleness} | {count:,} | {count / total:.1%} |" for staleness, count in histogram.items()]
+    return ["## Staleness of trained samples", "", "| versions behind | samples | share |", "|---|---|---|", *rows, ""]
+
+
+def _time_section(steps: list[Record]) -> list[str]:
+    """Where the learner's time went."""
+    names = {
+        "time/wait_s": "waiting for a batch",
+        "time/intake_s": "reading it",
+        "time/forward_backward_s": "forward, backward, step",
+        "time/publish_s": "publishing weights",
+    }
+    total = sum(step["time/step_s"] for step in steps)
+    if total <= 0:
+        return []
+    rows = []
+    for key, label in names.items():
+        spent = sum(step.get(key, 0.0) for step in steps)
+        rows.append(f"| {label} | {spent:.1f} s | {spent / total:.0%} |")
+    return ["## The learner's time", "", "| | | of all |", "|---|---|---|", *rows, ""]
+
+
+def _evaluation_section(evaluations: list[Record]) -> list[str]:
+    if not evaluations:
+        return []
+    rows = [
+        f"| {e['version']} | {e['pass_at_1']:.3f} | {e['pass_at_1_stderr']:.3f} | {e['mean_generated_tokens']:.1f} | "
+        f"{e['num_failed']} |"
+        for e in evaluations
+    ]
+    header = "| version | pass@1 | standard error | tokens | failed prompts |"
+    return ["## Evaluations", "", header, "|---|---|---|---|---|", *rows, ""]
+
+
+def _accounting_section(accounting: Record) -> list[str]:
+    if not accounting:
+        return []
+    counts = accounting["num_groups"]
+    trained = counts["trained"] + counts["retired"]
+    still_open = sum(counts[state] for state in ("pending", "leased", "ready", "batched"))
+    equation = (
+        f"{accounting['num_opened']} groups opened = {trained} trained + {counts['filtered']} filtered + "
+        f"{counts['failed']} failed + {still_open} still open."
+    )
+    lines = ["## Accounting", "", equation, ""]
+    if accounting.get("reasons"):
+        lines += ["| groups | ended because |", "|---|---|"]
+        lines += [f"| {count} | {reason} |" for reason, count in accounting["reasons"].items()]
+        lines.append("")
+    return lines
+
+
+def _draw(path: Path, steps: list[Record], evaluations: list[Record], config: Record) -> bool:
+    """Four curves; False where matplotlib is not installed."""
+    try:
+        import matplotlib as mpl
+    except ModuleNotFoundError:
+        return False
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
+    figure.suptitle(f"{config['run']['name']} · max_staleness {config['training']['max_staleness']}")
+    numbers = [step["step"] for step in steps]
+
+    reward = axes[0][0]
+    reward.plot(numbers, [s["reward/mean"] for s in steps], color="#8aa6c1", label="training reward (sampled)")
+    if evaluations:
+        reward.errorbar(
+            [e["step"] for e in evaluations],
+            [e["pass_at_1"] for e in evaluations],
+            yerr=[e["pass_at_1_stderr"] for e in evaluations],
+            color="#c0392b",
+            marker="o",
+            capsize=2,
+            label="held-out pass@1",
+        )
+    reward.set(title="Does it learn?", xlabel="step", ylabel="score", ylim=(0, 1))
+    reward.legend(loc="lower right")
+
+    length = axes[0][1]
+    length.plot(numbers, [s["response/length_mean"] for s in steps], color="#2c7a51")
+    length.set(title="Response length", xlabel="step", ylabel="generated tokens")
+    length.set_ylim(bottom=0)
+
+    staleness = axes[1][0]
+    histogram = staleness_histogram(steps)
+    staleness.bar([str(k) for k in histogram], list(histogram.values()), color="#7d5ba6")
+    staleness.set(title="Staleness of trained samples", xlabel="versions behind", ylabel="samples")
+
+    seconds = axes[1][1]
+    parts = {"waiting": "time/wait_s", "training": "time/forward_backward_s", "publishing": "time/publish_s"}
+    series = [[s.get(key, 0.0) for s in steps] for key in parts.values()]
+    seconds.stackplot(numbers, series, labels=list(parts), colors=["#d5d8dc", "#2e86c1", "#e59866"])
+    seconds.set(title="The learner's seconds per step", xlabel="step", ylabel="s")
+    seconds.legend(loc="upper right")
+
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return True

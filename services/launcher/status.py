@@ -1,0 +1,88 @@
+"""`rollmesh status`: a running mesh at a glance."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import enum
+import json
+
+from rollmesh.errors import ConfigError, DeadlineError, UnavailableError
+from rollmesh.rpc.channel import parse_address
+from rollmesh.rpc.coordinator_client import CoordinatorClient
+from rollmesh.types import MeshStatus, PolicyVersion, RunState
+from services.config import MeshConfig, load_mesh
+from services.launcher.progress import format_status
+
+
+def show(config: MeshConfig, *, is_json: bool) -> int:
+    """Print the status that the coordinator gives.
+
+    Raises:
+        ConfigError: the mesh file leaves the port open, and there is no run folder that says which one was taken.
+        UnavailableError: the coordinator does not answer.
+    """
+    address = find_coordinator(config)
+    try:
+        status = asyncio.run(_ask(address))
+    except (UnavailableError, DeadlineError) as error:
+        raise UnavailableError(
+            f"run {config.run.name}: no coordinator answers at {address}; the run is over, or was never started"
+        ) from error
+    print(json.dumps(_plain(status), indent=2) if is_json else _table(status))
+    return 0
+
+
+def find_coordinator(config: MeshConfig) -> str:
+    """The address in the mesh file, or where that leaves the port open, in the file that `rollmesh up` resolved.
+
+    Raises:
+        ConfigError: neither names a port.
+    """
+    place = "coordinator.address"
+    if parse_address(config.coordinator.address, place).port:
+        return config.coordinator.address
+    resolved = config.run.folder / "mesh.yaml"
+    if not resolved.exists():
+        problem = f"{config.coordinator.address} leaves the port open, and there is no run in {config.run.folder}"
+        raise ConfigError(place, problem, "start it with `rollmesh up`, or name the coordinator's port")
+    address = load_mesh(resolved).coordinator.address
+    if not parse_address(address, place).port:
+        raise ConfigError(place, f"{address} in {resolved} leaves the port open", "wait until the run has started")
+    return address
+
+
+async def _ask(address: str) -> MeshStatus:
+    client = CoordinatorClient(address, "status", "status")
+    try:
+        return await client.status()
+    finally:
+        await client.close()
+
+
+def _plain(value: object) -> object:
+    """Dataclasses and enums as JSON."""
+    if isinstance(value, PolicyVersion):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _table(status: MeshStatus) -> str:
+    state = "" if status.run_state is RunState.STARTING else f"{status.run_state.value} · "
+    lines = [f"run {status.run_id} · {state}{format_status(status)}"]
+    if status.failure:
+        lines.append(f"failure: {status.failure}")
+    counts = ", ".join(f"{count} {state}" for state, count in status.num_groups.items() if count)
+    lines += [f"groups: {counts or 'none'}", f"{'member':<14}{'role':<11}{'version':<9}{'leases':<8}address"]
+    for member in status.members:
+        version = str(member.version) if member.version else "-"
+        lines.append(f"{member.name:<14}{member.role.value:<11}{version:<9}{member.num_leases:<8}{member.address}")
+    return "\n".join(lines)

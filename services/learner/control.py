@@ -1,0 +1,253 @@
+"""Rank 0's side of the mesh's protocol, on a thread with an event loop of its own.
+
+::
+
+    step loop (main thread)          control thread (asyncio)
+    ───────────────────────          ────────────────────────
+    begin_publish, wait_over ──────► CoordinatorClient ──► coordinator
+    finish_publish, report_step ──►    Membership: heartbeats, whatever the step loop does
+    check ◄── run over, lost           Server: LearnerService, health
+
+Heartbeats go on while the main thread computes. Calls that the loop must wait for block it; the others return a future.
+When the control thread ends early, every call of the step loop raises its error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any, TypeVar
+
+from rollmesh.errors import DeadlineError, RunEndedError
+from rollmesh.rpc.coordinator_client import CoordinatorClient
+from rollmesh.rpc.membership import Membership
+from rollmesh.rpc.server import Server
+from rollmesh.types import (
+    Heartbeat,
+    PolicyVersion,
+    PublishOutcome,
+    Registration,
+    Role,
+    RunState,
+    WeightEpoch,
+    WeightPlan,
+)
+from rollmesh.v1.learner_pb2_grpc import add_LearnerServiceServicer_to_server
+from services.config import MeshConfig
+from services.learner.progress import LearnerProgress
+from services.learner.servicer import LearnerServicer
+
+_logger = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
+
+CALL_MARGIN_S = 10.0
+"""Added to the deadline of a call for the way between the threads."""
+STOP_TIMEOUT_S = 15.0
+"""For the control thread to leave the run and stop its server."""
+
+
+class Control:
+    """Starts with `start` and ends with `stop`; everything else may be called in between, from one thread.
+
+    Args:
+        config: the mesh's configuration.
+        name: this member's.
+        progress: what the learner's service answers from.
+    """
+
+    def __init__(self, config: MeshConfig, name: str, progress: LearnerProgress) -> None:
+        self._config = config
+        self._name = name
+        self._progress = progress
+        self._loop = asyncio.new_event_loop()
+        self._ready: Future[Registration] = Future()
+        self._ended: Future[None] = Future()
+        self._over: Future[Heartbeat] = Future()
+        self._stop = asyncio.Event()
+        self._failure = ""
+        self._client: CoordinatorClient | None = None
+        self._reports: list[Future[None]] = []
+        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
+
+    def start(self) -> Registration:
+        """Serve, register, begin heartbeats.
+
+        Raises:
+            ConfigError: the learner's address cannot be bound.
+            UnavailableError: the coordinator does not answer.
+        """
+        self._thread.start()
+        return self._wait(self._ready, None, "registration")
+
+    def stop(self, failure: str = "") -> None:
+        """Leave the run and stop; harmless to repeat.
+
+        Args:
+            failure: one sentence when the learner failed; fails the run.
+        """
+        if not self._thread.is_alive():
+            return
+        self._failure = failure
+        with contextlib.suppress(RuntimeError):  # the thread is just ending, and its loop is closed
+            self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(STOP_TIMEOUT_S)
+        if self._thread.is_alive():
+            _logger.error("the control thread did not end within %g s", STOP_TIMEOUT_S)
+
+    def check(self) -> None:
+        """Raise if the run is over or the coordinator is lost.
+
+        Raises:
+            RunEndedError: the run is over.
+            UnavailableError: the coordinator has not answered for coordinator.member_timeout_s.
+        """
+        if self._ended.done():
+            self._ended.result()
+            raise RunEndedError("the control thread has ended")
+        if self._over.done():
+            last = self._over.result()
+            raise RunEndedError(f"the run is over: {last.failure or last.run_state.value}")
+
+    def begin_publish(
+        self,
+        version: PolicyVersion,
+        plan: WeightPlan,
+        store_host: str,
+        store_port: int,
+        transfer_deadline_s: float,
+        timeout_s: float,
+    ) -> WeightEpoch:
+        """Announce a version; returns when all members of its epoch are receiving.
+
+        Raises:
+            RollMeshError: what the coordinator answered.
+        """
+        return self._call(
+            self._connected().begin_publish(
+                version, plan, store_host, store_port, transfer_deadline_s, timeout_s=timeout_s
+            ),
+            timeout_s + CALL_MARGIN_S,
+            f"the announcement of version {version}",
+        )
+
+    def finish_publish(
+        self, version: PolicyVersion, digest: bytes, failure: str, timeout_s: float
+    ) -> Future[PublishOutcome]:
+        """Report what was sent, or why it was not; the future has the coordinator's verdict, or the error with which
+        the control thread ended before it came."""
+        answer = self._submit(self._connected().finish_publish(version, digest, failure=failure, timeout_s=timeout_s))
+        outcome: Future[PublishOutcome] = Future()
+
+        def end(_: Future[Any]) -> None:
+            if outcome.done() or (answer.cancelled() and not self._ended.done()):
+                return  # the error that the thread is ending with is still to come
+            try:
+                outcome.set_result(self._result(answer, f"the end of the publish of version {version}"))
+            except Exception as error:  # noqa: BLE001 - belongs to whoever waits for the outcome
+                outcome.set_exception(error)
+
+        answer.add_done_callback(end)
+        self._ended.add_done_callback(end)
+        return outcome
+
+    def report_step(
+        self, step: int, version: PolicyVersion, metrics: Mapping[str, float], *, is_last: bool = False
+    ) -> None:
+        """Report a step's metrics; joined by the next report, or at once if it is the last.
+
+        Raises:
+            RollMeshError: this or the last report did not arrive.
+        """
+        self._join_reports()
+        self._reports.append(self._submit(self._connected().report_step(step, version, metrics, is_last)))
+        if is_last:
+            self._join_reports()
+
+    def wait_over(self) -> None:
+        """Wait until the run is over. The coordinator ends it: finished, stalled or failed.
+
+        Raises:
+            RunEndedError: the run failed.
+        """
+        last = self._wait(self._over, None, "the end of the run")
+        if last.run_state is RunState.FAILED:
+            raise RunEndedError(f"the run failed: {last.failure}")
+
+    def _join_reports(self) -> None:
+        reports, self._reports = self._reports, []
+        for report in reports:
+            self._wait(report, None, "the report of a step")
+
+    def _connected(self) -> CoordinatorClient:
+        self.check()
+        assert self._client is not None
+        return self._client
+
+    def _call(self, coroutine: Coroutine[Any, Any, ResultT], timeout_s: float, what: str) -> ResultT:
+        return self._wait(self._submit(coroutine), timeout_s, what)
+
+    def _submit(self, coroutine: Coroutine[Any, Any, ResultT]) -> Future[ResultT]:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def _wait(self, future: Future[ResultT], timeout_s: float | None, what: str) -> ResultT:
+        """The future's result; unblocked as well by the end of the control thread."""
+        futures: tuple[Future[Any], ...] = (future, self._ended)
+        wait(futures, timeout=timeout_s, return_when=FIRST_COMPLETED)
+        if future.done() or self._ended.done():
+            return self._result(future, what)
+        future.cancel()
+        raise DeadlineError(f"{what} took longer than {timeout_s:g} s")
+
+    def _result(self, future: Future[ResultT], what: str) -> ResultT:
+        """Of a future that is done, or that will never be because the control thread has ended."""
+        if future.done() and not future.cancelled():
+            return future.result()
+        self._ended.result()
+        raise RunEndedError(f"the control thread ended before {what}")
+
+    def _run(self) -> None:
+        """The thread: ends when told to, or by an error that every waiter gets."""
+        error: BaseException | None = None
+        try:
+            self._loop.run_until_complete(self._serve())
+        except BaseException as caught:  # noqa: BLE001 - handed to the step loop, which raises it
+            error = caught
+        finally:
+            self._loop.close()
+            if error is None:
+                self._ended.set_result(None)
+            else:
+                self._ended.set_exception(error)
+
+    async def _serve(self) -> None:
+        config = self._config
+        async with contextlib.AsyncExitStack() as stack:
+            client = await stack.enter_async_context(CoordinatorClient(config.coordinator.address, self._name))
+            service = (add_LearnerServiceServicer_to_server, LearnerServicer(self._progress))
+            server = await stack.enter_async_context(
+                Server(config.learner.address, {"rollmesh.v1.LearnerService": service}, place="learner.address")
+            )
+            membership = Membership(client, config.run.name, Role.LEARNER, server.address)
+            await stack.enter_async_context(membership)
+            self._client = client
+            self._ready.set_result(membership.registration)
+            await self._until_stopped(membership)
+            await membership.leave(self._failure)
+
+    async def _until_stopped(self, membership: Membership) -> None:
+        """Wait for `stop`; raises when the coordinator is lost. The end of the run goes to `wait_over` and `check`."""
+        over = asyncio.ensure_future(membership.wait_over())
+        stop = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait((over, stop), return_when=asyncio.FIRST_COMPLETED)
+            if over.done():
+                self._over.set_result(over.result())
+                await stop
+        finally:
+            over.cancel()
+            stop.cancel()

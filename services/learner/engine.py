@@ -1,0 +1,232 @@
+"""DeepSpeed: forward, backward, optimiser step, the weights of the policy by name, and its own checkpoints.
+
+The one module that imports DeepSpeed. What it hides:
+
+* The gradient of a step is that of the loss as the objective defines it, whatever the ranks and micro-batches:
+  DeepSpeed averages over ranks, so the loss is multiplied by their number; accumulation is not averaged at all.
+* How many passes a step has changes from step to step: the accumulation boundary is set by hand.
+* At stage 0 in float32 DeepSpeed clips but does not say the norm: both are done here.
+* At stage 0 in bfloat16 DeepSpeed accumulates gradients in bfloat16: stage 1 is used there, which trains the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rollmesh.errors import ConfigError
+from rollmesh.types import TensorSpec
+from services.config import MeshConfig
+from services.learner.batching import MicroBatch
+from services.learner.objective import TOKEN_SUMS, Objective
+from services.learner.policy import PolicyModel, load_causal_lm
+from services.learner.ranks import Ranks
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class TrainingEngine:
+    """The policy in training on one rank.
+
+    Args:
+        config: the mesh's configuration.
+        ranks: the process group, already started.
+    """
+
+    def __init__(self, config: MeshConfig, ranks: Ranks) -> None:
+        section = config.learner
+        self._ranks = ranks
+        self._is_partitioned = section.zero_stage == 3
+        self._max_grad_norm = section.optimizer.max_grad_norm
+        is_float32 = section.dtype == "float32"
+        self._zero_stage = 1 if section.zero_stage == 0 and not is_float32 else section.zero_stage
+        settings = _merge(self._settings(config), section.deepspeed)
+        deepspeed = _import_deepspeed(ranks.device)
+        torch.manual_seed(config.run.seed)
+        causal_lm = load_causal_lm(
+            config.model.path, DTYPES[section.dtype], section.attention, config.model.trust_remote_code
+        )
+        if section.gradient_checkpointing:
+            causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model = PolicyModel(causal_lm, config.sampling.temperature)
+        model.train()
+        if not self._is_partitioned:  # stage 3 moves each parameter when it has cut it, so that a large model fits
+            model.to(ranks.device)
+        self._deepspeed = deepspeed
+        try:
+            self._engine, self._optimizer, _, _ = deepspeed.initialize(
+                model=model, optimizer=_adamw(model, config), config=settings, dist_init_required=False
+            )
+        except ValueError as error:
+            if not section.deepspeed:
+                raise
+            problem = f"{section.deepspeed} is refused by DeepSpeed ({' '.join(str(error).split()):.300})"
+            raise ConfigError("learner.deepspeed", problem, "correct it") from error
+        if self._zero_stage == 0 and ranks.world_size == 1:
+            self._engine.enable_backward_allreduce = False  # a flatten and copy of all gradients, for one rank
+
+    def _settings(self, config: MeshConfig) -> dict[str, Any]:
+        """The DeepSpeed configuration. Batch sizes are formal: the loss already holds the step's denominator."""
+        settings: dict[str, Any] = {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": self._max_grad_norm if self._zero_stage else 0.0,
+            "zero_optimization": {"stage": self._zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 10**9,
+            "wall_clock_breakdown": False,
+        }
+        if config.learner.dtype == "bfloat16":
+            settings["bf16"] = {"enabled": True}
+            settings["data_types"] = {"grad_accum_dtype": "fp32"}
+        return settings
+
+    def train(
+        self, micro_batches: Iterable[MicroBatch], num_passes: int, objective: Objective, denominator: float, lr: float
+    ) -> tuple[Tensor, Tensor, float]:
+        """One optimiser step.
+
+        Args:
+            micro_batches: ``num_passes`` of them, the same number on every rank; built while they are consumed.
+            num_passes: forward and backward passes.
+            objective: what to minimise.
+            denominator: generated tokens of the whole step, over all ranks.
+            lr: learning rate of this step.
+
+        Returns:
+            This rank's sums float64 [len(TOKEN_SUMS)] and largest importance weight, both on the device, and the norm
+            of the gradient over all ranks, before clipping.
+        """
+        device = self._ranks.device
+        sums = torch.zeros(len(TOKEN_SUMS), dtype=torch.float64, device=device)
+        largest = torch.zeros((), dtype=torch.float64, device=device)
+        for number, cpu_batch in enumerate(micro_batches, start=1):
+            batch = cpu_batch.to(device)
+            self._engine.set_gradient_accumulation_boundary(number == num_passes)
+            logprobs, entropies = self._engine(batch.input_ids, batch.position_ids, batch.predictors, batch.targets)
+            loss, batch_sums, batch_largest = objective(logprobs, entropies, batch, denominator)
+            self._engine.backward(loss * self._ranks.world_size)
+            sums += batch_sums
+            largest = torch.maximum(largest, batch_largest)
+        return sums, largest, self._step(lr)
+
+    def _step(self, lr: float) -> float:
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        if self._zero_stage:
+            self._engine.step()
+            return float(self._engine.get_global_grad_norm())
+        norm = nn.utils.clip_grad_norm_(self._engine.module.parameters(), self._max_grad_norm)
+        self._engine.step()
+        return float(norm)
+
+    @torch.no_grad()
+    def logprobs(self, batch: MicroBatch) -> Tensor:
+        """Log-probabilities float32 [N] of a micro-batch, without gradient. Collective at stage 3."""
+        moved = batch.to(self._ranks.device)
+        logprobs, _ = self._engine(moved.input_ids, moved.position_ids, moved.predictors, moved.targets)
+        return torch.as_tensor(logprobs)
+
+    def tensor_specs(self) -> tuple[TensorSpec, ...]:
+        """The parameters under the names and shapes of the Hugging Face checkpoint; tied ones once."""
+        return tuple(
+            TensorSpec(
+                name,
+                str(parameter.dtype).removeprefix("torch."),
+                tuple(getattr(parameter, "ds_shape", parameter.shape)),
+            )
+            for name, parameter in self._parameters()
+        )
+
+    @contextlib.contextmanager
+    def whole(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+        """The named parameters in full, while the context lasts. At stage 3 all ranks enter it together."""
+        parameters = dict(self._parameters())
+        wanted = {name: parameters[name] for name in names}
+        gather: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if self._is_partitioned:
+            gather = self._deepspeed.zero.GatheredParameters(list(wanted.values()))
+        with gather:
+            yield {name: parameter.detach() for name, parameter in wanted.items()}
+
+    @property
+    def needs_all_ranks(self) -> bool:
+        """Whether `whole` is a collective."""
+        return self._is_partitioned and self._ranks.world_size > 1
+
+    def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        causal_lm: nn.Module = self._engine.module.causal_lm
+        return causal_lm.named_parameters()
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Write model and optimiser state under ``folder/tag``. Collective."""
+        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Read what `save` wrote. Collective.
+
+        Raises:
+            ConfigError: nothing readable there.
+        """
+        path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
+        if path is None:
+            raise ConfigError(str(folder / tag), "holds no DeepSpeed checkpoint", "name another checkpoint")
+
+    def export(self, folder: Path, tokenizer_path: Path) -> None:
+        """Write a Hugging Face folder: configuration, weights, tokenizer. Collective at stage 3."""
+        names = [spec.name for spec in self.tensor_specs()]
+        with self.whole(names) as state:
+            if self._ranks.is_first:
+                _save_pretrained(self._engine.module.causal_lm, state, folder, tokenizer_path)
+        self._ranks.barrier()
+
+
+def _save_pretrained(causal_lm: Any, state: dict[str, Tensor], folder: Path, tokenizer_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    causal_lm.save_pretrained(folder, state_dict={name: tensor.cpu().contiguous() for name, tensor in state.items()})
+    AutoTokenizer.from_pretrained(tokenizer_path, local_files_only=True).save_pretrained(folder)
+
+
+def _adamw(model: nn.Module, config: MeshConfig) -> torch.optim.Optimizer:
+    """AdamW without weight decay on biases and norms, which are the parameters of fewer than two dimensions."""
+    section = config.learner.optimizer
+    trained = [p for p in model.parameters() if p.requires_grad]
+    is_matrix = [len(getattr(p, "ds_shape", p.shape)) >= 2 for p in trained]
+    groups = [
+        {
+            "params": [p for p, matrix in zip(trained, is_matrix, strict=True) if matrix],
+            "weight_decay": section.weight_decay,
+        },
+        {"params": [p for p, matrix in zip(trained, is_matrix, strict=True) if not matrix], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=section.lr, betas=section.betas, eps=section.eps, fused=True)
+
+
+def _merge(settings: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    """``overlay`` over ``settings``, section by section."""
+    merged = dict(settings)
+    for key, value in overlay.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    """Import DeepSpeed for the device. On CPU it would otherwise compile an operator that Gloo makes needless."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    import deepspeed
+
+    if device.type == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    deepspeed.init_distributed(dist_backend="gloo" if device.type == "cpu" else "nccl", dist_init_required=False)
+    return deepspeed

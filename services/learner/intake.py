@@ -1,0 +1,176 @@
+"""From the replay queue to each rank's share of a batch.
+
+::
+
+    Redis ──take_batch──► rank 0 ──entries (ids, tokens)──► all ranks: the same balanced split
+      └───────────────────────── payloads ────────────────► each rank reads its own share
+
+Rank 0 alone changes the ledger. The other ranks wait in a broadcast until it has a batch or the run has ended.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgpack
+
+from rollmesh.errors import DeadlineError, UnavailableError
+from rollmesh.replay.intake import BatchIntake
+from rollmesh.types import Group
+from services.learner.ranks import Ranks
+
+_logger = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
+
+RETRY_S = 0.5
+"""Between tries while Redis is away."""
+POLL_S = 2.0
+"""Longest time in one call for a batch; between calls rank 0 looks whether the run still goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One rank's part of a batch.
+
+    Attributes:
+        groups: this rank's.
+        batch_ids: of all groups of the batch, in its order.
+        is_last: no batch follows.
+        wait_s: time until the batch was there.
+        read_s: time to read the payloads.
+    """
+
+    groups: tuple[Group, ...]
+    batch_ids: tuple[str, ...]
+    is_last: bool
+    wait_s: float
+    read_s: float
+
+
+def balance(num_tokens: Sequence[int], num_ranks: int) -> list[list[int]]:
+    """Split groups over ranks by tokens: largest first, each to the rank with the least so far.
+
+    Deterministic, so every rank computes the same split. A rank may get none.
+
+    Returns:
+        For each rank the indices of its groups, ascending.
+    """
+    loads = [(0, rank) for rank in range(num_ranks)]
+    shares: list[list[int]] = [[] for _ in range(num_ranks)]
+    for index in sorted(range(len(num_tokens)), key=lambda i: (-num_tokens[i], i)):
+        load, rank = heapq.heappop(loads)
+        shares[rank].append(index)
+        heapq.heappush(loads, (load + num_tokens[index], rank))
+    return [sorted(share) for share in shares]
+
+
+class Intake:
+    """Takes batches on all ranks together.
+
+    Args:
+        queue: this rank's own connection to the replay queue.
+        ranks: the process group.
+        batch_size: groups in a batch.
+        window: how far a batch may look past the oldest live group.
+        timeout_s: time to wait for a batch.
+        check: called on rank 0 while it waits; raises when the run is over.
+    """
+
+    def __init__(
+        self,
+        queue: BatchIntake,
+        ranks: Ranks,
+        batch_size: int,
+        window: int,
+        timeout_s: float,
+        check: Callable[[], None],
+    ) -> None:
+        self._queue = queue
+        self._ranks = ranks
+        self._batch_size = batch_size
+        self._window = window
+        self._timeout_s = timeout_s
+        self._check = check
+
+    def take(self, step: int) -> Share | None:
+        """This rank's share of the batch of a step, or None when nothing is left. Collective.
+
+        Raises:
+            DeadlineError: no batch came in time (rank 0).
+            ReplayError: a payload is missing.
+            RollMeshError: the run is over (rank 0).
+        """
+        started = time.monotonic()
+        message = self._ranks.broadcast_bytes(self._wait(step) if self._ranks.is_first else None)
+        waited = time.monotonic()
+        batch = msgpack.unpackb(message)
+        if batch is None:
+            return None
+        mine = balance(batch["num_tokens"], self._ranks.world_size)[self._ranks.rank]
+        batch_ids = tuple(batch["group_ids"])
+        groups = self.read([batch_ids[index] for index in mine])
+        read_s = time.monotonic() - waited
+        return Share(groups, batch_ids, batch["is_last"], wait_s=waited - started, read_s=read_s)
+
+    def read(self, group_ids: Sequence[str]) -> tuple[Group, ...]:
+        """The payloads of groups of a batch.
+
+        Raises:
+            ReplayError: one is missing.
+        """
+        return tuple(self._patiently(lambda: self._queue.payloads(group_ids)))
+
+    def _wait(self, step: int) -> bytes:
+        """Rank 0: the batch's entries as msgpack, null where nothing is left."""
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            self._check()
+            remaining_s = deadline - time.monotonic()
+            try:
+                batch = self._queue.take_batch(
+                    step, self._batch_size, self._window, min(POLL_S, max(0.05, remaining_s))
+                )
+                break
+            except (DeadlineError, UnavailableError) as error:
+                if remaining_s <= POLL_S:
+                    raise DeadlineError(f"learner.batch_timeout_s = {self._timeout_s:g} passed: {error}") from error
+        if batch is None:
+            return bytes(msgpack.packb(None))
+        return bytes(
+            msgpack.packb(
+                {
+                    "group_ids": [entry.group_id for entry in batch.entries],
+                    "num_tokens": [entry.num_tokens for entry in batch.entries],
+                    "is_last": batch.is_last,
+                }
+            )
+        )
+
+    def mark_trained(self, step: int) -> None:
+        """The groups of the step have gone into the policy. Does nothing on the other ranks."""
+        if self._ranks.is_first:
+            self._patiently(lambda: self._queue.mark_trained(step))
+
+    def retire(self, through_step: int) -> None:
+        """A durable checkpoint covers the groups up to the step. Does nothing on the other ranks."""
+        if self._ranks.is_first:
+            self._patiently(lambda: self._queue.retire(through_step))
+
+    def _patiently(self, call: Callable[[], ResultT]) -> ResultT:
+        """Repeat a call that may be repeated while Redis is away, for as long as one would wait for a batch."""
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                return call()
+            except UnavailableError as error:
+                if time.monotonic() >= deadline:
+                    raise
+                _logger.warning("the replay queue is away, trying again: %s", error)
+                self._check()
+                time.sleep(RETRY_S)

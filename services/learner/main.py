@@ -1,0 +1,59 @@
+"""Entry of the learner: checks first, heavy imports last; one process, or one per rank under torch's launcher.
+
+::
+
+    rollmesh learner ──num_ranks > 1──► exec torch.distributed.run ──► rollmesh learner, RANK=0 .. n-1
+                     └──num_ranks = 1──────────────────────────────► run
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from rollmesh.errors import ConfigError
+from services.config import MeshConfig
+from services.learner.checks import check_start
+
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+
+
+def main(config: MeshConfig, name: str) -> int:
+    """Run the learner until the run is over.
+
+    Args:
+        config: the mesh's configuration.
+        name: this member's; ranks other than 0 are not members.
+
+    Returns:
+        The exit code; 0 only if the run finished.
+
+    Raises:
+        ConfigError: the learner cannot start with this configuration.
+        RollMeshError: the run failed.
+    """
+    check_start(config)
+    if config.weights.host in LOOPBACK_HOSTS:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if config.learner.num_ranks > 1 and "RANK" not in os.environ:
+        _launch_ranks(config.learner.num_ranks, name)
+    # torch, transformers and DeepSpeed take seconds to import.
+    from services.learner.process import run
+
+    return run(config, name)
+
+
+def _launch_ranks(num_ranks: int, name: str) -> None:
+    """Replace this process by torch's launcher. Each rank comes through the command line again, with RANK set."""
+    path = os.environ.get("ROLLMESH_CONFIG")
+    if path is None:
+        raise ConfigError(
+            "learner.num_ranks", f"{num_ranks} needs the mesh file in ROLLMESH_CONFIG", "start it as `rollmesh learner`"
+        )
+    overrides = [f"--set={override}" for override in json.loads(os.environ.get("ROLLMESH_OVERRIDES", "[]"))]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
+    command = ["-m", "rollmesh.cli", "learner", "--config", path, "--name", name, *overrides]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [*launcher, *command])

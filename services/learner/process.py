@@ -1,0 +1,142 @@
+"""One learner process: builds the parts, runs the loop, and ends with an exit code that tells the truth."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from types import FrameType
+
+import transformers
+
+from rollmesh.errors import RollMeshError, RunEndedError
+from rollmesh.replay.admission import window
+from rollmesh.replay.connection import check_server, connect_blocking
+from rollmesh.replay.intake import BatchIntake
+from rollmesh.telemetry import logs
+from services.config import MeshConfig
+from services.learner.checkpoint import CheckpointStore
+from services.learner.control import Control
+from services.learner.engine import TrainingEngine
+from services.learner.intake import Intake
+from services.learner.loop import Loop, Parts
+from services.learner.metrics import MetricsFile
+from services.learner.progress import LearnerProgress
+from services.learner.publisher import Publisher
+from services.learner.ranks import Ranks
+from services.learner.trainer import Trainer
+
+_logger = logging.getLogger(__name__)
+
+
+class Stopped(BaseException):
+    """A signal asked the process to end; raised in the main thread, caught here alone."""
+
+
+def run(config: MeshConfig, name: str) -> int:
+    """Run this rank until the run is over.
+
+    Returns:
+        0 if the run finished, 128 + the signal's number if the process was told to stop.
+
+    Raises:
+        RollMeshError: the run failed.
+    """
+    assert config.replay.url is not None
+    rank = int(os.environ.get("RANK", "0"))
+    logs.configure(config.run.name, name if rank == 0 else f"{name}-rank-{rank}")
+    quiet_libraries()
+    check_server(config.replay.url, config.replay.timeout_s)
+    ranks = Ranks.start(config)
+    progress = LearnerProgress()
+    control = Control(config, name, progress) if ranks.is_first else None
+    try:
+        with _signals_raise():
+            _train(config, ranks, progress, control)
+            if control is not None:
+                control.wait_over()
+    except RunEndedError:
+        _leave(control, "")  # the mesh knows already
+        raise
+    except Stopped as stopped:
+        _logger.warning("stopped by signal %s", stopped)
+        _leave(control, f"the learner was stopped by signal {stopped}")
+        return 128 + int(str(stopped))
+    except BaseException as error:
+        sentence = str(error) if isinstance(error, RollMeshError) else f"{type(error).__name__}: {error}"
+        _leave(control, " ".join(sentence.split()))
+        raise
+    _leave(control, "")
+    ranks.stop()
+    return 0
+
+
+def _train(config: MeshConfig, ranks: Ranks, progress: LearnerProgress, control: Control | None) -> None:
+    """Build the parts in the order of their cost, and run the loop.
+
+    The mesh hears of this learner first, so that what the engine takes to load does not look like an absence.
+    """
+    assert config.replay.url is not None
+    registration = control.start() if control is not None else None
+    (num_steps,) = ranks.max([registration.num_steps if registration is not None else 0])
+    started = time.monotonic()
+    engine = TrainingEngine(config, ranks)
+    _logger.info("loaded %s in %.1f s", config.model.path, time.monotonic() - started)
+    redis = connect_blocking(config.replay.url, config.replay.timeout_s)
+    publisher = Publisher(config, engine, ranks, control)
+    training = config.training
+    intake = Intake(
+        BatchIntake(redis, config.run.name),
+        ranks,
+        batch_size=training.prompts_per_step,
+        window=window(training.num_slots),
+        timeout_s=config.learner.batch_timeout_s,
+        check=control.check if control is not None else lambda: None,
+    )
+    parts = Parts(
+        intake=intake,
+        trainer=Trainer(config, engine, ranks, int(num_steps) or training.steps),
+        engine=engine,
+        publisher=publisher,
+        checkpoints=CheckpointStore(config, ranks),
+        progress=progress,
+        reporter=control,
+        metrics_file=MetricsFile(config.run.folder / "metrics.jsonl") if ranks.is_first else None,
+    )
+    with contextlib.closing(redis), contextlib.closing(publisher):
+        num_trained = Loop(config, parts).run()
+    _logger.info("trained %d steps", num_trained)
+
+
+def _leave(control: Control | None, failure: str) -> None:
+    if control is not None:
+        control.stop(failure)
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Turn the first SIGTERM or SIGINT into `Stopped` in the main thread, so that the mesh hears of the end."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        for each in previous:
+            signal.signal(each, signal.SIG_DFL)
+        raise Stopped(number)
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in previous:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def quiet_libraries() -> None:
+    """No progress bars, and no warnings about what libraries do among themselves."""
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")

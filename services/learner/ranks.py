@@ -1,0 +1,111 @@
+"""The learner's data-parallel processes: start of the process group, and the few small collectives a step needs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from services.config import MeshConfig
+
+PROTOCOL_MARGIN_S = 600.0
+"""Added to the time that ranks wait for rank 0: one publish with its retries, one checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process's place among the learner's processes, and their default process group.
+
+    Attributes:
+        rank: 0 is the one that speaks to the rest of the mesh.
+        world_size: number of processes.
+        device: where this process computes.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @classmethod
+    def start(cls, config: MeshConfig) -> Ranks:
+        """Join the default process group. A single process makes one by itself, without opening a port.
+
+        The timeout of the collectives is long, because ranks wait in one while rank 0 waits for a batch.
+        """
+        for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+            os.environ.setdefault(name, alone)  # DeepSpeed reads them too
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        device = resolve_device(config.learner.device, int(os.environ["LOCAL_RANK"]))
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        else:
+            torch.set_num_threads(config.learner.num_threads)
+        timeout = timedelta(seconds=2 * config.learner.batch_timeout_s + PROTOCOL_MARGIN_S)
+        if not dist.is_initialized():
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            if world_size == 1:
+                store = dist.HashStore()  # type: ignore[attr-defined]
+                dist.init_process_group(backend, rank=0, world_size=1, store=store, timeout=timeout)
+            else:
+                dist.init_process_group(backend, timeout=timeout)
+        return cls(rank=rank, world_size=world_size, device=device)
+
+    def stop(self) -> None:
+        """Leave the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def broadcast_bytes(self, data: bytes | None) -> bytes:
+        """What rank 0 gives, on every rank. The others give None."""
+        if self.world_size == 1:
+            assert data is not None
+            return data
+        size = torch.tensor([len(data) if data is not None else 0], dtype=torch.int64, device=self.device)
+        dist.broadcast(size, src=0)
+        if data is not None:
+            buffer = torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8).to(self.device)
+        else:
+            buffer = torch.empty(max(1, int(size)), dtype=torch.uint8, device=self.device)
+        dist.broadcast(buffer, src=0)
+        return buffer.cpu().numpy().tobytes()[: int(size)]
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Element-wise sum over all ranks, in float64."""
+        return self._reduce(torch.tensor(values, dtype=torch.float64, device=self.device), dist.ReduceOp.SUM).tolist()
+
+    def max(self, values: Sequence[float]) -> list[float]:
+        """Element-wise maximum over all ranks, in float64."""
+        return self._reduce(torch.tensor(values, dtype=torch.float64, device=self.device), dist.ReduceOp.MAX).tolist()
+
+    def sum_tensor(self, values: torch.Tensor) -> torch.Tensor:
+        """Element-wise sum over all ranks, in place."""
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def max_tensor(self, values: torch.Tensor) -> torch.Tensor:
+        """Element-wise maximum over all ranks, in place."""
+        return self._reduce(values, dist.ReduceOp.MAX)
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def _reduce(self, values: torch.Tensor, operation: dist.ReduceOp.RedOpType) -> torch.Tensor:
+        if self.world_size > 1:
+            dist.all_reduce(values, operation)
+        return values
+
+
+def resolve_device(name: str, local_rank: int) -> torch.device:
+    """The device for a setting of "auto", "cpu" or "cuda"."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank)

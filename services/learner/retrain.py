@@ -1,0 +1,72 @@
+"""Repeat training on recorded batches, without a mesh: to study a step, or to compare ranks and ZeRO stages.
+
+::
+
+    python -m torch.distributed.run --standalone --nproc-per-node=2 -m services.learner.retrain \\
+        --config runs/x/mesh.yaml --batches runs/x/batches --output losses.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rollmesh.errors import ConfigError
+from services.config import MeshConfig, load_mesh
+from services.learner.engine import TrainingEngine
+from services.learner.intake import balance
+from services.learner.ranks import Ranks
+from services.learner.recording import load_recorded
+from services.learner.trainer import Trainer
+
+
+def retrain(config: MeshConfig, batch_files: Sequence[Path], steps: int) -> list[float]:
+    """Train the model of ``config`` from its start. Collective where the process is one of several ranks.
+
+    Args:
+        config: model, objective and learner; the mesh's addresses are not used.
+        batch_files: recorded batches, in order; used again from the first where there are fewer than ``steps``.
+        steps: optimiser steps.
+
+    Returns:
+        The loss of each step, before it.
+
+    Raises:
+        ConfigError: a file is not a recorded batch.
+    """
+    ranks = Ranks.start(config)
+    trainer = Trainer(config, TrainingEngine(config, ranks), ranks, steps)
+    losses = []
+    for step in range(1, steps + 1):
+        groups = load_recorded(batch_files[(step - 1) % len(batch_files)])
+        mine = balance([group.num_tokens for group in groups], ranks.world_size)[ranks.rank]
+        newest = max(sample.newest_version.number for group in groups for sample in group.samples)
+        losses.append(trainer.train([groups[index] for index in mine], step, newest).loss)
+    return losses
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Retrain, and let rank 0 write the losses as a JSON list."""
+    parser = argparse.ArgumentParser(description="Train on recorded batches.")
+    parser.add_argument("--config", type=Path, required=True, help="mesh file")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    parser.add_argument("--batches", type=Path, required=True, help="folder with recorded batches")
+    parser.add_argument("--steps", type=int, help="optimiser steps; one for each recorded batch")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file for the losses")
+    args = parser.parse_args(arguments)
+    batches = sorted(args.batches.glob("step-*.msgpack"))
+    if not batches:
+        raise ConfigError("--batches", f"{str(args.batches)!r} holds no recorded batches", "name a run's batches/")
+    config = load_mesh(args.config, args.overrides)
+    ranks = Ranks.start(config)
+    losses = retrain(config, batches, args.steps or len(batches))
+    if ranks.is_first:
+        args.output.write_text(json.dumps(losses), encoding="utf-8")
+    ranks.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,78 @@
+"""The reference service: ``rollmesh reference``.
+
+::
+
+    rollout workers ──► ComputeLogProbs streams ──► ReferenceServicer ──► Scheduler ──► FrozenPolicy, in its own thread
+
+The model is loaded before the server opens and the service registers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from rollmesh.aio.service import run_service
+from rollmesh.errors import ConfigError
+from rollmesh.rpc.hosting import serve_until_over
+from rollmesh.rpc.server import Server
+from rollmesh.telemetry.logs import configure
+from rollmesh.types import Role
+from rollmesh.v1.reference_pb2_grpc import add_ReferenceServiceServicer_to_server
+from services.config import MeshConfig
+from services.reference.model import FrozenPolicy
+from services.reference.scheduler import Scheduler
+from services.reference.servicer import ReferenceServicer
+
+_GRACE_S = 2.0
+"""For workers that end with the run to take their last answers."""
+_WAITING_BATCHES = 8
+"""Batches' worth of tokens that may wait before streams are read no further."""
+
+
+def main(config: MeshConfig, name: str) -> int:
+    """Serve until the run is over or a signal comes; returns the exit code."""
+    configure(config.run.name, name)
+    return run_service(lambda stop: serve(config, name, stop), name)
+
+
+async def serve(config: MeshConfig, name: str, stop: asyncio.Event) -> int:
+    """Raises ConfigError for a model, a device or an address that cannot be used."""
+    section = config.reference
+    if section is None:
+        raise ConfigError("reference", "is not configured, so there is nothing to serve", "add a `reference:` section")
+    # torch sets the number of threads for the calling thread: it has to be the one that computes.
+    executor = ThreadPoolExecutor(1, "model", initializer=torch.set_num_threads, initargs=(section.num_threads,))
+    try:
+        policy = await asyncio.get_running_loop().run_in_executor(executor, _load, config)
+        scheduler = Scheduler(
+            policy.compute_logprobs, executor, section.tokens_per_batch, _WAITING_BATCHES * section.tokens_per_batch
+        )
+        max_num_tokens = min(section.tokens_per_batch, policy.max_length or section.tokens_per_batch)
+        servicer = ReferenceServicer(scheduler, policy.vocab_size, max_num_tokens)
+        services = {"rollmesh.v1.ReferenceService": (add_ReferenceServiceServicer_to_server, servicer)}
+        return await serve_until_over(
+            Server(section.address, services, place="reference.address", grace_s=_GRACE_S),
+            scheduler.run,
+            coordinator_address=config.coordinator.address,
+            run_id=config.run.name,
+            role=Role.REFERENCE,
+            name=name,
+            stop=stop,
+        )
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _load(config: MeshConfig) -> FrozenPolicy:
+    section = config.reference
+    assert section is not None
+    return FrozenPolicy.load(
+        section.model_path or config.model.path,
+        dtype=section.dtype,
+        device=section.device,
+        place="reference.model_path" if section.model_path else "model.path",
+        trust_remote_code=config.model.trust_remote_code,
+    )

@@ -1,0 +1,107 @@
+"""Gathers requests of all streams into forward passes.
+
+::
+
+    submit() ──► waiting, oldest first ──► run(): next_batch ──► forward in the model's thread ──► the requests' futures
+
+* `submit` waits while ``max_waiting_tokens`` are waiting, which stops the reading of its stream; `run` makes room.
+* `run` waits for requests, then for the forward pass. The event loop never computes, so heartbeats go on.
+* A request whose future was cancelled (its stream broke) is left out of the next batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from rollmesh.errors import UnavailableError
+from rollmesh.types import Float32Array, InvalidSample, RetryableFailure
+from services.reference.batching import next_batch
+from services.reference.model import LogProbJob
+
+Compute = Callable[[Sequence[LogProbJob]], list[Float32Array]]
+
+Outcome = Float32Array | RetryableFailure | InvalidSample
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    job: LogProbJob
+    outcome: asyncio.Future[Outcome]
+
+
+class Scheduler:
+    """The line in front of one model.
+
+    Args:
+        compute: the forward pass; blocks, raises `UnavailableError` where the same request may succeed later.
+        executor: has one thread, the model's.
+        tokens_per_batch: padded tokens of one pass at most; no job may be longer.
+        max_waiting_tokens: where `submit` begins to wait.
+    """
+
+    def __init__(self, compute: Compute, executor: Executor, tokens_per_batch: int, max_waiting_tokens: int) -> None:
+        self._compute = compute
+        self._executor = executor
+        self._tokens_per_batch = tokens_per_batch
+        self._max_waiting_tokens = max_waiting_tokens
+        self._waiting: list[_Entry] = []
+        self._num_waiting_tokens = 0
+        self._changed = asyncio.Condition()
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        return self._num_waiting_tokens
+
+    async def submit(self, job: LogProbJob) -> asyncio.Future[Outcome]:
+        """Put a job in the line, once there is room.
+
+        A failed pass is an outcome, not an exception: it must not break the stream that the job came on.
+        """
+        entry = _Entry(job, asyncio.get_running_loop().create_future())
+        async with self._changed:
+            await self._changed.wait_for(self._has_room)
+            self._waiting.append(entry)
+            self._num_waiting_tokens += job.num_tokens
+            self._changed.notify_all()
+        return entry.outcome
+
+    def _has_room(self) -> bool:
+        return self._num_waiting_tokens < self._max_waiting_tokens
+
+    async def run(self) -> None:
+        """Serve the line until cancelled."""
+        while True:
+            batch = await self._take()
+            if not batch:
+                continue
+            jobs = [entry.job for entry in batch]
+            try:
+                results = await asyncio.get_running_loop().run_in_executor(self._executor, self._compute, jobs)
+            except UnavailableError as error:
+                for entry in batch:
+                    _resolve(entry, RetryableFailure(str(error), error.retry_after_s))
+                continue
+            for entry, logprobs in zip(batch, results, strict=True):
+                _resolve(entry, logprobs)
+
+    async def _take(self) -> list[_Entry]:
+        async with self._changed:
+            await self._changed.wait_for(lambda: bool(self._waiting))
+            self._waiting = [entry for entry in self._waiting if not entry.outcome.done()]
+            batch: list[_Entry] = []
+            if self._waiting:
+                chosen = next_batch([entry.job.num_tokens for entry in self._waiting], self._tokens_per_batch)
+                batch = [self._waiting[index] for index in chosen]
+                left_out = set(chosen)
+                self._waiting = [entry for index, entry in enumerate(self._waiting) if index not in left_out]
+            self._num_waiting_tokens = sum(entry.job.num_tokens for entry in self._waiting)
+            self._changed.notify_all()
+        return batch
+
+
+def _resolve(entry: _Entry, outcome: Outcome) -> None:
+    if not entry.outcome.done():
+        entry.outcome.set_result(outcome)

@@ -1,0 +1,123 @@
+"""Starting and ending one child process, and reading its first words. Blocking calls, none of them long.
+
+The child is a fresh interpreter (no fork of a process that has gRPC loaded) running `child.py` as a script, in its own
+session, with one end of a socket pair. ``-P`` keeps this folder off its module search path, so that the user's ``import
+config`` finds the user's file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from rollmesh.errors import ConfigError
+
+LENGTH = struct.Struct("<I")
+MAX_REPLY_BYTES = 8 * 1024 * 1024
+"""A reply is a few numbers; what is larger does not come from `child.py`."""
+PLACE = "reward.function"
+
+_CHILD = Path(__file__).with_name("child.py")
+_KILL_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A running child and our end of its socket."""
+
+    process: subprocess.Popen[bytes]
+    connection: socket.socket
+
+    def exit_reason(self, grace_s: float) -> str:
+        """How the child ended, as the end of a sentence. One that has closed its socket is about to: wait a little."""
+        deadline = time.monotonic() + grace_s
+        # Peek without reaping: `end` still needs the process group.
+        while (ending := os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is None:
+            if time.monotonic() > deadline:
+                return "closed its connection"
+            time.sleep(0.002)
+        if ending.si_code == os.CLD_EXITED:
+            return f"ended with exit code {ending.si_status}"
+        name = signal.Signals(ending.si_status).name
+        return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+
+    def end(self) -> None:
+        """Kill the child and what it has started. Harmless to repeat; the socket stays its owner's to close."""
+        if self.process.returncode is None:  # not reaped, so the group's number is still its own
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the kernel
+            self.process.wait(_KILL_TIMEOUT_S)
+
+
+def find_file(path: Path) -> Path:
+    """The absolute path of the user's file.
+
+    Raises:
+        ConfigError: there is no such file, or it is not named like Python.
+    """
+    if path.is_dir():
+        raise ConfigError(PLACE, f"{path} is a folder", "name the Python file that defines reward_func")
+    if not path.is_file():
+        raise ConfigError(PLACE, f"{path} does not exist", "name an existing Python file")
+    if path.suffix != ".py":
+        raise ConfigError(PLACE, f"{path} is not a Python file", "name a file that ends in .py")
+    return path.resolve()
+
+
+def launch(path: Path, output: int) -> Launched:
+    """Start a child for the file; ``output`` is the descriptor that its standard output and error go to."""
+    ours, theirs = socket.socketpair()
+    try:
+        command = [sys.executable, "-P", str(_CHILD), str(theirs.fileno()), str(os.getpid()), str(path)]
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,
+        )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return Launched(process, ours)
+
+
+def check_hello(path: Path, hello: Any) -> None:
+    """Judge the child's first frame.
+
+    Raises:
+        ConfigError: the file has no usable function.
+    """
+    fault = hello.get("fault") if isinstance(hello, dict) else f"disturbed the protocol with {hello!r:.100}"
+    if fault:
+        fix = hello.get("fix") if isinstance(hello, dict) else "leave the inherited descriptors alone"
+        raise ConfigError(PLACE, f"{path} {fault}", fix or "correct the file")
+
+
+def died_in_import(path: Path, reason: str) -> ConfigError:
+    return ConfigError(PLACE, f"{path} cannot be imported: the process {reason}", "correct the file")
+
+
+def import_timed_out(path: Path, timeout_s: float) -> ConfigError:
+    problem = f"importing {path} took longer than {timeout_s:g} s"
+    return ConfigError(PLACE, problem, "move slow work out of the import or raise reward.start_timeout_s")
+
+
+def decode(body: bytes) -> Any:
+    """Raises ValueError on anything that is not one msgpack value."""
+    return msgpack.unpackb(body)

@@ -1,0 +1,197 @@
+"""The processes that run the reward function side by side, and the line of samples in front of them.
+
+::
+
+    submit() ──► line ──► one loop per process: take up to `samples_per_call` ──► call ──► the samples' futures
+                              └── a process that was lost is replaced before its loop takes more
+
+* `submit` never waits; whoever calls it bounds what is in the line. Its future is always resolved: by a call, or when
+  the sample's own deadline passes, whichever is first.
+* A loop waits for the line, then for its process: at most ``timeout_s`` for a call, ``start_timeout_s`` for a start.
+* A fault is an answer, `RetryableFailure`, for all samples of the call. Nothing here makes a reward out of one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from rollmesh.errors import ConfigError
+from rollmesh.types import RetryableFailure, ScoreOutcome
+from services.reward.launch import find_file
+from services.reward.process import CallFault, CallResult, ProcessLostError, RewardProcess, Work
+
+_logger = logging.getLogger(__name__)
+
+_GATHER_S = 0.002
+"""How long a call that could take more samples waits for them."""
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 30.0
+_MAX_KEYS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    work: Work
+    outcome: asyncio.Future[ScoreOutcome]
+
+
+class RewardPool:
+    """``start``, then ``run`` as a supervised task, then ``close``.
+
+    Args:
+        path: the user's file.
+        num_processes: children.
+        samples_per_call: samples of one call at most.
+        timeout_s: of one call.
+        start_timeout_s: for importing the file.
+    """
+
+    def __init__(
+        self, path: Path, *, num_processes: int, samples_per_call: int, timeout_s: float, start_timeout_s: float
+    ) -> None:
+        self._path = path
+        self._num_processes = num_processes
+        self._samples_per_call = samples_per_call
+        self._timeout_s = timeout_s
+        self._start_timeout_s = start_timeout_s
+        self._line: asyncio.Queue[_Entry] = asyncio.Queue()
+        self._processes: list[RewardProcess | None] = []
+        self._logged: set[str] = set()
+
+    @property
+    def name(self) -> str:
+        return self._path.name
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Of the children that are alive and have loaded the file."""
+        return tuple(process.pid for process in self._processes if process is not None)
+
+    async def start(self) -> None:
+        """Start all children and wait until they have loaded the file.
+
+        Raises:
+            ConfigError: the file is at fault; no child is left.
+        """
+        path = find_file(self._path)
+        self._processes = [None] * self._num_processes
+        starts = (self._start_one(path, index) for index in range(self._num_processes))
+        try:
+            results = await asyncio.gather(*starts, return_exceptions=True)
+            for error in results:
+                if error is not None:
+                    raise error
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _start_one(self, path: Path, index: int) -> None:
+        self._processes[index] = await RewardProcess.start(path, self._start_timeout_s)
+
+    async def run(self) -> None:
+        """Serve the line until cancelled."""
+        await asyncio.gather(*(self._serve(index) for index in range(self._num_processes)))
+
+    async def close(self) -> None:
+        """End all children. What is still in the line is resolved by its deadlines, or cancelled by its owner."""
+        processes, self._processes = self._processes, []
+        await asyncio.gather(*(process.close() for process in processes if process is not None))
+
+    def submit(self, work: Work, deadline_s: float | None = None) -> asyncio.Future[ScoreOutcome]:
+        """Put a sample in the line.
+
+        Args:
+            work: the sample.
+            deadline_s: when its outcome is useless; None takes twice the time-out of a call.
+        """
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[ScoreOutcome] = loop.create_future()
+        timer = loop.call_later(limit_s := deadline_s or 2 * self._timeout_s, self._expire, outcome, limit_s)
+        outcome.add_done_callback(lambda _: timer.cancel())
+        self._line.put_nowait(_Entry(work, outcome))
+        return outcome
+
+    def _expire(self, outcome: asyncio.Future[ScoreOutcome], limit_s: float) -> None:
+        busy = f"{len(self.pids)} of {self._num_processes} reward processes up, {self._line.qsize()} samples in line"
+        _resolve(outcome, RetryableFailure(f"not scored within {limit_s:g} s ({busy})"))
+
+    async def _serve(self, index: int) -> None:
+        """Consumes the line with one process. Waits for the line and for the process, which has time limits."""
+        while True:
+            process = self._processes[index]
+            if process is None:
+                process = await self._replace(index)
+            entries = await self._take()
+            works = [entry.work for entry in entries]
+            try:
+                result = await process.call(works, self._timeout_s)
+            except ProcessLostError as error:
+                self._log_once(f"lost {error}", f"{error}; a new one is started", works, "")
+                self._processes[index] = None
+                self._fail(entries, str(error))
+                await process.close()
+                continue
+            if isinstance(result, CallFault):
+                self._log_once(result.key, result.reason, works, result.traceback)
+                self._fail(entries, result.reason)
+            else:
+                self._answer(entries, result)
+
+    async def _replace(self, index: int) -> RewardProcess:
+        """Start a child until one comes up; meanwhile the other loops serve the line."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                await self._start_one(self._path.resolve(), index)
+            except (ConfigError, OSError) as error:
+                _logger.error("a reward process does not start again, next try in %g s: %s", pause_s, error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            else:
+                process = self._processes[index]
+                assert process is not None
+                return process
+
+    async def _take(self) -> list[_Entry]:
+        """The next samples that somebody still waits for: at least one, at most ``samples_per_call``."""
+        entries: list[_Entry] = []
+        while not entries:
+            entry = await self._line.get()
+            if not entry.outcome.done():
+                entries.append(entry)
+        if self._samples_per_call > 1:
+            if self._line.qsize() < self._samples_per_call - 1:
+                await asyncio.sleep(_GATHER_S)
+            with contextlib.suppress(asyncio.QueueEmpty):
+                while len(entries) < self._samples_per_call:
+                    entry = self._line.get_nowait()
+                    if not entry.outcome.done():
+                        entries.append(entry)
+        return entries
+
+    def _answer(self, entries: list[_Entry], result: CallResult) -> None:
+        for entry, score in zip(entries, result.scores, strict=True):
+            _resolve(entry.outcome, score)
+        for key, note in result.notes.items():
+            self._log_once(f"note {key}", f"left out: {note}", [entries[0].work], "")
+
+    def _fail(self, entries: list[_Entry], reason: str) -> None:
+        for entry in entries:
+            _resolve(entry.outcome, RetryableFailure(reason))
+
+    def _log_once(self, key: str, text: str, works: list[Work], traceback: str) -> None:
+        """Log the first fault of each kind; every one reaches the caller in its answer."""
+        if key in self._logged or len(self._logged) >= _MAX_KEYS:
+            return
+        self._logged.add(key)
+        samples = ", ".join(work.sample_id for work in works)
+        _logger.warning("%s: %s [%s]%s", self.name, text, samples, f"\n{traceback}" if traceback else "")
+
+
+def _resolve(outcome: asyncio.Future[ScoreOutcome], value: ScoreOutcome) -> None:
+    if not outcome.done():
+        outcome.set_result(value)

@@ -1,0 +1,69 @@
+"""One generation request as the mesh says it and as vLLM says it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rollmesh.types import Float32Array, Int32Array, PolicyVersion, SamplingSpec, StopReason, VersionSpan
+
+if TYPE_CHECKING:
+    from vllm.sampling_params import SamplingParams
+
+_STOP_REASONS = {"stop": StopReason.STOP, "length": StopReason.LENGTH}
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What was generated for one prompt.
+
+    Attributes:
+        token_ids: int32 [G], the end-of-sequence token included where one was sampled.
+        logprobs: float32 [G], what the engine sampled with, after temperature and truncation.
+        version_spans: tile the G tokens, in order.
+        stop_reason: STOP, LENGTH, or ABORTED where vLLM gave up on the request.
+    """
+
+    token_ids: Int32Array
+    logprobs: Float32Array
+    version_spans: tuple[VersionSpan, ...]
+    stop_reason: StopReason
+
+
+def sampling_params(sampling: SamplingSpec, seed: int, room: int) -> SamplingParams:
+    """vLLM's parameters of one sample, of which at most ``room`` tokens are generated.
+
+    Text is not wanted and only the sampled token's log-prob is: what is left out here costs the hot path nothing.
+    """
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_tokens=min(sampling.max_new_tokens, room),
+        seed=seed or None,
+        logprobs=0,
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def read_completion(output: Any) -> Completion:
+    """From vLLM's `CompletionOutput`, whose log-probs hold the sampled token's alone."""
+    spans: list[VersionSpan] = []
+    for span in output.weight_versions or ():
+        version = PolicyVersion.parse(span.version)
+        if spans and spans[-1].version == version:
+            spans[-1] = VersionSpan(version, spans[-1].start, span.end - spans[-1].start)
+        elif span.end > span.start:
+            spans.append(VersionSpan(version, span.start, span.end - span.start))
+    return Completion(
+        token_ids=np.asarray(output.token_ids, dtype=np.int32),
+        logprobs=np.asarray(output.logprobs.logprobs, dtype=np.float32),
+        version_spans=tuple(spans),
+        stop_reason=_STOP_REASONS.get(output.finish_reason, StopReason.ABORTED),
+    )

@@ -1,0 +1,150 @@
+"""How a lease ends: committed, reported, given back or left out.
+
+::
+
+    train     samples ──► Ledger.commit ────────────► READY        evaluate  samples ──► ReportEvaluation
+              failure ──► Ledger.give_back ─────────► PENDING | FAILED       failure ──► ReportEvaluation(failure)
+              not to be trained ──► Ledger.filter_group ──► FILTERED
+
+Every call may be repeated without harm, so each is repeated while Redis or the coordinator is away, for as long as the
+lease could live. After that there is nobody to tell, and the worker ends. A lease that is over by then belongs to
+somebody else: its group is dropped with a line in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+from rollmesh.errors import InvalidArgumentError, RollMeshError, SupersededError
+from rollmesh.replay.ledger import CommitOutcome
+from rollmesh.rpc.retry import retry
+from rollmesh.types import EvaluationSample, Group, GroupState, Lease, LeaseKind, Sample
+
+_logger = logging.getLogger(__name__)
+
+
+class GroupLedger(Protocol):
+    """What delivery needs of the ledger."""
+
+    async def commit(self, group: Group, fencing_token: int) -> CommitOutcome: ...
+
+    async def give_back(
+        self, group_id: str, fencing_token: int, reason: str, max_attempts: int, is_final: bool = False
+    ) -> GroupState | None: ...
+
+    async def filter_group(self, group_id: str, fencing_token: int, reason: str) -> GroupState | None: ...
+
+
+class EvaluationSink(Protocol):
+    """What delivery needs of the coordinator."""
+
+    async def report_evaluation(
+        self, group_id: str, fencing_token: int, samples: Sequence[EvaluationSample], failure: str = ""
+    ) -> None: ...
+
+
+class Delivery:
+    """Ends leases.
+
+    Every method may raise UnavailableError or DeadlineError: Redis or the coordinator stayed away for too long.
+
+    Args:
+        ledger: of the run.
+        evaluations: where evaluation groups go.
+        max_attempts: leases of one group before it is FAILED.
+    """
+
+    def __init__(self, ledger: GroupLedger, evaluations: EvaluationSink, max_attempts: int) -> None:
+        self._ledger = ledger
+        self._evaluations = evaluations
+        self._max_attempts = max_attempts
+
+    async def deliver(self, lease: Lease, samples: Sequence[Sample]) -> bool:
+        """Hand in the samples of a complete group; True if they are (or were already) taken."""
+        if lease.kind is LeaseKind.EVALUATE:
+            return await self._report(lease, [_evaluation_sample(sample) for sample in samples], "")
+        group = Group(lease.group_id, lease.prompt_id, lease.sequence, lease.attempt, tuple(samples))
+        try:
+            outcome = await retry(lambda _: self._ledger.commit(group, lease.fencing_token), timeout_s=lease.ttl_s)
+        except InvalidArgumentError as error:
+            await self.give_back(lease, str(error), is_final=True)
+            return False
+        if outcome is CommitOutcome.FENCED:
+            _log_dropped(lease)
+        return outcome is not CommitOutcome.FENCED
+
+    async def give_back(self, lease: Lease, reason: str, *, is_final: bool = False) -> None:
+        """The group failed; ``is_final`` where another try would fail in the same way."""
+        _logger.warning(
+            "group is given back%s: %s", " for good" if is_final else "", reason, extra={"group": lease.group_id}
+        )
+        if lease.kind is LeaseKind.EVALUATE:
+            await self._report(lease, [], reason)
+            return
+        state = await retry(
+            lambda _: self._ledger.give_back(lease.group_id, lease.fencing_token, reason, self._max_attempts, is_final),
+            timeout_s=lease.ttl_s,
+        )
+        if state is None:
+            _log_dropped(lease)
+
+    async def leave_out(self, lease: Lease, reason: str) -> None:
+        """The configuration says that this prompt is not to be trained; that is no failure."""
+        _logger.info("group is left out: %s", reason, extra={"group": lease.group_id})
+        if lease.kind is LeaseKind.EVALUATE:
+            await self._report(lease, [], reason)
+            return
+        await retry(
+            lambda _: self._ledger.filter_group(lease.group_id, lease.fencing_token, reason), timeout_s=lease.ttl_s
+        )
+
+    async def hand_back(self, leases: Sequence[Lease], reason: str, timeout_s: float) -> None:
+        """Return leases that the worker cannot finish, through no fault of theirs: none is FAILED by this. Who leaves
+        cannot insist: what is not returned in time expires. Evaluation leases end when the worker leaves."""
+        returned = [self._hand_back(lease, reason) for lease in leases if lease.kind is LeaseKind.TRAIN]
+        try:
+            async with asyncio.timeout(timeout_s):
+                outcomes = await asyncio.gather(*returned, return_exceptions=True)
+        except TimeoutError:
+            _logger.warning("%d leases were not handed back within %g s", len(returned), timeout_s)
+            return
+        for outcome in outcomes:
+            if isinstance(outcome, RollMeshError):
+                _logger.warning("a lease was not handed back: %s", outcome)
+            elif isinstance(outcome, BaseException):
+                raise outcome
+
+    async def _hand_back(self, lease: Lease, reason: str) -> None:
+        # The ledger compares the attempts including this one.
+        more_than_enough = max(self._max_attempts, lease.attempt + 2)
+        await self._ledger.give_back(lease.group_id, lease.fencing_token, reason, more_than_enough)
+
+    async def _report(self, lease: Lease, samples: Sequence[EvaluationSample], failure: str) -> bool:
+        try:
+            await retry(
+                lambda _: self._evaluations.report_evaluation(lease.group_id, lease.fencing_token, samples, failure),
+                timeout_s=lease.ttl_s,
+            )
+        except SupersededError:
+            _log_dropped(lease)
+            return False
+        return True
+
+
+def _evaluation_sample(sample: Sample) -> EvaluationSample:
+    assert sample.score is not None
+    return EvaluationSample(
+        reward=sample.score.reward,
+        score=sample.score.score,
+        num_generated_tokens=sample.num_generated_tokens,
+        stop_reason=sample.stop_reason,
+        oldest_version=sample.oldest_version,
+        newest_version=sample.newest_version,
+    )
+
+
+def _log_dropped(lease: Lease) -> None:
+    _logger.info("the lease was over, its group is dropped", extra={"group": lease.group_id})

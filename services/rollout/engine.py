@@ -1,0 +1,312 @@
+"""One vLLM engine: samples come out, weights go in, and every token knows its policy version.
+
+The engine's half of the weight protocol, in the order of the calls::
+
+    prepare   check the plan against the model; the worker processes begin to join the epoch's process group
+    receive   bytes arrive beside the live weights            generation goes on
+    commit    pause, load, stamp the version, resume          generation stands still
+    abort     instead of any of them: leave the group, forget what arrived
+
+Until the first commit there is no version and nothing is generated. An engine whose load failed midway is tainted: it
+holds a mixture of two versions and never generates again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from rollmesh.errors import (
+    DeadlineError,
+    InvalidArgumentError,
+    RollMeshError,
+    UnavailableError,
+    WeightTransferError,
+)
+from rollmesh.types import CommitReport, PolicyVersion, ReceiveReport, SamplingSpec, WeightEpoch, WeightPlan
+from rollmesh.weights.plan import check_plan
+from services.config import MeshConfig
+from services.rollout.completion import Completion, read_completion, sampling_params
+from services.rollout.model_folder import ModelFolder
+from services.rollout.vllm_process import call_workers, first_line, start_vllm, stop_vllm, vllm_errors
+
+if TYPE_CHECKING:
+    from vllm.outputs import RequestOutput
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+__all__ = ["Completion", "Engine"]
+
+_log = logging.getLogger(__name__)
+
+_FIRST_POLL_S = 0.002
+_LAST_POLL_S = 0.02
+_GRACE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Transfer:
+    """The transfer in preparation, and its digests once it has arrived."""
+
+    plan: WeightPlan
+    deadline_s: float
+    digests: tuple[bytes, ...] = ()
+
+
+class Engine:
+    """A running vLLM. Made by `start`; belongs to the event loop that it was started in."""
+
+    def __init__(self, llm: AsyncLLM, config: MeshConfig, folder: ModelFolder) -> None:
+        self._llm = llm
+        self._folder = folder
+        self._kv = config.rollout.kv
+        self._max_length = config.model.max_length
+        self._commit_timeout_s = config.weights.commit_timeout_s
+        parallel = llm.vllm_config.parallel_config
+        self._num_weight_ranks = int(parallel.world_size)
+        cache = llm.vllm_config.cache_config
+        # Only whole blocks are cached: shorter prompts share nothing and need no salt.
+        self._salted_from = int(cache.block_size) if cache.enable_prefix_caching else None
+        self._version: PolicyVersion | None = None
+        self._transfer: _Transfer | None = None
+        self._is_tainted = False
+
+    @classmethod
+    async def start(cls, config: MeshConfig, worker_index: int = 0) -> Engine:
+        """Start vLLM on the policy's model folder.
+
+        Args:
+            worker_index: of this worker among the run's, from 0.
+
+        Raises:
+            ConfigError: the model folder or vLLM's settings are at fault.
+            DeadlineError: not up within `rollout.start_timeout_s`.
+            RollMeshError: vLLM did not start; the cause is in its log.
+        """
+        folder = ModelFolder.read(config.model.path)
+        return cls(await start_vllm(config, worker_index), config, folder)
+
+    @property
+    def version(self) -> PolicyVersion | None:
+        """What generates now; None before the first commit."""
+        return self._version
+
+    @property
+    def num_weight_ranks(self) -> int:
+        """Processes of this engine that take part in weight transfers."""
+        return self._num_weight_ranks
+
+    @property
+    def is_tainted(self) -> bool:
+        """Whether a load failed midway: this engine must not be used any more."""
+        return self._is_tainted
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether vLLM's processes run."""
+        return not self._llm.errored
+
+    async def generate(
+        self, request_id: str, prompt_token_ids: list[int], sampling: SamplingSpec, seed: int = 0
+    ) -> Completion:
+        """Sample one completion. Cancelling the call cancels the work.
+
+        Args:
+            request_id: for vLLM's log; need not be unique.
+            seed: of this sample alone; 0 draws from the engine's own random numbers.
+
+        Raises:
+            InvalidArgumentError: the prompt leaves no room, or has tokens that the model does not know.
+            UnavailableError: no version was committed yet.
+            WeightTransferError: the engine is tainted.
+            RollMeshError: vLLM has died.
+        """
+        room = self._max_length - len(prompt_token_ids)
+        if not prompt_token_ids or room < 1:
+            raise InvalidArgumentError(
+                f"a prompt of {len(prompt_token_ids)} tokens does not fit model.max_length {self._max_length}",
+                "prompt_token_ids",
+            )
+        params = sampling_params(sampling, seed, room)
+        while True:
+            output = await self._run(request_id, prompt_token_ids, params)
+            completion = output.outputs[0]
+            if completion.finish_reason == "abort" and not completion.token_ids:
+                continue  # taken back by a commit before it had begun: see `_restart_waiting`
+            return read_completion(completion)
+
+    async def prepare(self, plan: WeightPlan, epoch: WeightEpoch, rank: int, deadline_s: float) -> None:
+        """Check the plan and begin to join the epoch's process group, which `receive` waits for.
+
+        It does not wait itself, for the group stands only when the learner has joined, and the learner hears of the
+        epoch only after all members have prepared.
+
+        Args:
+            rank: of this engine's first process in the epoch.
+            deadline_s: for joining, and again for the transfer.
+
+        Raises:
+            InvalidArgumentError: the plan is not this model's, or the rank is not in the epoch.
+            WeightTransferError: the engine is tainted.
+        """
+        self._check_health()
+        check_plan(plan)
+        self._folder.check_plan(plan)
+        if not 1 <= rank <= epoch.world_size - self._num_weight_ranks:
+            raise InvalidArgumentError(
+                f"{self._num_weight_ranks} processes from rank {rank} on do not fit into {epoch.world_size}", "rank"
+            )
+        await call_workers(self._llm, "mesh_join", asdict(epoch), rank, deadline_s)
+        self._transfer = _Transfer(plan, deadline_s)
+
+    async def receive(self, version: PolicyVersion) -> ReceiveReport:
+        """Receive what was prepared; generation goes on. After an error, `abort`.
+
+        Raises:
+            DeadlineError: joining or the transfer took too long.
+            WeightTransferError: the transfer failed, was aborted, or was not prepared.
+        """
+        from services.rollout.vllm_plugin import plan_to_message
+
+        transfer = self._transfer
+        if transfer is None:
+            raise WeightTransferError(f"version {version} was not prepared")
+        await call_workers(self._llm, "mesh_receive", plan_to_message(transfer.plan), transfer.deadline_s)
+        answers = await self._poll_transfer(2 * transfer.deadline_s + _GRACE_S)
+        if self._transfer is not transfer:
+            raise WeightTransferError(f"the transfer of version {version} was aborted")
+        digests = tuple(answer["digest"] for answer in answers)
+        self._transfer = _Transfer(transfer.plan, transfer.deadline_s, digests)
+        return ReceiveReport(digests, answers[0]["num_bytes"], max(answer["transfer_s"] for answer in answers))
+
+    async def commit(self, version: PolicyVersion) -> CommitReport:
+        """Load what was received and generate with it from the next token on, as ``version``.
+
+        Raises:
+            WeightTransferError: nothing was received, its digests differ, or loading failed; in the last case the
+                engine is tainted.
+            DeadlineError: not done within `weights.commit_timeout_s`; the engine is tainted.
+        """
+        self._check_health()
+        transfer = self._transfer
+        if transfer is None or not transfer.digests:
+            raise WeightTransferError(f"version {version} was not received")
+        if len(set(transfer.digests)) != 1:
+            raise WeightTransferError(f"the engine's processes received different bytes for version {version}")
+        try:
+            async with asyncio.timeout(self._commit_timeout_s):
+                with vllm_errors(f"loading version {version}"):
+                    report = await self._load(version, transfer.digests[0])
+        except TimeoutError as error:
+            self._taint(f"version {version} was not loaded after {self._commit_timeout_s:g} s")
+            raise DeadlineError(f"version {version} was not loaded after {self._commit_timeout_s:g} s") from error
+        except WeightTransferError as error:
+            self._taint(f"version {version} could not be loaded: {error}")
+            raise
+        self._transfer = None
+        return report
+
+    async def abort(self) -> None:
+        """Leave the group and forget what was prepared or received. Never fails; the old version goes on."""
+        self._transfer = None
+        with suppress(RollMeshError):
+            await call_workers(self._llm, "mesh_abort")
+
+    async def stop(self) -> None:
+        """End vLLM's processes, within a bounded time."""
+        await stop_vllm(self._llm)
+
+    async def _run(self, request_id: str, prompt_token_ids: list[int], params: SamplingParams) -> RequestOutput:
+        from vllm.exceptions import VLLMClientError
+        from vllm.inputs.engine import tokens_input
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        self._check_health()
+        if self._version is None:
+            raise UnavailableError("the engine has no policy version yet", retry_after_s=1.0)
+        is_salted = self._salted_from is not None and len(prompt_token_ids) >= self._salted_from
+        prompt = tokens_input(prompt_token_ids, cache_salt=str(self._version) if is_salted else None)
+        try:
+            collector = await self._llm.add_request(request_id, prompt, params)
+            try:
+                output: RequestOutput = await collector.get()
+                return output
+            except asyncio.CancelledError:
+                await self._llm.abort(collector.request_id, internal=True)
+                raise
+            finally:
+                collector.close()
+        except (VLLMClientError, ValueError) as error:
+            raise InvalidArgumentError(first_line(error), "prompt_token_ids") from error
+        except EngineDeadError as error:
+            raise RollMeshError("vLLM has died; its log says why") from error
+
+    async def _load(self, version: PolicyVersion, digest: bytes) -> CommitReport:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        llm, kv = self._llm, self._kv
+        called = time.perf_counter()
+        # Not `llm.pause_generation`: it sleeps 20 ms for the look of things, at every version.
+        await llm.engine_core.pause_scheduler_async(
+            mode="wait" if kv == "drain" else "keep",
+            clear_cache=kv != "keep",  # where requests are kept, this sends them back to be computed anew
+        )
+        paused = time.perf_counter()
+        await llm.start_weight_update()
+        await llm.update_weights(WeightTransferUpdateRequest(update_info={"digest": digest}))
+        await llm.finish_weight_update(weight_version=str(version))
+        loaded = time.perf_counter()
+        self._version = version
+        await self._restart_waiting()
+        await llm.resume_generation()
+        # A drain keeps generating until it has paused.
+        stood_still_from = paused if kv == "drain" else called
+        return CommitReport(pause_s=time.perf_counter() - stood_still_from, load_s=loaded - paused)
+
+    async def _restart_waiting(self) -> None:
+        """Take back the requests that have no token yet, so that `generate` sends them again under the new version.
+
+        They carry the old version's salt: on prompts that it finds in the prefix cache, the engine would build tokens
+        of the new version upon the old one's keys and values.
+        """
+        if self._kv != "keep" or self._salted_from is None:
+            return  # the cache is empty or off
+        waiting = [
+            request_id
+            for request_id, state in self._llm.output_processor.request_states.items()
+            if state.prompt_len >= self._salted_from and state.detokenizer.num_output_tokens() == 0
+        ]
+        if waiting:
+            await self._llm.abort(waiting, internal=True)
+            await asyncio.sleep(0)  # lets `generate` queue them again, in their order, before the engine resumes
+
+    async def _poll_transfer(self, timeout_s: float) -> list[dict[str, Any]]:
+        """Ask the worker processes until all have received, a little less often each time."""
+        deadline = time.monotonic() + timeout_s
+        pause_s = _FIRST_POLL_S
+        while True:
+            answers = await call_workers(self._llm, "mesh_poll")
+            for answer in answers:
+                if answer["state"] == "failed":
+                    raise (DeadlineError if answer["is_late"] else WeightTransferError)(answer["reason"])
+            if all(answer["state"] == "done" for answer in answers):
+                return answers
+            if time.monotonic() > deadline:
+                raise DeadlineError(f"the transfer took over {timeout_s:.1f} s")
+            await asyncio.sleep(pause_s)
+            pause_s = min(1.5 * pause_s, _LAST_POLL_S)
+
+    def _check_health(self) -> None:
+        if self._is_tainted:
+            raise WeightTransferError("the engine is tainted by a load that failed")
+
+    def _taint(self, reason: str) -> None:
+        """Stay paused for good, and end what is in flight."""
+        _log.error("the engine is tainted: %s", reason)
+        self._is_tainted = True
+        self._transfer = None
+        self._llm.output_processor.propagate_error(WeightTransferError(f"the engine is tainted: {reason}"))

@@ -1,0 +1,97 @@
+"""From the mesh file to vLLM's arguments and environment."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from services.config import MeshConfig
+from services.rollout.owner import OWNER_VARIABLE
+from services.rollout.preflight import refuse_extra
+
+if TYPE_CHECKING:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+_WORKER_EXTENSION = "services.rollout.vllm_plugin.MeshWorkerExtension"
+_GIB = 1024**3
+_IN_PROCESS_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""By its path, because vLLM replaces the short name "uni" on CPU: its own thread binding needs a worker process. We
+bind no threads, and one process less starts sooner and leaves a small machine more."""
+
+
+def prepare_environment(config: MeshConfig) -> None:
+    """Set what vLLM reads from the environment; to be called before vLLM is imported. What is set already stays.
+
+    vLLM's processes are spawned, never forked: a child forked from a process with gRPC in it hangs.
+    """
+    defaults = {
+        "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        # An idle worker does not notice the end before it is sent a signal, which vLLM does after this time.
+        "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "1",
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(round(config.rollout.start_timeout_s)),
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    os.environ[OWNER_VARIABLE] = str(os.getpid())
+
+
+def _limit_cpu_threads(num_workers: int) -> None:
+    """Share the cores of this machine between its workers and the learner.
+
+    Left alone, vLLM pins each engine to all physical cores but one, counted from the same end: workers on one machine
+    would sit on the same cores.
+    """
+    num_cores = len(os.sched_getaffinity(0))
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores // (num_workers + 1))))
+
+
+def engine_args(config: MeshConfig, worker_index: int) -> AsyncEngineArgs:
+    """vLLM's arguments for one worker.
+
+    Args:
+        worker_index: gives every worker its own random numbers.
+
+    Raises:
+        ConfigError: `rollout.engine.extra` names something that vLLM does not know or the mesh sets itself.
+    """
+    from vllm.config import WeightTransferConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
+
+    from services.rollout.vllm_plugin import BACKEND
+
+    engine = config.rollout.engine
+    arguments: dict[str, Any] = {
+        "model": str(config.model.path),
+        "trust_remote_code": config.model.trust_remote_code,
+        "max_model_len": config.model.max_length,
+        "dtype": engine.dtype,
+        "seed": config.run.seed + 1_000_003 * worker_index,
+        "max_num_seqs": engine.max_num_seqs,
+        "tensor_parallel_size": engine.tensor_parallel_size,
+        "enforce_eager": engine.enforce_eager,
+        "enable_prefix_caching": engine.enable_prefix_caching,
+        "logprobs_mode": "processed_logprobs",
+        "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
+        "worker_extension_cls": _WORKER_EXTENSION,
+        "disable_log_stats": True,
+        "enable_log_requests": False,
+    }
+    if current_platform.is_cpu():
+        arguments["kv_cache_memory_bytes"] = engine.cpu_kv_cache_gib * _GIB
+        if engine.tensor_parallel_size == 1:
+            arguments["distributed_executor_backend"] = _IN_PROCESS_EXECUTOR
+        _limit_cpu_threads(config.rollout.num_workers)
+    else:
+        arguments["gpu_memory_utilization"] = engine.gpu_memory_utilization
+    known = frozenset(field.name for field in fields(AsyncEngineArgs))
+    for name in engine.extra:
+        refuse_extra(name, known)
+    return AsyncEngineArgs(**{**arguments, **engine.extra})

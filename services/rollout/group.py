@@ -1,0 +1,129 @@
+"""One lease: its samples run side by side, each is scored as it ends, and the group waits for the last.
+
+::
+
+    lease ──► render ──┬── episode 0 ──► score ──┐
+                       ├── episode 1 ──► score ──┼──► samples in order of index, without the invalid ones
+                       └── episode n ──► score ──┘
+
+Nothing in a group waits for another group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from rollmesh.data.render import PromptRenderer, RenderedPrompt, Tokenizer
+from rollmesh.errors import RollMeshError
+from rollmesh.rpc.scorer_clients import ScoreQuery
+from rollmesh.types import Int32Array, InvalidSample, Lease, LeaseKind, Sample, StopReason
+from services.rollout.episode import Generator, run_episode
+from services.rollout.scoring import Scorer
+
+MIN_SAMPLES = {LeaseKind.TRAIN: 2, LeaseKind.EVALUATE: 1}
+"""A group that is trained needs samples to compare; an evaluation averages what there is."""
+
+
+class TooFewSamplesError(RollMeshError):
+    """So many samples of the group were invalid that trying it again makes no sense."""
+
+
+class GenerationCutShortError(RollMeshError):
+    """The engine gave up a sample before its end."""
+
+
+@dataclass
+class Progress:
+    """What the worker has done and is doing, for heartbeats and the status call."""
+
+    num_samples_generating: int = 0
+    num_generated_tokens: int = 0
+    num_groups_committed: int = 0
+
+
+class GroupRunner:
+    """Produces groups; keeps nothing between them.
+
+    Args:
+        engine: generates.
+        scorer: scores.
+        renderers: by the kind of lease, because held-out prompts may come with settings of their own.
+        tokenizer: decodes what the reward server is to read.
+        has_reference: whether groups to train on need the reference's log-probabilities.
+        progress: counted into.
+    """
+
+    def __init__(
+        self,
+        engine: Generator,
+        scorer: Scorer,
+        renderers: Mapping[LeaseKind, PromptRenderer],
+        tokenizer: Tokenizer,
+        *,
+        has_reference: bool,
+        progress: Progress,
+    ) -> None:
+        self._engine = engine
+        self._scorer = scorer
+        self._renderers = renderers
+        self._tokenizer = tokenizer
+        self._has_reference = has_reference
+        self._progress = progress
+
+    async def run(self, lease: Lease) -> tuple[Sample, ...]:
+        """The scored samples of one group. The first sample that fails ends the others.
+
+        Raises:
+            InvalidArgumentError: the prompt cannot be rendered, or the engine can never take it.
+            ConfigError: the data section does not fit the prompt.
+            ScoringFailedError: a sample got no score.
+            GenerationCutShortError: the engine gave up a sample.
+            TooFewSamplesError: invalid samples left too few.
+        """
+        prompt = self._renderers[lease.kind].render(lease.prompt_json, str(lease.prompt_id))
+        column = np.asarray(prompt.token_ids, dtype=np.int32)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                running = [
+                    tasks.create_task(self._run_sample(lease, index, prompt, column))
+                    for index in range(lease.num_samples)
+                ]
+        except BaseExceptionGroup as failures:
+            # The first is the cause: what failed after it was being cancelled.
+            raise failures.exceptions[0] from None
+        return _valid(lease, [task.result() for task in running])
+
+    async def _run_sample(
+        self, lease: Lease, index: int, prompt: RenderedPrompt, column: Int32Array
+    ) -> Sample | InvalidSample:
+        progress = self._progress
+        progress.num_samples_generating += 1
+        try:
+            sample = await run_episode(self._engine, lease, index, prompt.token_ids, column)
+        finally:
+            progress.num_samples_generating -= 1
+        progress.num_generated_tokens += sample.num_generated_tokens
+        if sample.stop_reason is StopReason.ABORTED or sample.num_generated_tokens == 0:
+            raise GenerationCutShortError(f"generation of sample {sample.sample_id} was cut short")
+        tokens = prompt.token_ids + sample.response_token_ids.tolist()
+        query = ScoreQuery(
+            sample=sample,
+            prompt_text=prompt.text,
+            query_text=self._tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False),
+            label_json=lease.label_json,
+            datasource=lease.datasource,
+        )
+        wants_reference = self._has_reference and lease.kind is LeaseKind.TRAIN
+        return await self._scorer.score(query, lease.sampling.temperature if wants_reference else None)
+
+
+def _valid(lease: Lease, outcomes: list[Sample | InvalidSample]) -> tuple[Sample, ...]:
+    samples = tuple(outcome for outcome in outcomes if isinstance(outcome, Sample))
+    if len(samples) < MIN_SAMPLES[lease.kind]:
+        reason = next(outcome.reason for outcome in outcomes if isinstance(outcome, InvalidSample))
+        raise TooFewSamplesError(f"{len(samples)} of {len(outcomes)} samples are valid ({reason})")
+    return samples

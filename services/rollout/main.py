@@ -1,0 +1,73 @@
+"""The rollout worker as a process: what can be known to fail first, then the engine, then the work."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+
+from rollmesh.aio.service import run_service
+from rollmesh.data.render import load_tokenizer
+from rollmesh.replay.connection import check_server
+from rollmesh.telemetry import logs
+from services.config import MeshConfig
+from services.rollout.engine import Engine
+from services.rollout.worker import Worker, redis_url
+
+_logger = logging.getLogger(__name__)
+
+_CANCEL_TIMEOUT_S = 10.0
+"""How long an engine that is starting may take to give that up."""
+
+
+def main(config: MeshConfig, name: str) -> int:
+    """Run one rollout worker to the end of the run, or until SIGTERM.
+
+    Returns:
+        0 where the run finished or the worker was told to stop.
+
+    Raises:
+        ConfigError: the worker cannot be started like this.
+        RollMeshError: the run, or this worker, failed.
+    """
+    logs.configure(config.run.name, name)
+    return run_service(lambda stop: _serve(config, name, stop), name)
+
+
+async def _serve(config: MeshConfig, name: str, stop: asyncio.Event) -> int:
+    await asyncio.to_thread(check_server, redis_url(config), config.replay.timeout_s)
+    tokenizer = await asyncio.to_thread(load_tokenizer, config.model.path, config.model.trust_remote_code)
+    worker = Worker(config, name, tokenizer)
+    engine = await _start_engine(config, name, stop)
+    if engine is None:
+        return 0
+    try:
+        return await worker.run(engine, stop)
+    finally:
+        await engine.stop()
+
+
+async def _start_engine(config: MeshConfig, name: str, stop: asyncio.Event) -> Engine | None:
+    """The engine, which bounds its own start; None if the worker was told to stop before it was up."""
+    clock = asyncio.get_running_loop().time
+    began_at = clock()
+    starting = asyncio.create_task(Engine.start(config, worker_index(name)), name="engine start")
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            return None
+        engine = starting.result()
+        _logger.info("engine started in %.1f s", clock() - began_at)
+        return engine
+    finally:
+        for task in (starting, stopping):
+            task.cancel()
+        await asyncio.wait({starting, stopping}, timeout=_CANCEL_TIMEOUT_S)
+
+
+def worker_index(name: str) -> int:
+    """Which of the run's workers this is, from a name like "rollout-3"; 0 where the name has no number. Workers
+    draw different random numbers by it."""
+    match = re.search(r"-(\d+)$", name)
+    return int(match[1]) if match else 0

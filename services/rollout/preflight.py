@@ -1,0 +1,65 @@
+"""What can be said of the engine's settings without importing vLLM, which takes many seconds."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
+
+from rollmesh.errors import ConfigError
+
+OWNED = frozenset(
+    {
+        "model",
+        "max_model_len",
+        "logprobs_mode",
+        "weight_transfer_config",
+        "worker_extension_cls",
+        "data_parallel_size",
+        "enable_sleep_mode",
+        "speculative_config",
+    }
+)
+"""Arguments that `rollout.engine.extra` may not set: the mesh's promises rest on them."""
+
+
+def check_extra(names: Iterable[str]) -> None:
+    """Check the keys of `rollout.engine.extra`.
+
+    Raises:
+        ConfigError: one is the mesh's own, or vLLM does not know it.
+    """
+    known = _argument_names()
+    for name in names:
+        refuse_extra(name, known)
+
+
+def refuse_extra(name: str, known: frozenset[str]) -> None:
+    """Raises ConfigError unless ``name`` may be set; an empty ``known`` is not consulted."""
+    place = f"rollout.engine.extra.{name}"
+    if name in OWNED:
+        raise ConfigError(place, "is set by the mesh itself", "remove it")
+    if known and name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        fix = f"did you mean {close[0]!r}?" if close else "correct or remove it"
+        raise ConfigError(place, "is not an argument of vLLM's AsyncEngineArgs", fix)
+
+
+def _argument_names() -> frozenset[str]:
+    """The fields of vLLM's AsyncEngineArgs, from its source; empty where that is not here or has another form."""
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:
+        return frozenset()
+    try:
+        module = ast.parse((Path(spec.origin).parent / "engine" / "arg_utils.py").read_text(encoding="utf-8"))
+    except (OSError, SyntaxError):
+        return frozenset()
+    classes = {node.name: node for node in module.body if isinstance(node, ast.ClassDef)}
+    if not {"EngineArgs", "AsyncEngineArgs"} <= classes.keys():
+        return frozenset()
+    statements = [*classes["EngineArgs"].body, *classes["AsyncEngineArgs"].body]
+    return frozenset(
+        node.target.id for node in statements if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    )

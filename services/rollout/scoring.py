@@ -1,0 +1,179 @@
+"""The way of a finished sample to its score: one reward, and with KL on, the reference's log-probabilities.
+
+::
+
+    Sample ──► reward server ───► Score ──────────────┐
+        │                    ───► InvalidSample ──────┼──► Sample with score, or why there is none
+        └────► reference (KL) ──► log-probs [R] ──────┘
+
+Both are asked at the same time, over one stream each. What a scorer answers is final, except a `RetryableFailure`: it
+is tried again after the delay that the scorer names, until ``attempts`` tries or ``timeout_s`` are used up, and then
+the sample has failed. A scorer that cannot be reached uses up time but no tries. No failure ever becomes a reward.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+from rollmesh.errors import DeadlineError, RollMeshError, UnavailableError
+from rollmesh.rpc.retry import Backoff
+from rollmesh.rpc.scorer_clients import ScoreQuery
+from rollmesh.types import (
+    Float32Array,
+    InvalidSample,
+    PolicyFault,
+    RetryableFailure,
+    Sample,
+    Score,
+    ScoreOutcome,
+)
+
+_logger = logging.getLogger(__name__)
+
+AnswerT = TypeVar("AnswerT")
+
+
+class ScoringFailedError(RollMeshError):
+    """A sample got no score within its tries and its time."""
+
+
+class Reward(Protocol):
+    """The reward server's client."""
+
+    async def score(self, query: ScoreQuery, timeout_s: float) -> ScoreOutcome: ...
+
+
+class Reference(Protocol):
+    """The reference service's client."""
+
+    async def compute_logprobs(
+        self, sample: Sample, temperature: float, timeout_s: float
+    ) -> Float32Array | RetryableFailure | InvalidSample: ...
+
+
+class Scorer:
+    """Scores samples, many at a time.
+
+    Args:
+        reward: where scores come from.
+        reference: where the frozen policy's log-probabilities come from; None where none are wanted.
+        attempts: tries of one sample with each of them.
+        timeout_s: for all tries of one sample together, from when it ended; one try may take its share of it.
+    """
+
+    def __init__(self, reward: Reward, reference: Reference | None, *, attempts: int, timeout_s: float) -> None:
+        self._reward = _Attempts("reward server", attempts, timeout_s)
+        self._reference = _Attempts("reference", attempts, timeout_s)
+        self._ask_reward = reward.score
+        self._ask_reference = None if reference is None else reference.compute_logprobs
+        self.num_scoring = 0
+        """Samples that wait for an answer."""
+
+    async def score(self, query: ScoreQuery, reference_temperature: float | None) -> Sample | InvalidSample:
+        """The sample of ``query`` with its score, and its reference log-probabilities if wanted.
+
+        Args:
+            query: the sample and what the reward server is told with it.
+            reference_temperature: the temperature that the sample was drawn with; None asks no reference.
+
+        Raises:
+            ScoringFailedError: tries or time are used up; the message ends with the scorer's last reason.
+        """
+        self.num_scoring += 1
+        try:
+            if reference_temperature is None or self._ask_reference is None:
+                return _with_score(query.sample, await self._get_score(query), None)
+            async with asyncio.TaskGroup() as tasks:
+                logprobs = tasks.create_task(self._get_logprobs(query.sample, reference_temperature))
+                score = tasks.create_task(self._get_score(query))
+            return _with_score(query.sample, score.result(), logprobs.result())
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        finally:
+            self.num_scoring -= 1
+
+    async def _get_score(self, query: ScoreQuery) -> Score | PolicyFault | InvalidSample:
+        return await self._reward.get(query.sample.sample_id, lambda timeout_s: self._ask_reward(query, timeout_s))
+
+    async def _get_logprobs(self, sample: Sample, temperature: float) -> Float32Array | InvalidSample:
+        ask = self._ask_reference
+        assert ask is not None
+        return await self._reference.get(sample.sample_id, lambda timeout_s: ask(sample, temperature, timeout_s))
+
+
+def _with_score(
+    sample: Sample, score: Score | PolicyFault | InvalidSample, logprobs: Float32Array | InvalidSample | None
+) -> Sample | InvalidSample:
+    if isinstance(score, InvalidSample):
+        return score
+    if isinstance(logprobs, InvalidSample):
+        return logprobs
+    if isinstance(score, PolicyFault):
+        score = Score(reward=score.penalty, score=score.penalty, extra_logs={"policy_fault": 1.0})
+    return dataclasses.replace(sample, score=score, reference_logprobs=logprobs)
+
+
+class _Attempts:
+    """The tries with one scorer, and what its log says of them: the beginning and the end of an outage, not every
+    sample that it keeps waiting."""
+
+    _BACKOFF = Backoff(initial_s=0.05, maximum_s=2.0)
+
+    def __init__(self, scorer: str, attempts: int, timeout_s: float) -> None:
+        self._scorer = scorer
+        self._attempts = attempts
+        self._timeout_s = timeout_s
+        self._outage = ""
+
+    async def get(self, sample_id: str, ask: Callable[[float], Awaitable[AnswerT | RetryableFailure]]) -> AnswerT:
+        """Ask until there is an answer. Raises ScoringFailedError when tries or time are used up."""
+        reason = "no answer"
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                for attempt in range(1, self._attempts + 1):
+                    answer = await self._ask_reachable(sample_id, ask)
+                    if not isinstance(answer, RetryableFailure):
+                        return answer
+                    reason = answer.reason
+                    self._log_failure(sample_id, attempt, reason)
+                    if attempt < self._attempts:
+                        await asyncio.sleep(answer.retry_after_s)
+        except TimeoutError:
+            why = self._outage or reason
+            raise ScoringFailedError(f"{self._scorer}: no score within {self._timeout_s:g} s ({why})") from None
+        raise ScoringFailedError(f"{self._scorer}: no score in {self._attempts} tries ({reason})")
+
+    async def _ask_reachable(
+        self, sample_id: str, ask: Callable[[float], Awaitable[AnswerT | RetryableFailure]]
+    ) -> AnswerT | RetryableFailure:
+        """One try: the first answer, or missed deadline, of a scorer that can be reached."""
+        pauses = self._BACKOFF.pauses()
+        while True:
+            try:
+                answer = await ask(self._timeout_s / self._attempts)
+            except DeadlineError as error:
+                return RetryableFailure(str(error))
+            except UnavailableError as error:
+                self._note_outage(sample_id, str(error))
+                await asyncio.sleep(max(next(pauses), error.retry_after_s))
+            else:
+                self._note_answer()
+                return answer
+
+    def _log_failure(self, sample_id: str, attempt: int, reason: str) -> None:
+        message = "%s: try %d of %d failed: %s"
+        _logger.info(message, self._scorer, attempt, self._attempts, reason, extra={"sample": sample_id})
+
+    def _note_outage(self, sample_id: str, reason: str) -> None:
+        if not self._outage:
+            _logger.warning("%s cannot be reached: %s", self._scorer, reason, extra={"sample": sample_id})
+        self._outage = reason
+
+    def _note_answer(self) -> None:
+        if self._outage:
+            _logger.info("%s answers again", self._scorer)
+        self._outage = ""

@@ -1,0 +1,141 @@
+"""Starting, calling and ending vLLM's processes, with the mesh's errors."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import multiprocessing
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rollmesh.errors import ConfigError, DeadlineError, RollMeshError, WeightTransferError
+from services.config import MeshConfig
+from services.rollout.engine_args import engine_args, prepare_environment
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+_T = TypeVar("_T")
+
+_CALL_TIMEOUT_S = 30.0
+_STOP_TIMEOUT_S = 20.0
+
+
+async def start_vllm(config: MeshConfig, worker_index: int) -> AsyncLLM:
+    """Start an engine; the event loop goes on in the many seconds that this takes.
+
+    Raises:
+        ConfigError: vLLM is not installed, or refuses its settings.
+        DeadlineError: not up within `rollout.start_timeout_s`.
+        RollMeshError: it did not start; the cause is in its log.
+    """
+    prepare_environment(config)
+    timeout_s = config.rollout.start_timeout_s
+    is_given_up = threading.Event()
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _in_thread(lambda: _start(config, worker_index, is_given_up))
+    except asyncio.CancelledError:
+        _give_up(is_given_up)
+        raise
+    except TimeoutError as error:
+        _give_up(is_given_up)
+        raise DeadlineError(f"vLLM was not up after rollout.start_timeout_s = {timeout_s:g} s") from error
+
+
+async def stop_vllm(llm: AsyncLLM) -> None:
+    """End the engine's processes, within a bounded time."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_STOP_TIMEOUT_S):
+            await _in_thread(lambda: llm.shutdown(timeout=_STOP_TIMEOUT_S / 2))
+    # Its destructor shuts down once more; at the interpreter's exit it would find vLLM's modules gone.
+    llm.shutdown = lambda timeout=None: None
+
+
+async def call_workers(llm: AsyncLLM, method: str, *args: object) -> list[Any]:
+    """Call a method of all worker processes, between two steps of theirs; their answers by rank.
+
+    Raises:
+        DeadlineError: no answer.
+        WeightTransferError: the call failed, or the engine has died.
+    """
+    try:
+        async with asyncio.timeout(_CALL_TIMEOUT_S):
+            with vllm_errors(method):
+                answers: list[Any] = await llm.collective_rpc(method, args=args)
+                return answers
+    except TimeoutError as error:
+        raise DeadlineError(f"vLLM did not answer {method} in {_CALL_TIMEOUT_S:g} s") from error
+
+
+@contextmanager
+def vllm_errors(what: str) -> Iterator[None]:
+    """Turn what vLLM raises when ``what`` fails in its processes into a WeightTransferError."""
+    try:
+        yield
+    except (RollMeshError, TimeoutError):
+        raise
+    except Exception as error:  # a failed call arrives as a bare Exception with the text of the original
+        raise WeightTransferError(f"vLLM failed at {what}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """An error as part of a sentence."""
+    return str(error).strip().split("\n", 1)[0].rstrip(".")
+
+
+def _start(config: MeshConfig, worker_index: int, is_given_up: threading.Event) -> AsyncLLM:
+    try:
+        from vllm.v1.engine.async_llm import AsyncLLM
+    except ImportError as error:
+        raise ConfigError(
+            "rollout", f"vLLM cannot be imported ({error})", "install rollmesh[rollout] or rollmesh[rollout-cpu]"
+        ) from error
+    try:
+        arguments = engine_args(config, worker_index)
+        if is_given_up.is_set():
+            raise RollMeshError("the start of vLLM was given up")
+        return AsyncLLM.from_engine_args(arguments)
+    except ValueError as error:  # pydantic's too
+        raise ConfigError("rollout.engine", f"vLLM refuses it ({_cause(error)})", "correct it") from error
+    except RuntimeError as error:
+        raise RollMeshError(f"vLLM did not start: {first_line(error)}; its log says why") from error
+
+
+def _give_up(is_given_up: threading.Event) -> None:
+    """Have a start that nobody waits for any more fail: before it makes processes, or by ending them.
+
+    The engine's are this process' only children.
+    """
+    is_given_up.set()
+    for process in multiprocessing.active_children():
+        process.terminate()
+
+
+def _cause(error: ValueError) -> str:
+    """What pydantic or vLLM complains of, without pydantic's heading."""
+    details = getattr(error, "errors", None)
+    if not callable(details):
+        return first_line(error)
+    fault = details()[0]
+    where = ".".join(map(str, fault["loc"]))
+    return f"{where} = {fault['input']!r:.100}: {fault['msg']}" if where else str(fault["msg"])
+
+
+async def _in_thread(function: Callable[[], _T]) -> _T:
+    """Run ``function`` in a daemon thread: unlike the loop's own threads, one that hangs does not hold up the exit."""
+    future: concurrent.futures.Future[_T] = concurrent.futures.Future()
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            result = function()
+        except BaseException as error:  # noqa: BLE001  belongs to whoever awaits
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    threading.Thread(target=run, name="vllm-engine", daemon=True).start()
+    return await asyncio.wrap_future(future)

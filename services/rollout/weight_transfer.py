@@ -1,0 +1,125 @@
+"""The mesh's weight transport inside a vLLM worker process: vLLM's interface in front of a `WeightInbox`.
+
+Joining and receiving go through `begin_join`, `begin_receive`, `poll` and `abort`, while vLLM generates. vLLM's own
+three steps (start, update, finish) only load what has arrived, while it is paused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, UnquantizedEmbeddingMethod
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from rollmesh.errors import DeadlineError, RollMeshError, WeightTransferError
+from rollmesh.types import WeightEpoch
+from rollmesh.weights.inbox import WeightInbox
+from services.rollout.owner import follow_owner
+from services.rollout.vllm_plugin import plan_from_message
+
+
+@dataclass
+class NoInitInfo(WeightTransferInitInfo):  # type: ignore[misc]
+    """The transport is set up by `begin_join`, as often as there are weight epochs."""
+
+
+@dataclass
+class LoadInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
+    """Load what was received.
+
+    Attributes:
+        digest: of the transfer that is to be loaded.
+    """
+
+    digest: bytes = field(default=b"")
+
+
+class MeshWeightTransferEngine(WeightTransferEngine[NoInitInfo, LoadInfo]):  # type: ignore[misc]
+    """Receives beside the live weights, loads on demand."""
+
+    init_info_cls = NoInitInfo
+    update_info_cls = LoadInfo
+    supports_draft_weight_update = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        follow_owner()
+        self._inbox = WeightInbox(self.device)
+        self._parameters = {name for name, _ in self.model.named_parameters()}
+
+    def begin_join(self, epoch: dict[str, Any], rank: int, deadline_s: float) -> None:
+        self._inbox.begin_join(WeightEpoch(**epoch), rank, deadline_s)
+
+    def begin_receive(self, plan: dict[str, Any], deadline_s: float) -> None:
+        self._inbox.begin_receive(plan_from_message(plan), deadline_s)
+
+    def poll(self) -> dict[str, Any]:
+        """How the transfer goes: ``state`` is "running", "done" or "failed", the rest follows from it."""
+        try:
+            received = self._inbox.poll()
+        except RollMeshError as error:
+            return {"state": "failed", "is_late": isinstance(error, DeadlineError), "reason": str(error)}
+        if received is None:
+            return {"state": "running"}
+        return {
+            "state": "done",
+            "digest": received.digest,
+            "num_bytes": received.num_bytes,
+            "transfer_s": received.transfer_s,
+        }
+
+    def abort(self) -> None:
+        self._inbox.abort()
+
+    def init_transfer_engine(self, init_info: NoInitInfo) -> None:
+        """Nothing to do: see `NoInitInfo`."""
+
+    def start_weight_update(self) -> None:
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Load; the base class would synchronise an accelerator here, which a CPU does not have."""
+        self.receive_weights(self.parse_update_info(update_info))
+
+    def receive_weights(self, update_info: LoadInfo) -> None:
+        """Load what was received into the model.
+
+        Raises:
+            WeightTransferError: that transfer is not held, or it does not cover the model.
+        """
+        loaded = self.model.load_weights(self._inbox.tensors(update_info.digest))
+        if loaded is None or self.model_config.quantization is not None:
+            return  # the model does not tell, or has parameters that no checkpoint knows
+        missing = sorted(self._parameters - set(loaded))
+        if missing:
+            raise WeightTransferError(f"nothing was received for {len(missing)} parameters, {missing[0]!r} first")
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+        if self.device.type == "cpu":
+            _repack_heads(self.model)
+        else:
+            torch.accelerator.synchronize()
+        self._inbox.drop()
+
+    def shutdown(self) -> None:
+        self._inbox.abort()
+
+
+def _repack_heads(model: torch.nn.Module) -> None:
+    """Give the output layers their new weights on CPU.
+
+    vLLM multiplies with a repacked copy there, and its reload does not make a new one for a head that shares its
+    tensor with the input embedding: the engine would report success and go on sampling with the old head.
+    """
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead) and isinstance(module.quant_method, UnquantizedEmbeddingMethod):
+            dispatch_cpu_unquantized_gemm(module, remove_weight=False)

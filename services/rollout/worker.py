@@ -1,0 +1,219 @@
+"""One rollout worker, put together: from its registration to the end of its last group.
+
+::
+
+    coordinator ──weight protocol──► servicer ──► weights ──────► engine
+                ──leases───────────► pool ──► runner ──generate──┘
+                                      │         └──► scorer ──► reward, reference
+                ◄──evaluations──── delivery ──► ledger (Redis)
+
+It works until it is told to stop, the run is over, or something fails for good. Then, in this order: no more credits;
+finish the open groups or hand them back; close the scorers' streams; leave the run, with the failure if there was one;
+stop serving; close what is left. The engine is its owner's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import NoReturn, Protocol
+
+from rollmesh.aio.supervisor import Supervisor
+from rollmesh.data.render import PromptRenderer, Tokenizer
+from rollmesh.errors import ConfigError, RollMeshError
+from rollmesh.replay.connection import connect
+from rollmesh.replay.ledger import Ledger
+from rollmesh.rpc.channel import parse_address
+from rollmesh.rpc.coordinator_client import CoordinatorClient
+from rollmesh.rpc.membership import Membership
+from rollmesh.rpc.scorer_clients import ReferenceClient, RewardClient
+from rollmesh.rpc.server import Server
+from rollmesh.types import LeaseKind, Role, RolloutStatus, RunState
+from services.config import MeshConfig
+from services.rollout.delivery import Delivery
+from services.rollout.episode import Generator
+from services.rollout.group import GroupRunner, Progress
+from services.rollout.pool import GroupPool, LeaseSource
+from services.rollout.scoring import Scorer
+from services.rollout.servicer import RolloutServicer
+from services.rollout.weight_protocol import WeightProtocol, WeightReceiver
+
+_logger = logging.getLogger(__name__)
+
+_STOP_GRACE_S = 3.0
+"""What open groups get to end in when the worker is told to stop while the run goes on."""
+_ENGINE_POLL_S = 0.5
+"""Between looks whether the engine is alive."""
+
+
+class RolloutEngine(Generator, WeightReceiver, Protocol):
+    """What a worker needs of an engine."""
+
+    @property
+    def num_weight_ranks(self) -> int: ...
+
+    @property
+    def is_alive(self) -> bool: ...
+
+
+class Worker:
+    """A rollout worker without its engine. Belongs to the running event loop.
+
+    Args:
+        config: the mesh.
+        name: of the member.
+        tokenizer: the policy's.
+
+    Raises:
+        ConfigError: an address or a template cannot be used.
+    """
+
+    def __init__(self, config: MeshConfig, name: str, tokenizer: Tokenizer) -> None:
+        self._redis = connect(redis_url(config), config.replay.timeout_s)
+        self._config = config
+        self._tokenizer = tokenizer
+        self._renderers = make_renderers(config, tokenizer)
+        self._progress = Progress()
+        parse_address(config.rollout.address, "rollout.address")
+        self._client = CoordinatorClient(config.coordinator.address, name)
+        self._reward = RewardClient(config.reward.address)
+        self._reference: ReferenceClient | None = None
+        if config.has_reference:
+            assert config.reference is not None, "the configuration was checked"
+            self._reference = ReferenceClient(config.reference.address)
+        self._scorer = Scorer(
+            self._reward,
+            self._reference,
+            attempts=config.rollout.scoring_attempts,
+            timeout_s=config.rollout.scoring_timeout_s,
+        )
+        ledger = Ledger(self._redis, config.run.name, config.replay.payload_limit_bytes)
+        self._delivery = Delivery(ledger, self._client, config.coordinator.max_attempts)
+
+    async def run(self, engine: RolloutEngine, stop: asyncio.Event) -> int:
+        """Work until ``stop`` is set or the run is over.
+
+        Returns:
+            The process's exit code: 1 if the run has failed, elsewhere.
+
+        Raises:
+            RollMeshError: this worker cannot go on; the coordinator has been told.
+        """
+        config = self._config
+        runner = GroupRunner(
+            engine,
+            self._scorer,
+            self._renderers,
+            self._tokenizer,
+            has_reference=self._reference is not None,
+            progress=self._progress,
+        )
+        pool = GroupPool(runner, self._delivery, self._progress, config.max_open_groups)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self._redis.aclose)
+            await stack.enter_async_context(self._client)
+            weights = WeightProtocol(engine)
+            stack.push_async_callback(weights.close)
+            servicer = RolloutServicer(weights, lambda: self._status(engine, pool))
+            server = Server(config.rollout.address, servicer.as_services(), place="rollout.address")
+            await stack.enter_async_context(server)
+            membership = Membership(
+                self._client,
+                config.run.name,
+                Role.ROLLOUT,
+                server.address,
+                engine.num_weight_ranks,
+                lambda: self._progress.num_generated_tokens,
+            )
+            await stack.enter_async_context(membership)
+            stack.push_async_callback(self._close_scorers)
+            await self._work(engine, pool, weights, membership, stop)
+        if membership.run_state is RunState.FAILED:
+            _logger.error("the run has failed: %s", membership.failure)
+            return 1
+        return 0
+
+    async def _work(
+        self,
+        engine: RolloutEngine,
+        pool: GroupPool,
+        weights: WeightProtocol,
+        membership: Membership,
+        stop: asyncio.Event,
+    ) -> None:
+        """Ends with the first of: the signal to stop, the end of the run, a failure of anything that is owned here."""
+        source = self._client.lease_stream(lost_timeout_s=membership.registration.member_timeout_s)
+        grace_s, reason = 0.0, "the worker failed"
+        async with Supervisor() as supervisor:
+            supervisor.spawn(weights.watch(), "weights")
+            supervisor.spawn(watch_engine(engine), "engine")
+            stopping = supervisor.spawn(stop.wait(), "stop", may_end=True)
+            over = supervisor.spawn(membership.wait_over(), "membership", may_end=True)
+            running = supervisor.spawn(self._take_groups(pool, source), "groups", may_end=True)
+            try:
+                await asyncio.wait({stopping, over}, return_when=asyncio.FIRST_COMPLETED)
+                if over.done():
+                    reason = f"the run is {over.result().run_state.value}"
+                else:
+                    grace_s, reason = _STOP_GRACE_S, "the worker was told to stop"
+            finally:
+                _logger.info("closing: %s", reason)
+                await pool.close(running, source, grace_s, reason)
+
+    async def _take_groups(self, pool: GroupPool, source: LeaseSource) -> None:
+        info = await self._reward.connect(self._config.rollout.start_timeout_s)
+        _logger.info("reward server %r takes %d samples at a time", info.name, info.max_in_flight)
+        await pool.run(source)
+
+    async def _close_scorers(self) -> None:
+        await self._reward.close()
+        if self._reference is not None:
+            await self._reference.close()
+
+    def _status(self, engine: RolloutEngine, pool: GroupPool) -> RolloutStatus:
+        return RolloutStatus(
+            version=engine.version,
+            num_groups_open=pool.num_groups_open,
+            num_samples_generating=self._progress.num_samples_generating,
+            num_samples_scoring=self._scorer.num_scoring,
+            num_generated_tokens=self._progress.num_generated_tokens,
+            num_groups_committed=self._progress.num_groups_committed,
+        )
+
+
+async def watch_engine(engine: RolloutEngine) -> NoReturn:
+    """Wait until the engine's processes have died, which an idle worker would not notice.
+
+    Raises:
+        RollMeshError: always.
+    """
+    while engine.is_alive:  # noqa: ASYNC110 (an engine that dies sets no event)
+        await asyncio.sleep(_ENGINE_POLL_S)
+    raise RollMeshError("vLLM has died; its log says why")
+
+
+def redis_url(config: MeshConfig) -> str:
+    """Where the run's Redis is.
+
+    Raises:
+        ConfigError: the configuration names none.
+    """
+    if config.replay.url is None:
+        raise ConfigError("replay.url", "is not set", "start the mesh with `rollmesh up`, or name a Redis")
+    return config.replay.url
+
+
+def make_renderers(config: MeshConfig, tokenizer: Tokenizer) -> dict[LeaseKind, PromptRenderer]:
+    """A renderer for each kind of lease that the run has.
+
+    Raises:
+        ConfigError: a template cannot be used.
+    """
+    max_length, new_tokens = config.model.max_length, config.sampling.max_new_tokens
+    renderers = {LeaseKind.TRAIN: PromptRenderer(tokenizer, config.data, max_length - new_tokens)}
+    evaluation = config.evaluation
+    if evaluation is not None:
+        limit = max_length - (evaluation.max_new_tokens or new_tokens)
+        renderers[LeaseKind.EVALUATE] = PromptRenderer(tokenizer, evaluation.data, limit, "evaluation.data")
+    return renderers

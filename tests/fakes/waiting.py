@@ -1,0 +1,30 @@
+"""Bounds for asynchronous tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+
+def run_bounded(test: Coroutine[Any, Any, None], timeout_s: float = 20.0) -> None:
+    """Run a test; fail it if it takes longer, or leaves one of our tasks behind."""
+
+    async def bounded() -> None:
+        ours = asyncio.all_tasks()
+        await asyncio.wait_for(test, timeout_s)
+        # gRPC has tasks of its own that end some loop iterations after their calls.
+        with contextlib.suppress(TimeoutError):
+            await until(lambda: not asyncio.all_tasks() - ours)
+        left = [task.get_name() for task in asyncio.all_tasks() - ours]
+        assert not left, f"tasks left behind: {left}"
+
+    asyncio.run(bounded())
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
+    """Wait for a condition that nothing announces."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)

@@ -1,0 +1,96 @@
+"""Runs of whole meshes as a user would start them: `rollmesh up` in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DEMO = REPOSITORY / "examples" / "operators"
+
+
+@dataclass(frozen=True)
+class MeshRun:
+    """A mesh that has ended."""
+
+    folder: Path
+    exit_code: int
+    output: str
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
+
+    @property
+    def accounting(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.folder / "accounting.json").read_text())
+        return content
+
+
+def build_demo_model(folder: Path, *, steps: int = 300, arguments: Sequence[str] = ()) -> Path:
+    """The demo's datasets and model with a shorter warm-up; returns the folder that holds both."""
+    command = [sys.executable, str(DEMO / "build.py"), "--out", str(folder), "--steps", str(steps)]
+    subprocess.run([*command, "--heldout", "64", *arguments], check=True, timeout=180, capture_output=True)
+    return folder
+
+
+def start_mesh(demo: Path, runs: Path, overrides: Sequence[str]) -> subprocess.Popen[str]:
+    """`rollmesh up` on the demo's mesh file with the model and data of ``demo``."""
+    settings = [
+        f"run.directory={runs}",
+        f"model.path={demo / 'model'}",
+        f"data.path={demo / 'data' / 'train.jsonl'}",
+        f"evaluation.data.path={demo / 'data' / 'heldout.jsonl'}",
+        *overrides,
+    ]
+    command = [sys.executable, "-m", "rollmesh.cli", "up", str(DEMO / "mesh.yaml")]
+    for setting in settings:
+        command += ["--set", setting]
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def finish_mesh(process: subprocess.Popen[str], folder: Path, timeout_s: float) -> MeshRun:
+    """Wait for the end; a mesh that does not end in time is killed and fails the test."""
+    try:
+        output, _ = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=120)
+        raise AssertionError(f"the mesh did not end in {timeout_s} s:\n{output}\n{service_logs(folder)}") from None
+    return MeshRun(folder, process.returncode, output)
+
+
+def run_mesh(demo: Path, runs: Path, name: str, overrides: Sequence[str], timeout_s: float = 280) -> MeshRun:
+    """A whole run; fails the test unless it succeeds."""
+    process = start_mesh(demo, runs, [f"run.name={name}", *overrides])
+    run = finish_mesh(process, runs / name, timeout_s)
+    assert run.exit_code == 0, f"{run.output}\n{service_logs(run.folder)}"
+    return run
+
+
+def service_logs(folder: Path, tail: int = 1500) -> str:
+    logs = sorted((folder / "logs").glob("*.log")) if (folder / "logs").exists() else []
+    return "\n".join(f"--- {log.name}\n{log.read_text()[-tail:]}" for log in logs)
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Processes of this machine that name the run folder on their command line or in their environment."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            text = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+        except OSError:
+            continue
+        if str(folder).encode() in text:
+            found.append(int(entry.name))
+    return found

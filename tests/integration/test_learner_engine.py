@@ -1,0 +1,218 @@
+"""The real model in the real DeepSpeed on one rank: what is computed, however the batch is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rollmesh.algorithms.registry import ALGORITHMS
+from rollmesh.types import Group, PolicyVersion
+from services.config import MeshConfig
+from services.learner.batching import pack, plan_layouts
+from services.learner.checkpoint import CheckpointStore
+from services.learner.engine import TrainingEngine
+from services.learner.experience import build_experience
+from services.learner.metrics import StepStatistics
+from services.learner.ranks import Ranks
+from services.learner.trainer import Trainer
+from tests.unit.learner.samples import mesh_config, random_groups, write_tiny_model
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def ranks(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    ranks = Ranks.start(mesh_config(model, tmp_path_factory.mktemp("ranks")))
+    yield ranks
+    ranks.stop()
+
+
+def _train(config: MeshConfig, ranks: Ranks, batches: list[list[Group]]) -> tuple[TrainingEngine, list[StepStatistics]]:
+    engine = TrainingEngine(config, ranks)
+    trainer = Trainer(config, engine, ranks, num_steps=20)
+    return engine, [trainer.train(groups, step, 0) for step, groups in enumerate(batches, start=1)]
+
+
+def _weights(engine: TrainingEngine) -> dict[str, torch.Tensor]:
+    with engine.whole(spec.name for spec in engine.tensor_specs()) as tensors:
+        return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("is_single_row", [False, True])
+def test_packed_logprobs_equal_those_of_each_sequence_alone(
+    model: Path, tmp_path: Path, ranks: Ranks, attention: str, is_single_row: bool
+) -> None:
+    config = mesh_config(model, tmp_path, learner={"attention": attention}, sampling={"temperature": 0.8})
+    engine = TrainingEngine(config, ranks)
+    sequences = build_experience(random_groups(5, 4, lengths=(1, 30)), ALGORITHMS["grpo"], False).sequences
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    for layout in plan_layouts([len(s.token_ids) for s in sequences], 300, is_single_row):
+        packed = engine.logprobs(pack(sequences, layout))
+        alone = []
+        for index in (index for row in layout for index in row):
+            sequence = sequences[index]
+            ids = torch.from_numpy(sequence.token_ids.astype("int64"))
+            with torch.no_grad():
+                logits = plain(ids[None]).logits[0]
+            positions = torch.from_numpy(sequence.positions.astype("int64"))
+            scaled = torch.log_softmax(logits[positions - 1].float() / 0.8, -1)
+            alone.append(scaled.gather(-1, ids[positions, None])[:, 0])
+        torch.testing.assert_close(packed, torch.cat(alone), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+@pytest.mark.parametrize("denominator", ["behaviour", "recomputed"])
+def test_one_step_is_the_same_in_one_micro_batch_and_in_many(
+    model: Path, tmp_path: Path, ranks: Ranks, zero_stage: int, denominator: str
+) -> None:
+    groups = random_groups(4, 4)
+    updated = []
+    for budget in (4096, 128):
+        config = mesh_config(
+            model,
+            tmp_path,
+            # With so large an epsilon AdamW's first step is proportional to the gradient.
+            learner={
+                "zero_stage": zero_stage,
+                "tokens_per_micro_batch": budget,
+                "optimizer": {"lr": 1.0, "eps": 1.0},
+            },
+            algorithm={"denominator": denominator},
+        )
+        engine, (statistics,) = _train(config, ranks, [groups])
+        updated.append((_weights(engine), statistics))
+    (whole, one), (parts, many) = updated
+    num_passes = len(plan_layouts([s.num_tokens for g in groups for s in g.samples], 128))
+    assert num_passes >= 3
+    assert many.loss == pytest.approx(one.loss, abs=1e-6)
+    assert many.metrics["optimizer/grad_norm"] == pytest.approx(one.metrics["optimizer/grad_norm"], rel=1e-5)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, atol=1e-5, rtol=0)
+
+
+def test_a_step_is_that_of_a_plain_loop_over_padded_samples(model: Path, tmp_path: Path, ranks: Ranks) -> None:
+    """An independent implementation: no packing, no DeepSpeed, no code of ours but the made-up batch."""
+    groups = random_groups(4, 4)
+    config = mesh_config(model, tmp_path, learner={"optimizer": {"lr": 1e-3, "weight_decay": 0.1}})
+    engine, (statistics,) = _train(config, ranks, [groups])
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    plain.config.attention_dropout = 0.0
+    decayed = [p for p in plain.parameters() if p.ndim > 1]
+    others = [p for p in plain.parameters() if p.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], lr=1e-3, betas=(0.9, 0.95)
+    )
+    num_tokens = sum(s.num_generated_tokens for g in groups for s in g.samples)
+    total = torch.zeros(())
+    for group in groups:
+        rewards = torch.tensor([s.score.reward for s in group.samples if s.score], dtype=torch.float64)
+        advantages = ((rewards - rewards.mean()) / (rewards.std() + 1e-9)).float()
+        for sample, advantage in zip(group.samples, advantages, strict=True):
+            prompt, response = torch.tensor(sample.prompt_token_ids), torch.tensor(sample.response_token_ids)
+            ids = torch.cat([prompt, response]).long()
+            logits = plain(ids[None]).logits[0, len(prompt) - 1 : -1]
+            logprobs = torch.log_softmax(logits, -1).gather(-1, ids[len(prompt) :, None])[:, 0]
+            ratio = torch.exp(logprobs - torch.tensor(sample.behaviour_logprobs))
+            surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.28) * advantage)
+            total = total - surrogate.sum() / num_tokens
+    total.backward()  # type: ignore[no-untyped-call]
+    norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+    optimizer.step()
+    assert statistics.loss == pytest.approx(total.item(), abs=1e-5)
+    assert statistics.metrics["optimizer/grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    for name, tensor in plain.named_parameters():
+        torch.testing.assert_close(_weights(engine)[name], tensor.data, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_gradient_checkpointing_changes_nothing(model: Path, tmp_path: Path, ranks: Ranks, zero_stage: int) -> None:
+    groups = random_groups(4, 4)
+    plain, saving = (
+        _train(
+            mesh_config(model, tmp_path, learner={"zero_stage": zero_stage, "gradient_checkpointing": is_on}),
+            ranks,
+            [groups] * 2,
+        )[1]
+        for is_on in (False, True)
+    )
+    for one, other in zip(plain, saving, strict=True):
+        assert other.loss == pytest.approx(one.loss, abs=1e-6)
+        assert other.metrics["optimizer/grad_norm"] == pytest.approx(one.metrics["optimizer/grad_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_learning_rate_and_clipping_reach_the_optimiser(
+    model: Path, tmp_path: Path, ranks: Ranks, zero_stage: int
+) -> None:
+    optimizer = {"lr": 1e-3, "warmup_steps": 10}
+    config = mesh_config(model, tmp_path, learner={"zero_stage": zero_stage, "optimizer": optimizer})
+    engine = TrainingEngine(config, ranks)
+    before = _weights(engine)
+    statistics = Trainer(config, engine, ranks, 20).train(random_groups(2, 4), 1, 0)
+    moved = max((tensor - before[name]).abs().max().item() for name, tensor in _weights(engine).items())
+    assert statistics.metrics["optimizer/lr"] == pytest.approx(1e-4)
+    assert moved == pytest.approx(1e-4, rel=0.05)  # Adam's first step is the learning rate
+
+
+def test_weights_are_listed_as_the_checkpoint_stores_them(model: Path, tmp_path: Path, ranks: Ranks) -> None:
+    tied = [spec.name for spec in TrainingEngine(mesh_config(model, tmp_path), ranks).tensor_specs()]
+    assert "model.embed_tokens.weight" in tied
+    assert "lm_head.weight" not in tied
+    untied = write_tiny_model(tmp_path / "untied", is_tied=False)
+    specs = TrainingEngine(mesh_config(untied, tmp_path, learner={"zero_stage": 3}), ranks).tensor_specs()
+    assert "lm_head.weight" in [spec.name for spec in specs]
+    assert {spec.name: spec.shape for spec in specs}["lm_head.weight"] == (64, 64)
+
+
+def test_bfloat16_trains_and_keeps_its_master_weights_in_float32(model: Path, tmp_path: Path, ranks: Ranks) -> None:
+    groups = random_groups(4, 4)
+    exact = _train(mesh_config(model, tmp_path), ranks, [groups] * 4)[1]
+    config = mesh_config(model, tmp_path, learner={"dtype": "bfloat16"})
+    engine, rough = _train(config, ranks, [groups] * 4)
+    assert {spec.dtype for spec in engine.tensor_specs()} == {"bfloat16"}
+    for one, other in zip(exact, rough, strict=True):
+        assert other.loss == pytest.approx(one.loss, abs=0.03)
+    assert rough[-1].loss < rough[0].loss
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_a_checkpoint_resumes_to_the_same_losses_and_exports_a_model_that_transformers_loads(
+    model: Path, tmp_path: Path, ranks: Ranks, zero_stage: int
+) -> None:
+    section = {"zero_stage": zero_stage, "checkpoint": {"max_kept": 2}}
+    config = mesh_config(model, tmp_path, learner=section)
+    batches = [random_groups(2, 4, seed=seed) for seed in range(6)]
+    engine = TrainingEngine(config, ranks)
+    trainer, store = Trainer(config, engine, ranks, 20), CheckpointStore(config, ranks)
+    losses = []
+    for step, groups in enumerate(batches, start=1):
+        losses.append(trainer.train(groups, step, 0).loss)
+        if step <= 3:
+            store.save(engine, step, PolicyVersion(0, step))
+            store.export(engine, step, is_last=step == 3)
+        if step == 3:
+            weights = _weights(engine)
+    assert store.steps() == [2, 3]
+    folders = sorted(path.name for path in config.run.folder.iterdir())
+    assert folders == ["checkpoints", "export", "export-step-000001", "export-step-000002"]
+
+    resumed = TrainingEngine(config, ranks)
+    manifest = CheckpointStore(config, ranks).load(resumed, 3)
+    assert (manifest.step, manifest.version, manifest.run) == (3, PolicyVersion(0, 3), "learner-test")
+    again = Trainer(config, resumed, ranks, 20)
+    assert [again.train(groups, step, 0).loss for step, groups in enumerate(batches[3:], start=4)] == losses[3:]
+
+    exported = AutoModelForCausalLM.from_pretrained(config.run.folder / "export", dtype="auto")
+    for name, tensor in exported.named_parameters():
+        assert torch.equal(tensor.data, weights[name])
+    assert AutoTokenizer.from_pretrained(config.run.folder / "export").encode("5 6") == [5, 6]

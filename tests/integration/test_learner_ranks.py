@@ -1,0 +1,67 @@
+"""Several ranks under torch's launcher: the same recorded batches give the same losses, however they are sharded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from services.config import dump_mesh
+from services.learner.recording import record_batch
+from tests.unit.learner.samples import mesh_config, random_groups, write_tiny_model
+
+pytestmark = pytest.mark.engine
+
+NUM_STEPS = 20
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mesh file and 20 recorded batches of unequal groups; the last ones hold fewer groups than there are ranks."""
+    folder = tmp_path_factory.mktemp("run")
+    config = mesh_config(
+        write_tiny_model(folder / "model"),
+        folder,
+        learner={"tokens_per_micro_batch": 160, "optimizer": {"lr": 1e-3, "warmup_steps": 2, "schedule": "linear"}},
+        algorithm={"kl": {"coef": 0.05}},
+        reference={},
+    )
+    (folder / "mesh.yaml").write_text(dump_mesh(config), encoding="utf-8")
+    for step in range(1, NUM_STEPS + 1):
+        num_groups = 1 if step > NUM_STEPS - 2 else 4
+        record_batch(folder / "batches", step, random_groups(num_groups, 4, seed=step, has_reference=True))
+    return folder
+
+
+def _losses(run_folder: Path, num_ranks: int, zero_stage: int) -> list[float]:
+    output = run_folder / f"losses-{num_ranks}-{zero_stage}.json"
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
+    command = [sys.executable, *(launcher if num_ranks > 1 else []), "-m", "services.learner.retrain"]
+    command += ["--config", str(run_folder / "mesh.yaml"), "--batches", str(run_folder / "batches")]
+    command += ["--set", f"learner.zero_stage={zero_stage}", "--set", f"learner.num_ranks={num_ranks}"]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        environment.pop(name, None)
+    subprocess.run([*command, "--output", str(output)], check=True, timeout=200, cwd=REPOSITORY, env=environment)
+    losses: list[float] = json.loads(output.read_text(encoding="utf-8"))
+    return losses
+
+
+@pytest.fixture(scope="module")
+def expected(run_folder: Path) -> list[float]:
+    return _losses(run_folder, num_ranks=1, zero_stage=0)
+
+
+def test_training_on_recorded_batches_moves_the_loss(expected: list[float]) -> None:
+    assert len(expected) == NUM_STEPS
+    assert len(set(expected)) == NUM_STEPS
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_two_ranks_give_the_losses_of_one(run_folder: Path, expected: list[float], zero_stage: int) -> None:
+    assert _losses(run_folder, num_ranks=2, zero_stage=zero_stage) == pytest.approx(expected, abs=1e-4)

@@ -1,0 +1,274 @@
+"""Whole meshes on the real engines: what they promise at the end of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rollmesh.data.order import PromptOrder
+from rollmesh.replay.codec import decode_group
+from rollmesh.types import Group
+from tests.integration.mesh_runs import (
+    DEMO,
+    REPOSITORY,
+    MeshRun,
+    finish_mesh,
+    processes_of,
+    run_mesh,
+    service_logs,
+    start_mesh,
+)
+
+pytestmark = [pytest.mark.mesh, pytest.mark.timeout(600)]
+
+SMALL = ["training.prompts_per_step=8", "training.samples_per_prompt=4", "evaluation.every_steps=4"]
+
+
+@pytest.fixture(scope="module")
+def asynchronous(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> MeshRun:
+    """Eight asynchronous steps with every service taking part."""
+    runs = tmp_path_factory.mktemp("runs")
+    overrides = [*SMALL, "training.steps=8", "training.max_staleness=2", "learner.should_record_batches=true"]
+    return run_mesh(demo, runs, "asynchronous", overrides)
+
+
+@pytest.fixture(scope="module")
+def synchronous(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> MeshRun:
+    """Twenty synchronous steps, two rollout workers, two learner ranks with ZeRO-3, no reference."""
+    runs = tmp_path_factory.mktemp("runs")
+    overrides = [
+        *SMALL,
+        "training.steps=20",
+        "training.max_staleness=0",
+        "rollout.num_workers=2",
+        "learner.num_ranks=2",
+        "learner.zero_stage=3",
+        "learner.should_record_batches=true",
+        "algorithm.kl.coef=0",
+        "evaluation.every_steps=20",
+    ]
+    return run_mesh(demo, runs, "synchronous", overrides, timeout_s=500)
+
+
+def _batches(run: MeshRun) -> Iterator[list[Group]]:
+    import msgpack
+
+    for path in sorted((run.folder / "batches").glob("step-*.msgpack")):
+        yield [decode_group(payload) for payload in msgpack.unpackb(path.read_bytes())]
+
+
+def test_every_step_is_trained_and_every_group_accounted_for(asynchronous: MeshRun) -> None:
+    assert [line["step"] for line in asynchronous.lines("metrics.jsonl")] == list(range(1, 9))
+    counts = asynchronous.accounting["num_groups"]
+    trained = counts["trained"] + counts["retired"]
+    still_open = sum(counts[state] for state in ("pending", "leased", "ready", "batched"))
+    assert trained == 8 * 8
+    assert still_open == 0
+    assert asynchronous.accounting["num_opened"] == trained + counts["filtered"] + counts["failed"]
+
+
+def test_each_prompt_is_trained_exactly_once(asynchronous: MeshRun) -> None:
+    trained = [group.prompt_id for batch in _batches(asynchronous) for group in batch]
+    assert len(trained) == 64
+    assert len(set(trained)) == 64
+
+
+def test_an_asynchronous_run_is_asynchronous_and_within_its_bound(asynchronous: MeshRun) -> None:
+    stale = [
+        step - 1 - sample.oldest_version.number
+        for step, batch in enumerate(_batches(asynchronous), start=1)
+        for group in batch
+        for sample in group.samples
+    ]
+    # η + ⌈(W − 1) / B⌉ with W = ⌊0.3 · 24⌋ = 7
+    assert max(stale) <= 2 + 1
+    assert max(stale) >= 1
+    histograms = [line["staleness_histogram"] for line in asynchronous.lines("metrics.jsonl")]
+    recorded = {staleness: stale.count(staleness) for staleness in set(stale)}
+    reported = {k: sum(h.get(str(k), 0) for h in histograms) for k in recorded}
+    assert reported == recorded
+
+
+def test_every_token_has_its_version_logprob_and_reference(asynchronous: MeshRun) -> None:
+    for batch in _batches(asynchronous):
+        for group in batch:
+            for sample in group.samples:
+                generated = sample.num_generated_tokens
+                assert sum(span.length for span in sample.version_spans) == generated
+                assert sample.behaviour_logprobs.shape == (generated,)
+                assert np.all(sample.behaviour_logprobs <= 0)
+                assert sample.reference_logprobs is not None
+                assert sample.reference_logprobs.shape == sample.response_token_ids.shape
+                assert sample.score is not None
+
+
+def test_version_zero_is_the_reference_itself(asynchronous: MeshRun) -> None:
+    """The frozen model and version 0 are the same weights: two services and two engines agree on every token."""
+    compared = 0
+    for batch in _batches(asynchronous):
+        for sample in (s for group in batch for s in group.samples if s.newest_version.number == 0):
+            assert sample.reference_logprobs is not None
+            np.testing.assert_allclose(sample.behaviour_logprobs, sample.reference_logprobs, atol=1e-4)
+            compared += 1
+    assert compared >= 32
+
+
+def test_evaluations_belong_to_one_version_each(asynchronous: MeshRun) -> None:
+    evaluations = asynchronous.lines("evaluations.jsonl")
+    assert [evaluation["version"] for evaluation in evaluations] == ["0.0", "0.4", "0.8"]
+    assert all(evaluation["num_prompts"] == 64 and evaluation["num_failed"] == 0 for evaluation in evaluations)
+
+
+def test_the_export_loads_with_transformers(asynchronous: MeshRun) -> None:
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "ids = tokenizer('<bos> 7 ? 7 ? 1 = 15 :', add_special_tokens=False, return_tensors='pt').input_ids\n"
+        "print(model.generate(ids, max_new_tokens=4).shape[1])\n"
+    )
+    command = [sys.executable, "-c", code, str(asynchronous.folder / "export")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    assert 10 <= int(result.stdout.split()[-1]) <= 13
+
+
+def test_the_run_folder_is_complete(asynchronous: MeshRun) -> None:
+    present = {path.name for path in asynchronous.folder.iterdir()}
+    assert {"mesh.yaml", "logs", "metrics.jsonl", "evaluations.jsonl", "report.md", "report.png", "export"} <= present
+    logs = {path.name for path in (asynchronous.folder / "logs").iterdir()}
+    assert logs == {f"{name}.log" for name in ("coordinator", "rollout-0", "reward", "reference", "learner")}
+
+
+def test_nothing_is_left_running(asynchronous: MeshRun, synchronous: MeshRun) -> None:
+    for run in (asynchronous, synchronous):
+        assert processes_of(run.folder) == []
+
+
+def test_without_staleness_every_sample_is_on_policy(synchronous: MeshRun) -> None:
+    for step, batch in enumerate(_batches(synchronous), start=1):
+        versions = {span.version.number for group in batch for sample in group.samples for span in sample.version_spans}
+        assert versions == {step - 1}
+
+
+def test_without_staleness_the_batches_are_those_of_a_synchronous_loop(synchronous: MeshRun, demo: Path) -> None:
+    num_rows = len((demo / "data" / "train.jsonl").read_text().splitlines())
+    order = PromptOrder("train", num_rows, epochs=1, seed=1, should_shuffle=True)
+    batches = [[group.prompt_id for group in batch] for batch in _batches(synchronous)]
+    assert batches == [order.slice(8 * step, 8 * step + 8) for step in range(20)]
+
+
+def test_both_rollout_workers_took_part(synchronous: MeshRun) -> None:
+    committed = [(synchronous.folder / "logs" / f"rollout-{i}.log").read_text() for i in range(2)]
+    assert all("error" not in log.lower().split('"level"') for log in committed)
+    report = (synchronous.folder / "report.md").read_text()
+    assert "160 groups opened = 160 trained" in report
+
+
+def _retrain(config: Path, batches: Path, output: Path, ranks: int, stage: int) -> list[float]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [sys.executable, *launcher, "-m", "services.learner.retrain", "--config", str(config)]
+    command += ["--batches", str(batches), "--output", str(output)]
+    command += ["--set", f"learner.num_ranks={ranks}", "--set", f"learner.zero_stage={stage}"]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    losses: list[float] = json.loads(output.read_text())
+    return losses
+
+
+def test_ranks_and_zero_stages_do_not_change_the_losses(synchronous: MeshRun, tmp_path: Path) -> None:
+    config, batches = synchronous.folder / "mesh.yaml", synchronous.folder / "batches"
+    expected = _retrain(config, batches, tmp_path / "one.json", ranks=1, stage=0)
+    assert len(expected) == 20
+    np.testing.assert_allclose(
+        [line["policy/loss"] for line in synchronous.lines("metrics.jsonl")], expected, atol=1e-4
+    )
+    for stage in (2, 3):
+        losses = _retrain(config, batches, tmp_path / f"stage{stage}.json", ranks=2, stage=stage)
+        np.testing.assert_allclose(losses, expected, atol=1e-4)
+
+
+def test_ctrl_c_stops_everything_in_order(demo: Path, tmp_path: Path) -> None:
+    process = start_mesh(demo, tmp_path, ["run.name=interrupted", *SMALL, "training.steps=100"])
+    folder = tmp_path / "interrupted"
+    deadline = time.monotonic() + 200
+    while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").read_text():
+        assert process.poll() is None, service_logs(folder)
+        assert time.monotonic() < deadline, service_logs(folder)
+        time.sleep(0.5)
+    os.kill(process.pid, signal.SIGINT)
+    run = finish_mesh(process, folder, timeout_s=90)
+    assert run.exit_code == 130
+    assert (folder / "report.md").exists()
+    assert processes_of(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("reward", "complaint"),
+    [
+        ("def reward_func(queries, prompts, labels):\n    raise KeyError('lost')\n", "KeyError"),
+        ("def reward_func(queries, prompts, labels):\n    return {'rewards': [float('nan')]}\n", "nan"),
+    ],
+    ids=["raises", "nan"],
+)
+def test_a_reward_function_that_always_fails_ends_the_run_with_its_reason(
+    demo: Path, tmp_path: Path, reward: str, complaint: str
+) -> None:
+    path = tmp_path / "reward.py"
+    path.write_text(reward)
+    overrides = ["run.name=broken", *SMALL, "training.steps=4", f"reward.function={path}", "evaluation=null"]
+    overrides += ["algorithm.kl.coef=0", "rollout.scoring_attempts=1", "coordinator.max_attempts=1"]
+    run = finish_mesh(start_mesh(demo, tmp_path, overrides), tmp_path / "broken", timeout_s=200)
+    assert run.exit_code == 1
+    errors = [line for line in run.output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, run.output
+    assert complaint in errors[0]
+    assert "reward" in errors[0]
+    assert processes_of(run.folder) == []
+
+
+def test_a_service_that_dies_ends_the_run_and_is_named(demo: Path, tmp_path: Path) -> None:
+    process = start_mesh(demo, tmp_path, ["run.name=killed", *SMALL, "training.steps=100"])
+    folder = tmp_path / "killed"
+    log = folder / "logs" / "reference.log"
+    deadline = time.monotonic() + 60
+    while not log.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    time.sleep(1)
+    victims = [pid for pid in processes_of(folder) if b"reference" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(victims[0], signal.SIGKILL)
+    run = finish_mesh(process, folder, timeout_s=90)
+    assert run.exit_code == 1
+    assert "error: reference was killed by SIGKILL" in run.output
+    assert processes_of(folder) == []
+
+
+def _fails_fast(arguments: list[str]) -> str:
+    command = [sys.executable, "-m", "rollmesh.cli", *arguments]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=30, check=False)
+    assert result.returncode == 2, result.stdout + result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    return errors[0]
+
+
+def test_a_mistake_in_the_file_is_refused_before_anything_starts(demo: Path, tmp_path: Path) -> None:
+    common = ["up", str(DEMO / "mesh.yaml"), "--set", f"run.directory={tmp_path}", "--set", f"model.path={demo}/model"]
+    error = _fails_fast([*common, "--set", f"data.path={tmp_path}/nothing.jsonl"])
+    assert error.startswith("error: data.path: ")
+    assert not (tmp_path / "operators").exists()
+
+
+def test_a_service_alone_says_what_it_misses(demo: Path) -> None:
+    error = _fails_fast(["coordinator", "--config", str(DEMO / "mesh.yaml"), "--set", f"model.path={demo}/model"])
+    assert "coordinator.address" in error or "replay.url" in error

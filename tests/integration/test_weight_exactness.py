@@ -1,0 +1,391 @@
+"""A real engine, updated in mid-generation: every log-prob and every version stamp is right.
+
+All numbers are float32 on CPU, where engine and Hugging Face forward agree to 1e-6: anything above 1e-4 is wrong
+weights, a wrong version or an index that is off by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen2ForCausalLM
+
+from rollmesh.config import validate
+from rollmesh.errors import DeadlineError, InvalidArgumentError, UnavailableError, WeightTransferError
+from rollmesh.types import PolicyVersion, SamplingSpec, StopReason, TensorSpec
+from rollmesh.weights.plan import build_plan
+from services.config import MeshConfig
+from services.rollout.engine import Completion, Engine
+from services.rollout.model_folder import ModelFolder
+from tests.integration.hf_forward import logprobs_across_versions, logprobs_of_one_version
+from tests.integration.publisher import Publisher
+from tests.integration.tiny_model import BOS_ID, EOS_ID, make_tiny_model
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
+
+T = TypeVar("T")
+TOLERANCE = 1e-4
+MAX_LENGTH = 160
+MAX_NUM_SEQS = 12
+BLOCK_SIZE = 32
+SAMPLING = SamplingSpec(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=80)
+LONG = SamplingSpec(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=MAX_LENGTH)
+GREEDY = SamplingSpec(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=40)
+
+
+@dataclass
+class Bench:
+    """One engine, its publisher, and the models of all versions published so far."""
+
+    run: Callable[[Awaitable[T]], T]
+    engine: Engine
+    publisher: Publisher
+    base: Qwen2ForCausalLM
+    models: dict[PolicyVersion, Qwen2ForCausalLM] = field(default_factory=dict)
+
+    async def publish_next(self):
+        """Publish weights that give visibly other log-probs than all before."""
+        version = PolicyVersion(0, len(self.models))
+        self.models[version] = changed(self.base, seed=version.number)
+        return await self.publisher.publish(version, weights_of(self.models[version]))
+
+    @property
+    def newest(self) -> Qwen2ForCausalLM:
+        return self.models[max(self.models)]
+
+    async def generate_many(self, count: int, prompts: list[list[int]]) -> list[tuple[list[int], Completion]]:
+        chosen = [prompts[i % len(prompts)] for i in range(count)]
+        calls = [self.engine.generate(f"r{i}", prompt, SAMPLING) for i, prompt in enumerate(chosen)]
+        return list(zip(chosen, await asyncio.gather(*calls), strict=True))
+
+
+def changed(model: Qwen2ForCausalLM, seed: int) -> Qwen2ForCausalLM:
+    generator = torch.Generator().manual_seed(seed)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return other
+
+
+def weights_of(model: Qwen2ForCausalLM) -> dict[str, torch.Tensor]:
+    """As the checkpoint stores them: a tied head once."""
+    is_tied = model.config.tie_word_embeddings
+    return {n: t for n, t in model.state_dict().items() if not (is_tied and n == "lm_head.weight")}
+
+
+def prompts_of(lengths: list[int], seed: int = 0) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[BOS_ID, *(rng.randrange(3, 60) for _ in range(length - 1))] for length in lengths]
+
+
+def mesh_config(folder: Path) -> MeshConfig:
+    return validate(
+        MeshConfig,
+        {
+            "run": {"name": "exactness"},
+            "model": {"path": str(folder), "max_length": MAX_LENGTH},
+            "data": {"path": "unused.jsonl"},
+            "training": {"steps": 1, "prompts_per_step": 1, "samples_per_prompt": 2},
+            "sampling": {"max_new_tokens": 80},
+            "reward": {"address": "127.0.0.1:1"},
+            "rollout": {
+                "engine": {
+                    "dtype": "float32",
+                    "enforce_eager": True,
+                    "max_num_seqs": MAX_NUM_SEQS,
+                    "extra": {"block_size": BLOCK_SIZE},
+                }
+            },
+        },
+    )
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    folder = tmp_path_factory.mktemp("model")
+    base = make_tiny_model(folder, is_tied=request.param)
+    with asyncio.Runner() as runner:
+        engine = runner.run(Engine.start(mesh_config(folder)))
+        try:
+            with pytest.raises(UnavailableError):
+                runner.run(engine.generate("early", [BOS_ID], SAMPLING))
+            bench = Bench(runner.run, engine, Publisher(engine, weights_of(base)), base)
+            runner.run(bench.publish_next())
+            yield bench
+        finally:
+            runner.run(engine.stop())
+
+
+def assert_exact(expected: torch.Tensor, completion: Completion) -> None:
+    assert np.abs(expected.numpy() - completion.logprobs).max() < TOLERANCE
+
+
+def assert_well_formed(completion: Completion) -> None:
+    """Spans tile the tokens, versions rise, and the end is what it claims to be."""
+    assert completion.token_ids.dtype == np.int32
+    assert completion.logprobs.dtype == np.float32
+    assert len(completion.token_ids) == len(completion.logprobs) > 0
+    position = 0
+    for span in completion.version_spans:
+        assert span.start == position
+        assert span.length > 0
+        position += span.length
+    assert position == len(completion.token_ids)
+    versions = [span.version for span in completion.version_spans]
+    assert versions == sorted(set(versions))
+    has_ended = completion.token_ids[-1] == EOS_ID
+    assert completion.stop_reason is (StopReason.STOP if has_ended else StopReason.LENGTH)
+    assert EOS_ID not in completion.token_ids[:-1]
+
+
+def test_log_probs_are_those_of_the_senders_weights(bench: Bench) -> None:
+    for prompt, completion in bench.run(bench.generate_many(20, prompts_of([5, 9, 40]))):
+        assert_well_formed(completion)
+        assert [span.version for span in completion.version_spans] == [bench.engine.version]
+        assert_exact(logprobs_of_one_version(bench.newest, prompt, completion.token_ids.tolist()), completion)
+
+
+def test_twenty_updates_in_mid_generation_leave_every_log_prob_and_stamp_exact(bench: Bench) -> None:
+    # Prompts above the block size are shared through the prefix cache, and more requests wait than run: a request
+    # that starts after an update must find neither old keys nor an old stamp.
+    prompts = prompts_of([7, 40, 45], seed=1)
+
+    async def drive() -> list[tuple[list[int], Completion]]:
+        done: list[tuple[list[int], Completion]] = []
+
+        async def keep_busy(index: int) -> None:
+            while not is_over:
+                prompt = prompts[index % len(prompts)]
+                done.append((prompt, await bench.engine.generate(f"b{index}", prompt, SAMPLING)))
+
+        is_over = False
+        async with asyncio.TaskGroup() as tasks:
+            for index in range(2 * MAX_NUM_SEQS):
+                tasks.create_task(keep_busy(index))
+            for _ in range(20):
+                await asyncio.sleep(0.1)
+                await bench.publish_next()
+            is_over = True
+        return done
+
+    done = bench.run(drive())
+    for prompt, completion in done:
+        assert_well_formed(completion)
+        tokens = completion.token_ids.tolist()
+        assert_exact(logprobs_across_versions(bench.models, prompt, tokens, completion.version_spans), completion)
+    num_spans = [len(completion.version_spans) for _, completion in done]
+    assert max(num_spans) > 1, "no sample saw an update"
+    assert num_spans.count(1) >= 20, "too few samples of one version to tell anything"
+    for prompt, completion in bench.run(bench.generate_many(10, prompts)):
+        assert_exact(logprobs_of_one_version(bench.newest, prompt, completion.token_ids.tolist()), completion)
+
+
+def test_versions_can_be_told_apart_by_their_log_probs(bench: Bench) -> None:
+    """Without this the test above could not fail."""
+    bench.run(bench.publish_next())
+    older = bench.models[sorted(bench.models)[-2]]
+    for prompt, completion in bench.run(bench.generate_many(5, prompts_of([9]))):
+        expected = logprobs_of_one_version(older, prompt, completion.token_ids.tolist())
+        assert np.abs(expected.numpy() - completion.logprobs).max() > 100 * TOLERANCE
+
+
+def test_recomputing_the_cache_makes_old_keys_vanish(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.engine, "_kv", "recompute")
+
+    async def drive() -> list[tuple[list[int], Completion]]:
+        generating = asyncio.create_task(bench.generate_many(MAX_NUM_SEQS, prompts_of([9, 40], seed=2)))
+        await asyncio.sleep(0.15)
+        await bench.publish_next()
+        return await generating
+
+    crossing = [item for item in bench.run(drive()) if len(item[1].version_spans) == 2]
+    assert crossing, "no sample saw the update"
+    for prompt, completion in crossing:
+        assert_well_formed(completion)
+        tokens = completion.token_ids.tolist()
+        before, after = completion.version_spans
+        assert after.version == bench.engine.version
+        for span in (before, after):
+            part = slice(span.start, span.start + span.length)
+            expected = logprobs_of_one_version(bench.models[span.version], prompt, tokens)[part]
+            assert np.abs(expected.numpy() - completion.logprobs[part]).max() < TOLERANCE
+
+
+def test_draining_finishes_requests_with_the_version_they_began_with(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.engine, "_kv", "drain")
+
+    async def drive() -> list[tuple[list[int], Completion]]:
+        generating = asyncio.create_task(bench.generate_many(2 * MAX_NUM_SEQS, prompts_of([9, 40], seed=3)))
+        await asyncio.sleep(0.15)
+        await bench.publish_next()
+        return await generating
+
+    done = bench.run(drive())
+    seen = set()
+    for prompt, completion in done:
+        assert_well_formed(completion)
+        (span,) = completion.version_spans
+        seen.add(span.version)
+        expected = logprobs_of_one_version(bench.models[span.version], prompt, completion.token_ids.tolist())
+        assert_exact(expected, completion)
+    assert len(seen) == 2, "all samples were done before the update, or none had begun"
+
+
+def test_generation_goes_on_while_weights_arrive(bench: Bench) -> None:
+    async def drive() -> tuple[int, int]:
+        finished: list[int] = []
+
+        async def keep_busy(index: int) -> None:
+            while not is_over:
+                completion = await bench.engine.generate(f"g{index}", [BOS_ID, 5, 6], SAMPLING)
+                finished.append(len(completion.token_ids))
+
+        is_over = False
+        async with asyncio.TaskGroup() as tasks:
+            for index in range(MAX_NUM_SEQS):
+                tasks.create_task(keep_busy(index))
+            loop = asyncio.get_running_loop()
+            idle_from = loop.time()
+            await asyncio.sleep(2.0)
+            idle_rate = sum(finished) / (loop.time() - idle_from)
+            before, transfer_from = sum(finished), loop.time()
+            version = PolicyVersion(0, len(bench.models))
+            transfer = await bench.publisher.transfer(version, weights_of(bench.newest), pause_s=0.5)
+            rate = (sum(finished) - before) / (loop.time() - transfer_from)
+            assert transfer.report.transfer_s > 2.0
+            bench.models[version] = bench.newest
+            await bench.engine.commit(version)
+            is_over = True
+        return idle_rate, rate
+
+    idle_rate, rate = bench.run(drive())
+    assert rate > 0.5 * idle_rate
+
+
+def test_a_flipped_byte_is_seen_and_the_old_version_serves_on_unchanged(bench: Bench) -> None:
+    prompt = prompts_of([12])[0]
+
+    async def drive() -> tuple[Completion, Completion]:
+        before = await bench.engine.generate("before", prompt, GREEDY)
+        version = bench.engine.version
+        transfer = await bench.publisher.transfer(
+            PolicyVersion(0, len(bench.models)), weights_of(changed(bench.base, seed=99)), flip_byte=True
+        )
+        assert transfer.digest not in transfer.report.digests
+        await bench.engine.abort()
+        bench.publisher.leave()
+        assert bench.engine.version == version
+        return before, await bench.engine.generate("after", prompt, GREEDY)
+
+    before, after = bench.run(drive())
+    assert before.token_ids.tolist() == after.token_ids.tolist()
+    assert np.array_equal(before.logprobs, after.logprobs)
+    bench.run(bench.publish_next())
+    ((prompt, completion),) = bench.run(bench.generate_many(1, [prompt]))
+    assert_exact(logprobs_of_one_version(bench.newest, prompt, completion.token_ids.tolist()), completion)
+
+
+def test_a_sender_that_never_comes_costs_the_deadline_and_nothing_else(bench: Bench) -> None:
+    bench.publisher.leave()
+
+    async def drive() -> None:
+        await bench.engine.abort()
+        await bench.engine.prepare(bench.publisher.plan, bench.publisher.epoch, 1, 1.0)
+        generating = asyncio.create_task(bench.engine.generate("meanwhile", [BOS_ID, 4], SAMPLING))
+        with pytest.raises(DeadlineError):
+            await bench.engine.receive(PolicyVersion(0, 99))
+        assert len((await generating).token_ids) > 0
+        with pytest.raises(WeightTransferError, match="not received"):
+            await bench.engine.commit(PolicyVersion(0, 99))
+        await bench.engine.abort()
+
+    bench.run(drive())
+
+
+def test_a_plan_for_another_model_is_refused_before_anything_is_sent(bench: Bench) -> None:
+    specs = list(bench.publisher.plan.tensors)
+    lacking = build_plan(specs[:-1], 100_000)
+    unknown = build_plan([*specs, TensorSpec("model.layers.9.bias", "float32", (4,))], 100_000)
+    reshaped = build_plan([TensorSpec(specs[0].name, "float32", (3, 3)), *specs[1:]], 100_000)
+    for plan, message in ((lacking, "lacks 1 tensors"), (unknown, "has no tensor"), (reshaped, "has shape")):
+        with pytest.raises(InvalidArgumentError, match=message):
+            bench.run(bench.engine.prepare(plan, bench.publisher.epoch, 1, 1.0))
+
+
+def test_a_prompt_that_does_not_fit_is_refused(bench: Bench) -> None:
+    with pytest.raises(InvalidArgumentError, match="max_length 160"):
+        bench.run(bench.engine.generate("long", [5] * MAX_LENGTH, SAMPLING))
+    with pytest.raises(InvalidArgumentError):
+        bench.run(bench.engine.generate("alien", [5000], SAMPLING))
+
+
+def test_generation_never_exceeds_the_models_length(bench: Bench) -> None:
+    spec = SamplingSpec(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=1000)
+    completion = bench.run(bench.engine.generate("tight", [5] * (MAX_LENGTH - 3), spec))
+    assert len(completion.token_ids) <= 3
+
+
+def test_equal_seeds_give_equal_samples(bench: Bench) -> None:
+    async def drive() -> list[list[int]]:
+        seeds = [11, 11, 12]
+        done = [await bench.engine.generate(f"s{i}", [BOS_ID, 8], SAMPLING, seed=s) for i, s in enumerate(seeds)]
+        return [completion.token_ids.tolist() for completion in done]
+
+    first, again, other = bench.run(drive())
+    assert first == again != other
+
+
+def test_a_cancelled_call_ends_its_request_in_the_engine(bench: Bench) -> None:
+    async def drive() -> None:
+        calls = [
+            asyncio.create_task(bench.engine.generate(f"cancelled{i}", [BOS_ID, 8], LONG))
+            for i in range(2 * MAX_NUM_SEQS)
+        ]
+        await asyncio.sleep(0.05)
+        for call in calls:
+            call.cancel()
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert any(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+        assert bench.engine._llm.get_num_unfinished_requests() == 0
+        await bench.engine.generate("next", [BOS_ID, 8], SAMPLING)
+
+    bench.run(drive())
+
+
+def test_a_load_that_fails_taints_the_engine_for_good(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last test of its engine."""
+    # Past the check of the plan, so that the model itself has to notice that a tensor is missing.
+    monkeypatch.setattr(bench.engine, "_folder", ModelFolder(Path(), None, is_tied=False))
+    weights = weights_of(bench.newest)
+    del weights["model.norm.weight"]
+    publisher = Publisher(bench.engine, weights)
+
+    async def drive() -> None:
+        await bench.engine.abort()
+        generating = asyncio.gather(
+            *(bench.engine.generate(f"caught{i}", [BOS_ID, 8], LONG) for i in range(20)), return_exceptions=True
+        )
+        await asyncio.sleep(0.05)
+        with pytest.raises(WeightTransferError, match="loading version"):
+            await publisher.publish(PolicyVersion(0, 500), weights)
+        assert bench.engine.is_tainted
+        async with asyncio.timeout(5):
+            assert any(isinstance(outcome, WeightTransferError) for outcome in await generating)
+        with pytest.raises(WeightTransferError, match="tainted"):
+            await bench.engine.generate("later", [BOS_ID, 8], SAMPLING)
+        with pytest.raises(WeightTransferError, match="tainted"):
+            await bench.engine.prepare(publisher.plan, publisher.epoch, 1, 1.0)
+
+    bench.run(drive())

@@ -1,0 +1,48 @@
+"""A model small enough to start in seconds, real enough that every engine loads it: Qwen2 with 64 words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+VOCABULARY = ["<pad>", "<bos>", "<eos>", *map(str, range(51)), "+", "-", "*", "/", "=", ";", "?", ":", "ok", "no"]
+PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
+
+
+def tiny_config(*, is_tied: bool = True) -> Qwen2Config:
+    return Qwen2Config(
+        vocab_size=len(VOCABULARY),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.1,
+        tie_word_embeddings=is_tied,
+        pad_token_id=PAD_ID,
+        bos_token_id=BOS_ID,
+        eos_token_id=EOS_ID,
+    )
+
+
+def make_tiny_model(folder: Path, *, is_tied: bool = True, seed: int = 0) -> Qwen2ForCausalLM:
+    """Write a model folder (configuration, float32 weights, word-level tokenizer) and return the model."""
+    torch.manual_seed(seed)
+    model = Qwen2ForCausalLM(tiny_config(is_tied=is_tied)).float().eval()
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return model
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(VOCABULARY)}, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<pad>"
+    )

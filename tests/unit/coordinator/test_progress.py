@@ -1,0 +1,64 @@
+"""Throughput on virtual time, and the sentence that says who waits for whom."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from rollmesh.types import GroupState, RunState
+from services.coordinator.progress import TokenMeter, View, waiting_for
+
+MOVING = View(
+    run_state=RunState.RUNNING,
+    has_learner=True,
+    num_rollouts=2,
+    num_serving=2,
+    publish_stage="",
+    num_groups={GroupState.LEASED: 3},
+    num_slots=4,
+    num_slots_used=4,
+    is_closed=False,
+    holders=("rollout-0",),
+    num_credits=1,
+    num_evaluation_open=0,
+)
+
+
+def test_throughput_is_that_of_the_last_half_minute() -> None:
+    now = [0.0]
+    meter = TokenMeter(lambda: now[0])
+    assert meter.tokens_per_s == 0
+    for second in range(101):
+        now[0] = float(second)
+        meter.observe(100 * min(second, 50))
+    assert meter.tokens_per_s == 0
+    for second in range(101, 121):
+        now[0] = float(second)
+        meter.observe(5000 + 200 * (second - 100))
+    assert meter.tokens_per_s == pytest.approx(200 * 20 / 30)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"run_state": RunState.FINISHED}, ""),
+        ({"has_learner": False}, "the mesh waits for the learner to register"),
+        ({"publish_stage": "rollout-1 to load version 0.3"}, "the learner waits for rollout-1 to load version 0.3"),
+        ({"run_state": RunState.STARTING}, "the rollout workers wait for the learner to publish its first version"),
+        ({"num_rollouts": 0, "num_serving": 0}, "no rollout worker is there: start one"),
+        ({"num_serving": 0}, "none of the 2 rollout workers serves the committed version"),
+        ({"num_evaluation_open": 5}, "the mesh waits for 5 evaluation prompts from rollout-0"),
+        ({}, "the learner waits for 3 groups that are leased to rollout-0"),
+        ({"num_groups": {GroupState.BATCHED: 4}}, "wait for the learner, which trains on 4 groups"),
+        ({"num_groups": {GroupState.READY: 4}}, "wait for the learner to take 4 groups, train and publish"),
+        (
+            {"num_groups": {GroupState.PENDING: 2}, "num_credits": 0},
+            "2 groups wait for a rollout worker that takes leases",
+        ),
+        ({"run_state": RunState.FINISHING}, "the mesh waits for its members to leave"),
+    ],
+)
+def test_the_sentence_names_the_first_cause(changes: dict[str, object], sentence: str) -> None:
+    said = waiting_for(replace(MOVING, **changes))  # type: ignore[arg-type]
+    assert (sentence in said) if sentence else not said

@@ -1,0 +1,61 @@
+"""The learner's way to the coordinator, from the side of the thread that trains: it never waits for nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+
+from rollmesh.errors import DeadlineError, UnavailableError
+from rollmesh.types import PolicyVersion
+from services.learner.control import Control
+from services.learner.intake import Intake
+from services.learner.progress import LearnerProgress
+from services.learner.ranks import Ranks
+from tests.fakes.coordinator import FakeCoordinator
+from tests.unit.learner.samples import mesh_config
+
+V1 = PolicyVersion(0, 1)
+
+
+def test_a_publish_that_is_under_way_when_the_coordinator_is_lost_ends_with_that_error(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        coordinator = FakeCoordinator(member_timeout_s=0.3)
+        coordinator.stalled.add("FinishPublish")
+        async with coordinator.serve() as server:
+            config = mesh_config(tmp_path, tmp_path, coordinator={"address": server.address})
+            control = Control(config, "learner", LearnerProgress())
+            await asyncio.to_thread(control.start)
+            outcome = control.finish_publish(V1, b"d" * 32, "", timeout_s=60.0)
+            while not coordinator.num_calls["FinishPublish"]:  # noqa: ASYNC110 (bounded by the test)
+                await asyncio.sleep(0.01)
+        with pytest.raises(UnavailableError, match="no answer for"):
+            await asyncio.to_thread(outcome.result, 20.0)
+        with pytest.raises(UnavailableError, match="no answer for"):
+            control.check()
+        control.stop()
+
+    asyncio.run(asyncio.wait_for(scenario(), 40))
+
+
+class QueueThatComesBack:
+    """Does not answer at first, nor says why."""
+
+    def __init__(self) -> None:
+        self.num_calls = 0
+
+    def take_batch(self, *_: object) -> None:
+        self.num_calls += 1
+        if self.num_calls < 3:
+            raise UnavailableError("Redis does not answer")
+
+
+def test_waiting_for_a_batch_outlives_a_queue_that_is_away_for_a_moment() -> None:
+    queue = QueueThatComesBack()
+    alone = Ranks(0, 1, torch.device("cpu"))
+    assert Intake(queue, alone, 4, 1, timeout_s=30.0, check=lambda: None).take(1) is None  # type: ignore[arg-type]
+    assert queue.num_calls == 3
+    with pytest.raises(DeadlineError, match=r"learner\.batch_timeout_s = 1 passed: Redis does not answer"):
+        Intake(QueueThatComesBack(), alone, 4, 1, timeout_s=1.0, check=lambda: None).take(1)  # type: ignore[arg-type]

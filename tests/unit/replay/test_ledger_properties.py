@@ -1,0 +1,352 @@
+"""Random schedules against a slow model: opening, leasing, expiry, late and repeated calls, batches, retirement."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import redis
+
+from rollmesh.errors import DeadlineError
+from rollmesh.replay.connection import connect, connect_blocking
+from rollmesh.replay.intake import BatchIntake
+from rollmesh.replay.keys import Keys
+from rollmesh.replay.ledger import Ledger
+from rollmesh.types import Group, GroupState, PromptId
+
+S = GroupState
+LIVE = (S.PENDING, S.LEASED, S.READY)
+NUM_SLOTS, BATCH_SIZE, WINDOW, MAX_ATTEMPTS = 6, 2, 3, 3
+MEMBERS = ("rollout-0", "rollout-1", "rollout-2")
+
+
+@dataclass
+class ModelGroup:
+    """What the model knows of a group; a commit writes ``payload_token``, the end of the lease ``is_overdue``."""
+
+    state: GroupState = S.PENDING
+    attempt: int = 0
+    token: int = 0
+    member: str = ""
+    is_overdue: bool = False
+    returned_token: int | None = None
+    payload_token: int | None = None
+    step: int | None = None
+    has_slot: bool = True
+
+
+@dataclass
+class Model:
+    """The ledger as one would write it down without caring how long it takes."""
+
+    groups: list[ModelGroup] = field(default_factory=list)
+    batches: dict[int, list[int]] = field(default_factory=dict)
+    last_token: int = 0
+    is_closed: bool = False
+
+    def holds(self, sequence: int, token: int) -> bool:
+        group = self.groups[sequence]
+        return group.state is S.LEASED and group.token == token and not group.is_overdue
+
+    def end_attempt(self, group: ModelGroup, max_attempts: int) -> None:
+        group.attempt += 1
+        if group.attempt >= max_attempts:
+            self.end(group, S.FAILED)
+        else:
+            group.state = S.PENDING
+
+    def end(self, group: ModelGroup, state: GroupState) -> None:
+        group.state, group.has_slot = state, False
+
+    def pick(self) -> list[int] | None:
+        """The rule as it is stated: one group after the other, the window anchored anew each time."""
+        left = [i for i, group in enumerate(self.groups) if group.state in LIVE]
+        if self.is_closed and all(self.groups[i].state is S.READY for i in left) and len(left) < BATCH_SIZE:
+            return left
+        picked: list[int] = []
+        while len(picked) < BATCH_SIZE:
+            allowed = [i for i in left if self.groups[i].state is S.READY and i < left[0] + WINDOW]
+            if not allowed:
+                return None
+            picked.append(allowed[0])
+            left.remove(allowed[0])
+        return picked
+
+
+class Schedule:
+    """A run of random actions, each applied to the ledger and to the model, which are compared after each."""
+
+    def __init__(self, url: str, run_id: str, make_group: Callable[..., Group], seed: int) -> None:
+        self.random = random.Random(seed)
+        self.runner = asyncio.Runner()
+        self.client = connect(url, 5.0)
+        self.ledger = Ledger(self.client, run_id)
+        self.raw: redis.Redis = connect_blocking(url, 5.0)
+        self.intake = BatchIntake(self.raw, run_id)
+        self.keys = Keys(run_id)
+        self.make_group = make_group
+        self.model = Model()
+        self.leases: list[tuple[int, int]] = []
+        self.step = 1
+        self.num_marked = 0
+        self.num_retired = 0
+
+    def run(self, num_actions: int) -> None:
+        actions: dict[Callable[[], None], int] = {
+            self.open: 8,
+            self.lease: 10,
+            self.time_is_up: 2,
+            self.sweep: 2,
+            self.lose_member: 1,
+            self.commit: 20,
+            self.end_otherwise: 2,
+            self.take: 12,
+            self.mark_trained: 8,
+            self.commit_version: 6,
+            self.checkpoint: 2,
+        }
+        for number in range(num_actions):
+            if number == num_actions * 3 // 4:
+                self.close()
+            (action,) = self.random.choices(list(actions), weights=list(actions.values()))
+            action()
+            self.check()
+        self.finish()
+
+    def finish(self) -> None:
+        """Whatever has happened, the run can be brought to its end, and everything is accounted for there."""
+        for _ in range(10 * NUM_SLOTS):
+            for action in (self.sweep, self.lease, self.commit, self.commit, self.take):
+                action()
+            self.mark_trained()
+            self.check()
+        self.commit_version()
+        self.checkpoint()
+        self.check()
+        assert self.intake.take_batch(self.step, BATCH_SIZE, WINDOW, timeout_s=0) is None
+        assert {group.state for group in self.model.groups} <= {S.RETIRED, S.FAILED, S.FILTERED}
+        assert self.raw.zcard(self.keys.slots) == 0
+
+    def close_clients(self) -> None:
+        self.runner.run(self.client.aclose())
+        self.raw.close()
+        self.runner.close()
+
+    def any_lease(self) -> tuple[int, int]:
+        """A lease that somebody has or had: mostly a current one."""
+        current = [(i, token) for i, token in self.leases if self.model.holds(i, token)]
+        return self.random.choice(current if current and self.random.random() < 0.7 else self.leases)
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self.runner.run(getattr(self.ledger, method)(*args, **kwargs))
+
+    def prompt(self, sequence: int) -> PromptId:
+        return PromptId("train", 0, sequence)
+
+    # Coordinator.
+
+    def open(self) -> None:
+        if self.model.is_closed:
+            return
+        count = self.random.randint(1, 4)
+        start = max(0, len(self.model.groups) - 1)  # the last one again, as after a lost answer
+        self.call("open_groups", [self.prompt(i) for i in range(start, start + count)], num_slots=NUM_SLOTS)
+        while len(self.model.groups) < start + count and sum(g.has_slot for g in self.model.groups) < NUM_SLOTS:
+            self.model.groups.append(ModelGroup())
+
+    def lease(self) -> None:
+        member, limit = self.random.choice(MEMBERS), self.random.randint(1, 3)
+        rows = self.call("lease", member, 3600.0, limit)
+        expected = [i for i, group in enumerate(self.model.groups) if group.state is S.PENDING][:limit]
+        assert [row.sequence for row in rows] == expected
+        for row in rows:
+            group = self.model.groups[row.sequence]
+            assert row.prompt_id == self.prompt(row.sequence)
+            assert row.fencing_token > self.model.last_token
+            self.model.last_token = row.fencing_token
+            group.state, group.member, group.token = S.LEASED, member, row.fencing_token
+            group.returned_token = None
+            self.leases.append((row.sequence, row.fencing_token))
+
+    def time_is_up(self) -> None:
+        if not self.leases:
+            return
+        sequence, token = self.any_lease()
+        if self.model.holds(sequence, token):
+            self.raw.zadd(self.keys.deadlines, {str(self.prompt(sequence)): 1}, xx=True)
+            self.model.groups[sequence].is_overdue = True
+
+    def sweep(self) -> None:
+        ended = [i for i, group in enumerate(self.model.groups) if group.state is S.LEASED and group.is_overdue]
+        self.end_leases(ended, self.call("expire_leases", MAX_ATTEMPTS))
+
+    def lose_member(self) -> None:
+        member = self.random.choice(MEMBERS)
+        ended = [i for i, g in enumerate(self.model.groups) if g.state is S.LEASED and g.member == member]
+        self.end_leases(ended, self.call("revoke_member", member, MAX_ATTEMPTS))
+
+    def end_leases(self, ended: list[int], rows: list[Any]) -> None:
+        assert sorted(row.sequence for row in rows) == ended
+        for sequence in ended:
+            self.model.groups[sequence].is_overdue = False
+            self.model.end_attempt(self.model.groups[sequence], MAX_ATTEMPTS)
+
+    def close(self) -> None:
+        self.call("close_intake")
+        self.model.is_closed = True
+
+    def commit_version(self) -> None:
+        self.call("release_slots", self.num_marked)
+        for group in self.model.groups:
+            if group.state in (S.TRAINED, S.RETIRED):
+                group.has_slot = False
+
+    # Workers, with any lease they ever had.
+
+    def commit(self) -> None:
+        if not self.leases:
+            return
+        sequence, token = self.any_lease()
+        group = self.model.groups[sequence]
+        if self.model.holds(sequence, token):
+            expected = "accepted"
+            group.state, group.payload_token = S.READY, token
+        else:
+            expected = "duplicate" if group.payload_token == token or self.is_retired(group, token) else "fenced"
+        outcome = self.call("commit", self.make_group(self.prompt(sequence), sequence), token)
+        assert outcome.value == expected
+
+    def is_retired(self, group: ModelGroup, token: int) -> bool:
+        return group.state is S.RETIRED and group.token == token
+
+    def end_otherwise(self) -> None:
+        if not self.leases:
+            return
+        sequence, token = self.any_lease()
+        kind = self.random.choice(["back", "back", "back", "final", "filter"])
+        group = self.model.groups[sequence]
+        expected = None
+        if group.returned_token == token:
+            expected = group.state
+        elif self.model.holds(sequence, token):
+            if kind == "filter":
+                self.model.end(group, S.FILTERED)
+            else:
+                self.model.end_attempt(group, MAX_ATTEMPTS if kind == "back" else 0)
+            group.returned_token = token
+            expected = group.state
+        if kind == "filter":
+            answer = self.call("filter_group", str(self.prompt(sequence)), token, "why")
+        else:
+            args = (str(self.prompt(sequence)), token, "why", MAX_ATTEMPTS)
+            answer = self.call("give_back", *args, is_final=kind == "final")
+        assert answer is expected
+
+    # Learner.
+
+    def take(self) -> None:
+        is_repeated = self.random.random() < 0.2
+        step = self.step - 1 if is_repeated and self.step > 1 else self.step
+        expected = self.model.batches.get(step) or self.model.pick()
+        try:
+            batch = self.intake.take_batch(step, BATCH_SIZE, WINDOW, timeout_s=0)
+        except DeadlineError:
+            assert expected is None
+            return
+        if not expected:
+            assert expected == []
+            assert batch is None
+            return
+        assert batch is not None
+        assert [entry.sequence for entry in batch.entries] == expected
+        if step < self.step:
+            return
+        self.model.batches[step] = expected
+        for sequence in expected:
+            self.model.groups[sequence].state, self.model.groups[sequence].step = S.BATCHED, step
+        self.step += 1
+        is_all = not any(group.state in LIVE for group in self.model.groups)
+        assert batch.is_last == (self.model.is_closed and is_all)
+
+    def mark_trained(self) -> None:
+        if self.num_marked == self.step - 1:
+            return
+        self.num_marked += 1
+        for _ in range(2):
+            assert self.intake.mark_trained(self.num_marked) == len(self.model.batches[self.num_marked])
+        for sequence in self.model.batches[self.num_marked]:
+            self.model.groups[sequence].state = S.TRAINED
+
+    def checkpoint(self) -> None:
+        retired = [group for group in self.model.groups if group.state is S.TRAINED]
+        assert self.intake.retire(self.num_marked) == len(retired)
+        for group in retired:
+            group.state, group.payload_token = S.RETIRED, None
+        self.num_retired += len(retired)
+
+    # What must hold after every action.
+
+    def check(self) -> None:
+        self.rows_are_those_of_the_model()
+        self.counts_are_those_of_the_rows()
+        self.slots_are_never_exceeded()
+        self.no_group_is_in_two_batches()
+        self.payloads_are_there_from_commit_to_retirement_and_nothing_else()
+        self.leases_are_indexed_exactly()
+
+    def rows_are_those_of_the_model(self) -> None:
+        async def all_rows() -> list[Any]:
+            return [row async for row in self.ledger.rows()]
+
+        rows = self.runner.run(all_rows())
+        assert [row.sequence for row in rows] == list(range(len(self.model.groups)))
+        assert [(row.state, row.attempt, row.fencing_token, row.step) for row in rows] == [
+            (group.state, group.attempt, group.token, group.step) for group in self.model.groups
+        ]
+        assert all(row.reason for row in rows if row.state in (S.FAILED, S.FILTERED))
+
+    def counts_are_those_of_the_rows(self) -> None:
+        snapshot = self.call("snapshot")
+        for state in S:
+            assert snapshot.num_groups[state] == sum(group.state is state for group in self.model.groups)
+        assert snapshot.num_slots_used == sum(group.has_slot for group in self.model.groups)
+
+    def slots_are_never_exceeded(self) -> None:
+        assert self.raw.zcard(self.keys.slots) <= NUM_SLOTS
+
+    def no_group_is_in_two_batches(self) -> None:
+        taken = [sequence for batch in self.model.batches.values() for sequence in batch]
+        assert len(taken) == len(set(taken))
+
+    def payloads_are_there_from_commit_to_retirement_and_nothing_else(self) -> None:
+        pipeline = self.raw.pipeline(transaction=False)
+        for sequence, token in self.leases:
+            pipeline.ttl(self.keys.payload(str(self.prompt(sequence)), token))
+        for_ever, absent = -1, -2
+        assert pipeline.execute() == [
+            for_ever if self.model.groups[sequence].payload_token == token else absent
+            for sequence, token in self.leases
+        ]
+
+    def leases_are_indexed_exactly(self) -> None:
+        leased = {str(self.prompt(i)) for i, group in enumerate(self.model.groups) if group.state is S.LEASED}
+        deadlines: Any = self.raw.zrange(self.keys.deadlines, 0, -1)
+        holders: Any = self.raw.zrange(self.keys.holders, 0, -1)
+        assert {key.decode() for key in deadlines} == leased
+        assert {key.decode().split("\0")[1] for key in holders} == leased
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_any_schedule_leaves_the_ledger_as_the_model_says(
+    url: str, run_id: str, make_group: Callable[..., Group], seed: int
+) -> None:
+    schedule = Schedule(url, run_id, make_group, seed)
+    try:
+        schedule.run(num_actions=200)
+    finally:
+        schedule.close_clients()
+    assert schedule.num_retired >= 6, "the schedule has not come far enough to prove anything"
