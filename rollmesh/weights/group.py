@@ -28,6 +28,9 @@ from rollmesh.types import WeightEpoch
 
 _FIRST_POLL_S = 0.0002
 _LAST_POLL_S = 0.005
+# The backend gets this much longer than the caller's deadline, so that a broadcast that is late ends by the deadline
+# and never by the backend's own timeout, which reads like a broken peer.
+_BACKEND_GRACE_S = 1.0
 
 
 class RendezvousStore:
@@ -97,14 +100,19 @@ class Broadcast:
             if self._group.is_closed:
                 raise WeightTransferError("the weight group was closed during a broadcast")
             if time.monotonic() > self._deadline:
-                raise DeadlineError(f"a broadcast of {self._tensor.nbytes} bytes took over {self._timeout_s:.1f} s")
+                raise self._late()
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LAST_POLL_S)
         try:
             self._work.wait()
         except RuntimeError as error:
+            if time.monotonic() > self._deadline:
+                raise self._late() from error
             raise WeightTransferError(f"a broadcast failed: {_first_line(error)}") from error
         self._group.finish(self)
+
+    def _late(self) -> DeadlineError:
+        return DeadlineError(f"a broadcast of {self._tensor.nbytes} bytes took over {self._timeout_s:.1f} s")
 
 
 class WeightGroup:
@@ -174,7 +182,7 @@ class WeightGroup:
             raise WeightTransferError("the weight group is closed")
         options = dist.BroadcastOptions()
         options.rootRank = 0
-        options.timeout = timedelta(seconds=max(timeout_s, 0.001))
+        options.timeout = timedelta(seconds=max(timeout_s, 0) + _BACKEND_GRACE_S)
         try:
             work = self._group.broadcast([tensor], options)
         except RuntimeError as error:
