@@ -2,11 +2,11 @@
 
 ::
 
-    submit ──► waiting ──► one pipeline at a time: [SET payload, EVALSHA commit] for each ──► answers ──► submit returns
+    submit ──► waiting ──► one pipeline at a time: SET payload for each, then one EVALSHA ──► answers ──► submit returns
 
 There is no task of its own: of those who wait, the first whose turn it is sends for all, and the others find their
 answer when their turn comes. So a worker needs one connection however many of its groups end together, and the cost
-of a round trip is shared just when there are many.
+of round trip and script is shared just when there are many.
 
 An error of the round trip is the error of all who took part. If the one who sends is cancelled, the others go back
 into the line and send for themselves; a commit may thereby be sent twice, which it bears.
@@ -26,6 +26,7 @@ from redis.commands.core import AsyncScript
 
 from rollmesh.errors import ReplayError, UnavailableError
 from rollmesh.replay.connection import translate_errors, translated
+from rollmesh.replay.keys import Keys
 
 _COMMITS_PER_CALL = 32
 _BYTES_PER_CALL = 16 * 1024 * 1024
@@ -36,7 +37,10 @@ _STAGED_TTL_S = 600
 
 @dataclass(eq=False, slots=True)
 class _Commit:
-    """One commit; ``answer`` is the script's or an error, ``stored`` is what SET said; None before."""
+    """One commit; ``answer`` is the script's or an error, ``stored`` is what SET said; None before.
+
+    ``arguments`` are what the script gets for this group.
+    """
 
     key: str
     payload: bytes
@@ -51,10 +55,10 @@ class CommitLine:
     Args:
         redis: from `connection.connect`.
         script: ``scripts/commit.lua``.
-        keys: what every script gets as KEYS.
+        keys: of the run.
     """
 
-    def __init__(self, redis: Redis, script: AsyncScript, keys: Sequence[str]) -> None:
+    def __init__(self, redis: Redis, script: AsyncScript, keys: Keys) -> None:
         self._redis = redis
         self._script = script
         self._keys = keys
@@ -62,7 +66,7 @@ class CommitLine:
         self._turn = asyncio.Lock()
 
     async def submit(self, key: str, payload: bytes, arguments: tuple[str, ...]) -> bytes:
-        """Store ``payload`` under ``key``, run the script with ``arguments``, and give its answer.
+        """Store ``payload`` under ``key``, run the script with ``arguments`` among others', and give its answer.
 
         Raises:
             UnavailableError: Redis is away or full, or the payload was gone when the script ran.
@@ -90,31 +94,39 @@ class CommitLine:
         return commits
 
     async def _send(self, commits: Sequence[_Commit]) -> None:
+        stored: Sequence[Any]
+        answers: Sequence[Any]
         try:
             with translate_errors():
-                answers = await self._round_trip(commits)
+                stored, answers = await self._round_trip(commits)
         except (UnavailableError, ReplayError) as error:
-            answers = [error] * (2 * len(commits))
+            stored = answers = [error] * len(commits)
         except BaseException:  # cancelled: the others have no answer
             self._waiting.extendleft(reversed(commits))
             raise
-        for commit, stored, answer in zip(commits, answers[::2], answers[1::2], strict=True):
-            commit.stored, commit.answer = stored, answer
+        for commit, was_stored, answer in zip(commits, stored, answers, strict=True):
+            commit.stored, commit.answer = was_stored, answer
 
-    async def _round_trip(self, commits: Sequence[_Commit]) -> list[Any]:
-        """Each payload by a plain SET (through Lua it would cost twice as much), then the script.
+    async def _round_trip(self, commits: Sequence[_Commit]) -> tuple[list[Any], list[Any]]:
+        """Each payload by a plain SET (through Lua it would cost twice as much), then the script for all of them.
 
         A payload that is there already stays: it is this lease's own, of a try whose answer was lost.
+
+        Returns:
+            For each commit what SET said, and what the script did.
         """
+        keys = self._keys.for_scripts
+        arguments = [self._keys.row_prefix, *(argument for commit in commits for argument in commit.arguments)]
         async with self._redis.pipeline(transaction=False) as pipeline:
             for commit in commits:
                 pipeline.set(commit.key, commit.payload, nx=True, ex=_STAGED_TTL_S)
-                pipeline.evalsha(self._script.sha, len(self._keys), *self._keys, *commit.arguments)
-            answers: list[Any] = await pipeline.execute(raise_on_error=False)
-        for i, commit in enumerate(commits):
-            if isinstance(answers[2 * i + 1], exceptions.NoScriptError):
-                answers[2 * i + 1] = await self._script(keys=self._keys, args=commit.arguments)
-        return answers
+            pipeline.evalsha(self._script.sha, len(keys), *keys, *arguments)
+            *stored, answers = await pipeline.execute(raise_on_error=False)
+        if isinstance(answers, exceptions.NoScriptError):
+            answers = await self._script(keys=keys, args=arguments)
+        if isinstance(answers, exceptions.RedisError):
+            raise answers
+        return stored, answers
 
 
 def _answer(commit: _Commit) -> bytes:

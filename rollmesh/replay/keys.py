@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from rollmesh.types import GroupState
 
 
@@ -53,7 +55,7 @@ class Keys:
         """The list of the groups that a step took."""
         return f"{self._prefix}batch:{step}"
 
-    @property
+    @cached_property
     def for_scripts(self) -> tuple[str, ...]:
         """What every script gets as KEYS, in the order in which ``prelude.lua`` names them."""
         indexes = tuple(self.index(state) for state in GroupState)

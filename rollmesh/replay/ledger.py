@@ -98,7 +98,7 @@ class Ledger:
         self._payload_limit_bytes = payload_limit_bytes
         names = ("open", "lease", "expire", "give_back", "close")
         self._scripts = {name: redis.register_script(source(name)) for name in names}
-        self._commits = CommitLine(redis, redis.register_script(source("commit")), self._keys.for_scripts)
+        self._commits = CommitLine(redis, redis.register_script(source("commit")), self._keys)
 
     async def open_groups(self, prompt_ids: Sequence[PromptId], num_slots: int | None = None) -> list[GroupRow]:
         """Give each prompt a slot and the next place in the line. A group that exists already is left as it is.
@@ -170,7 +170,7 @@ class Ledger:
             )
         key = self._keys.payload(group.group_id, fencing_token)
         arguments = (group.group_id, fencing_token, key, len(group.samples), group.num_tokens, group.oldest_version)
-        answer = await self._commits.submit(key, payload, (self._keys.row_prefix, *map(str, arguments)))
+        answer = await self._commits.submit(key, payload, tuple(map(str, arguments)))
         return CommitOutcome(answer.decode())
 
     async def give_back(

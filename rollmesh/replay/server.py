@@ -169,7 +169,11 @@ def _socket_path(directory: Path) -> Path:
 
 
 def _options(directory: Path, socket: Path) -> list[str]:
-    """No TCP port; durable to the second; refuses writes rather than dropping keys when memory is full."""
+    """No TCP port; durable to the second; refuses writes rather than dropping keys when memory is full.
+
+    The file is rewritten when it has doubled, but not while it is small: payloads come and go, so that little is alive
+    of what was appended, and the server's default of 64 MB would have it rewrite after each few hundred groups.
+    """
     settings = {
         "port": "0",
         "unixsocket": str(socket),
@@ -179,6 +183,7 @@ def _options(directory: Path, socket: Path) -> list[str]:
         "daemonize": "no",
         "appendonly": "yes",
         "appendfsync": "everysec",
+        "auto-aof-rewrite-min-size": "512mb",
         "save": "",
         "maxmemory-policy": "noeviction",
     }

@@ -4,8 +4,8 @@
 
     this process: Ledger.commit, 16 at a time ──► Redis ──► second process: take, read, mark trained, retire
 
-Both begin and end with arrays in memory. Our side also moves the group's row through the ledger: fencing, order, the
-states up to retired. Ray's queue keeps no account of anything.
+Both begin and end with arrays in memory. The first process runs on the event loop of the services. Our side also moves
+the group's row through the ledger: fencing, order, the states up to retired. Ray's queue keeps no account of anything.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import uvloop
 
 from rollmesh.replay.admission import window
 from rollmesh.replay.codec import encode_group
@@ -100,7 +101,8 @@ class _Queue:
     def groups_per_s(self) -> float:
         """From the first commit to the last group that was unpacked on the other side."""
         self._round += 1
-        return asyncio.run(self._measure(f"bench-{self._round}"))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(self._measure(f"bench-{self._round}"))
 
     async def _measure(self, run_id: str) -> float:
         redis = connect(self._url, 5.0)

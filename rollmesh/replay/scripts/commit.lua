@@ -1,25 +1,47 @@
--- LEASED → READY. O(log N).
--- ARGV: id, fencing token, key of the payload, samples, tokens, oldest version. The payload was written just before, as
--- a key that ends by itself unless this script keeps it: who dies in between leaves nothing behind.
--- Returns accepted, duplicate (this lease has committed already), fenced, or missing (there is no payload).
-local id, token, payload = ARGV[2], ARGV[3], ARGV[4]
-local row = redis.call('HMGET', row_prefix .. id, 'state', 'token', 'member', 'sequence')
-local state, current_token, member, sequence = unpack(row)
-if current_token == token and (state == 'ready' or state == 'batched' or state == 'trained') then return 'duplicate' end
-if current_token == token and state == 'retired' then
-  redis.call('UNLINK', payload)
-  return 'duplicate'
+-- LEASED → READY, for many groups at once, each for itself. O(groups · log N).
+-- ARGV: for each group its id, fencing token, key of the payload, samples, tokens, oldest version. The payload was
+-- written just before, as a key that ends by itself unless this script keeps it: who dies in between leaves nothing
+-- behind.
+-- Returns for each accepted, duplicate (this lease has committed already), fenced, missing (there is no payload), or
+-- the error that it met.
+local now = now_ms()
+local ids, scored, holdings = {}, {}, {}
+
+local function commit(id, token, payload, num_samples, num_tokens, oldest_version)
+  local row = redis.call('HMGET', row_prefix .. id, 'state', 'token', 'member', 'sequence')
+  local state, current_token, member, sequence = unpack(row)
+  if current_token == token and (state == 'ready' or state == 'batched' or state == 'trained') then
+    return 'duplicate'
+  end
+  if current_token == token and state == 'retired' then
+    redis.call('UNLINK', payload)
+    return 'duplicate'
+  end
+  if not holds(id, state, current_token, token, now) then
+    redis.call('UNLINK', payload)
+    return 'fenced'
+  end
+  if redis.call('PERSIST', payload) == 0 and redis.call('EXISTS', payload) == 0 then return 'missing' end
+  write_row(id, 'ready',
+    'payload', payload, 'num_samples', num_samples, 'num_tokens', num_tokens, 'oldest_version', oldest_version)
+  ids[#ids + 1] = id
+  holdings[#holdings + 1] = holding(member, id)
+  scored[#scored + 1] = sequence
+  scored[#scored + 1] = id
+  return 'accepted'
 end
-if not holds(id, state, current_token, token) then
-  redis.call('UNLINK', payload)
-  return 'fenced'
+
+local answers = {}
+for i = 2, #ARGV, 6 do
+  local is_done, answer = pcall(commit, unpack(ARGV, i, i + 5))
+  if not is_done and type(answer) == 'string' then answer = redis.error_reply(answer) end
+  answers[#answers + 1] = answer
 end
-if redis.call('EXISTS', payload) == 0 then return 'missing' end
-redis.call('PERSIST', payload)
-drop_lease(id, member)
-move(id, 'leased', 'ready', sequence,
-  'payload', payload, 'num_samples', ARGV[5], 'num_tokens', ARGV[6], 'oldest_version', ARGV[7])
+if #ids == 0 then return answers end
+call_all('ZREM', deadlines, ids)
+call_all('ZREM', holders, holdings)
+reindex('leased', 'ready', ids, scored)
 -- The learner said how many it waits for. To wake it for each single group would cost more than to read the group.
 local size = tonumber(redis.call('HGET', meta, 'batch_size') or '1')
 if redis.call('ZCARD', index.ready) >= size or is_all_done() then wake_learner() end
-return 'accepted'
+return answers

@@ -5,7 +5,7 @@ local id, token, to, reason, max_attempts = ARGV[2], ARGV[3], ARGV[4], ARGV[5], 
 local row = redis.call('HMGET', row_prefix .. id, 'state', 'token', 'member', 'sequence', 'attempt', 'returned')
 local state, current_token, member, sequence, attempt, returned = unpack(row)
 if returned == token then return state end
-if not holds(id, state, current_token, token) then return false end
+if not holds(id, state, current_token, token, now_ms()) then return false end
 drop_lease(id, member)
 if to == 'filtered' then
   end_group(id, to, sequence, 'reason', reason)

@@ -16,7 +16,7 @@ for i = 1, #waiting, 2 do
   redis.call('HSET', requests, member, request)
   redis.call('HSET', row_prefix .. id, 'request', request, 'returned', '')
   redis.call('ZADD', deadlines, deadline, id)
-  redis.call('ZADD', holders, 0, member .. '\0' .. id)
+  redis.call('ZADD', holders, 0, holding(member, id))
   move(id, 'pending', 'leased', sequence, 'token', redis.call('HINCRBY', meta, 'token', 1), 'member', member)
   rows[#rows + 1] = read_row(id)
 end

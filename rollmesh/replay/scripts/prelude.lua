@@ -27,25 +27,56 @@ local function is_all_done()
     and redis.call('ZCARD', index.pending) + redis.call('ZCARD', index.leased) == 0
 end
 
--- O(log N). Each transition is this call; the trailing arguments are the row's fields that change with the state.
+-- Calls a command with all items, in parts: Lua passes no more than some thousands at once. Even, so that pairs of score
+-- and member stay together.
+local items_per_call = 1000
+local function call_all(command, key, items)
+  for i = 1, #items, items_per_call do
+    redis.call(command, key, unpack(items, i, math.min(i + items_per_call - 1, #items)))
+  end
+end
+
+-- O(ids · log N). `scored` is {score, id, ...}, as ZADD takes it.
 -- The removal comes first on purpose: with memory full, Redis refuses a script whose first write needs memory and lets
 -- a script go on that has begun. So a transition happens whole or not at all, and those that free memory always do.
-local function move(id, from, to, score, ...)
-  redis.call('ZREM', index[from], id)
-  redis.call('ZADD', index[to], score, id)
+local function reindex(from, to, ids, scored)
+  call_all('ZREM', index[from], ids)
+  call_all('ZADD', index[to], scored)
+end
+
+-- {score, id, score, id, ...}, for `reindex`.
+local function with_score(score, ids)
+  local scored = {}
+  for i, id in ipairs(ids) do scored[2 * i - 1], scored[2 * i] = score, id end
+  return scored
+end
+
+-- O(1). The trailing arguments are the row's fields that change with the state.
+local function write_row(id, to, ...)
   redis.call('HSET', row_prefix .. id, 'state', to, ...)
   redis.call('XADD', journal, '*', 'group', id, 'state', to, ...)
 end
 
+-- O(log N). The transition of one group. A script that moves many calls `reindex` once and `write_row` for each.
+local function move(id, from, to, score, ...)
+  reindex(from, to, {id}, {score, id})
+  write_row(id, to, ...)
+end
+
 -- O(log N). Whether this lease is the current one and not over.
-local function holds(id, state, current_token, token)
+local function holds(id, state, current_token, token, now)
   if state ~= 'leased' or current_token ~= token then return false end
-  return tonumber(redis.call('ZSCORE', deadlines, id)) > now_ms()
+  return tonumber(redis.call('ZSCORE', deadlines, id)) > now
+end
+
+-- A member's lease of a group, as it stands in `holders`.
+local function holding(member, id)
+  return member .. '\0' .. id
 end
 
 local function drop_lease(id, member)
   redis.call('ZREM', deadlines, id)
-  redis.call('ZREM', holders, member .. '\0' .. id)
+  redis.call('ZREM', holders, holding(member, id))
 end
 
 -- O(log N + leases of the member).

@@ -32,10 +32,9 @@ for _, state in ipairs({'pending', 'leased'}) do
 end
 
 local ids = {}
-for i = 1, #picked, 2 do
-  ids[#ids + 1] = picked[i]
-  move(picked[i], 'ready', 'batched', step, 'step', step)
-  redis.call('RPUSH', record, picked[i])
-end
+for i = 1, #picked, 2 do ids[#ids + 1] = picked[i] end
+reindex('ready', 'batched', ids, with_score(step, ids))
+call_all('RPUSH', record, ids)
+for _, id in ipairs(ids) do write_row(id, 'batched', 'step', step) end
 if is_all and num_ready <= size then redis.call('HSET', meta, 'last_step', step) end
 return answer(ids)

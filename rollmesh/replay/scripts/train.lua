@@ -1,8 +1,10 @@
 -- BATCHED → TRAINED, for the batch of one step. O(size · log N). ARGV: key of the step's record, step.
 -- The slot stays taken, and from now on says which version sets it free. Returns the size of the batch.
 local record, step = ARGV[2], ARGV[3]
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', index.batched, step, step)) do
-  move(id, 'batched', 'trained', step)
+local ids = redis.call('ZRANGEBYSCORE', index.batched, step, step)
+reindex('batched', 'trained', ids, with_score(step, ids))
+for _, id in ipairs(ids) do
+  write_row(id, 'trained')
   redis.call('ZADD', slots, 'XX', step, id)
 end
 return redis.call('LLEN', record)

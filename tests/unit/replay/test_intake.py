@@ -43,6 +43,18 @@ class Line:
             group = self._make_group(row.prompt_id, sequence=sequence, num_tokens=sequence + 1)
             assert self.commit(group, row.fencing_token) is CommitOutcome.ACCEPTED
 
+    def finish_together(self, count: int) -> None:
+        """The first ``count`` groups, in as few round trips as they need."""
+
+        async def commit_all() -> list[CommitOutcome]:
+            rows = [self._leases[sequence] for sequence in range(count)]
+            groups = [self._make_group(row.prompt_id, sequence=row.sequence) for row in rows]
+            return await asyncio.gather(
+                *(self._ledger.commit(group, row.fencing_token) for group, row in zip(groups, rows, strict=True))
+            )
+
+        assert set(self._runner.run(commit_all())) == {CommitOutcome.ACCEPTED}
+
     def fail(self, sequence: int) -> None:
         row = self._leases[sequence]
         self.give_back(row.group_id, row.fencing_token, "broken", 1, is_final=True)
@@ -210,6 +222,19 @@ def test_payloads_come_back_in_the_order_asked_for(line: Line, intake: BatchInta
     assert [group.num_tokens for group in groups] == [entry.num_tokens for entry in wanted]
     assert [len(group.samples) for group in groups] == [entry.num_samples for entry in wanted]
     assert intake.payloads([]) == []
+
+
+def test_a_batch_of_more_groups_than_one_command_takes_moves_whole(line: Line, intake: BatchIntake) -> None:
+    size = 1100
+    line.open(size)
+    line.finish_together(size)
+    assert sequences(intake.take_batch(1, size, window=1, timeout_s=1)) == list(range(size))
+    assert line.snapshot().num_groups[GroupState.BATCHED] == size
+    assert intake.mark_trained(1) == size
+    assert line.snapshot().num_groups[GroupState.TRAINED] == size
+    assert line.release_slots(1) == size
+    assert intake.retire(1) == size
+    assert line.snapshot().num_groups[GroupState.RETIRED] == size
 
 
 def test_a_missing_or_damaged_payload_is_named(line: Line, intake: BatchIntake, raw: redis.Redis, run_id: str) -> None:
