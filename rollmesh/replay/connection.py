@@ -8,6 +8,7 @@ A command that timed out is not repeated: the caller decides.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,11 +25,14 @@ from rollmesh.errors import ConfigError, ReplayError, UnavailableError
 
 OLDEST_SERVER = (6, 2)
 _NUM_RETRIES = 3
+_SHORTEST_TRY_S = 0.5
 _BACKOFF_BASE_S = 0.05
 _BACKOFF_CAP_S = 0.5
 _READ_BYTES = 256 * 1024
 """Of one read of the blocking client, which reads payloads: about two of a usual size, and within a core's cache."""
 _NOT_NOW = ("OOM", "LOADING", "BUSY", "READONLY", "MISCONF", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN")
+_PASSING = (exceptions.TimeoutError, exceptions.BusyLoadingError)
+"""What a sound server answers while it is busy or has just started."""
 _PLACE = "replay.url"
 
 
@@ -55,22 +59,37 @@ def connect_blocking(url: str, timeout_s: float) -> redis.Redis:
 
 
 def check_server(url: str, timeout_s: float) -> None:
-    """Refuse a server that cannot hold a run.
+    """Refuse a server that cannot hold a run. One that is slow, or loads its data, is asked until ``timeout_s`` is up.
 
     Raises:
         ConfigError: it cannot be reached, is a replica, may evict keys, or is older than `OLDEST_SERVER`.
     """
-    client = connect_blocking(url, timeout_s)
     shown = without_password(url)
     try:
-        info = client.info()
+        info = _ask_for_info(url, timeout_s)
+    except _PASSING as error:
+        problem = "has not answered" if isinstance(error, exceptions.TimeoutError) else "was still loading its data"
+        fix = "see what holds it up, correct the address, or raise replay.timeout_s"
+        raise ConfigError(_PLACE, f"{shown} {problem} after {timeout_s:g} s", fix) from error
     except exceptions.RedisError as error:
-        raise ConfigError(
-            _PLACE, f"{shown} cannot be used ({error})", "start a Redis there, or correct the address and its rights"
-        ) from error
-    finally:
-        client.close()
-    _check_info(shown, dict(info))
+        fix = "start a Redis there, or correct the address and its rights"
+        raise ConfigError(_PLACE, f"{shown} cannot be used ({error})", fix) from error
+    _check_info(shown, info)
+
+
+def _ask_for_info(url: str, timeout_s: float) -> dict[str, Any]:
+    """The first answer. A try takes half of the time that is left, so that a lost connection does not cost it all."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        client = connect_blocking(url, max((deadline - time.monotonic()) / 2, min(timeout_s, _SHORTEST_TRY_S)))
+        try:
+            return dict(client.info())
+        except _PASSING:
+            if time.monotonic() >= deadline:
+                raise
+        finally:
+            client.close()
+        time.sleep(_BACKOFF_BASE_S)
 
 
 def _check_info(shown: str, info: dict[str, Any]) -> None:

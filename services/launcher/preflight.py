@@ -1,7 +1,8 @@
 """What can be known to fail before anything is started: model, prompts, addresses, devices, Redis, user code.
 
-Every check raises ConfigError with the place, the value and the fix. All of them together take a few seconds; none
-imports torch, transformers, vLLM or DeepSpeed. The cheapest come first.
+Every check raises ConfigError with the place, the value and the fix. All of them together take a few seconds, and as
+long as the user's reward function takes for one sample; none imports torch, transformers, vLLM or DeepSpeed. The
+cheapest come first.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from services.config import MeshConfig
 from services.launcher.address_check import check_addresses
 from services.launcher.device_check import check_devices
 from services.launcher.model_check import check_length, check_model, check_reference
-from services.launcher.prompt_check import check_prompts
+from services.launcher.prompt_check import CheckedPrompts, check_prompts
 from services.launcher.server_check import check_answers
-from services.reward.preflight import check_function
+from services.reward.preflight import Probe, check_function
 from services.rollout.preflight import check_extra
 
 
@@ -42,21 +43,30 @@ def check(config: MeshConfig) -> Iterator[Finding]:
     policy = check_model("model.path", config.model.path, trust_remote_code=config.model.trust_remote_code)
     check_length(policy, config.model.max_length)
     yield Finding("model", str(config.model.path), policy.architecture)
+    yield _describe_algorithm(config)
     if config.has_reference and config.reference and config.reference.model_path:
         path = config.reference.model_path
         frozen = check_model("reference.model_path", path, trust_remote_code=config.model.trust_remote_code)
         check_reference(policy, frozen)
         yield Finding("reference", str(path), frozen.architecture)
     new_tokens = config.sampling.max_new_tokens
-    result = check_prompts("data", "train", config.data, config.model, new_tokens, policy.vocab_size)
-    yield Finding("data", str(config.data.path), result)
+    prompts = check_prompts("data", "train", config.data, config.model, new_tokens, policy.vocab_size)
+    yield Finding("data", str(config.data.path), prompts.result)
     if config.evaluation:
         new_tokens = config.evaluation.max_new_tokens or new_tokens
         data = config.evaluation.data
-        result = check_prompts("evaluation.data", "eval", data, config.model, new_tokens, policy.vocab_size)
-        yield Finding("evaluation", str(data.path), result)
+        held_out = check_prompts("evaluation.data", "eval", data, config.model, new_tokens, policy.vocab_size)
+        yield Finding("evaluation", str(data.path), held_out.result)
     yield _check_replay(config)
-    yield _check_reward(config)
+    yield _check_reward(config, prompts)
+
+
+def _describe_algorithm(config: MeshConfig) -> Finding:
+    section, (correction, anchor) = config.algorithm, config.correction
+    loss = f"{section.loss.type} loss, {section.loss.aggregation.replace('_', ' ')}"
+    ratio = f"ratio against the {'behaviour' if anchor == 'behaviour' else 'old'} policy"
+    weights = "" if correction == "none" else f", {correction}"
+    return Finding("algorithm", section.type, f"{section.advantage.estimator} · {loss} · {ratio}{weights}")
 
 
 def _check_replay(config: MeshConfig) -> Finding:
@@ -66,10 +76,11 @@ def _check_replay(config: MeshConfig) -> Finding:
     return Finding("replay", without_password(config.replay.url), "reachable, writable, never evicts")
 
 
-def _check_reward(config: MeshConfig) -> Finding:
+def _check_reward(config: MeshConfig, prompts: CheckedPrompts) -> Finding:
     section = config.reward
     if section.function is None:
         check_answers("reward.address", section.address)
         return Finding("reward", section.address, "answers")
-    check_function(section.function, section.start_timeout_s)
-    return Finding("reward", str(section.function), "reward_func found")
+    text, place = prompts.first_text, f"{config.data.path}, row 1"
+    probe = None if text is None else Probe(place, text, prompts.first_label_json)
+    return Finding("reward", str(section.function), check_function(section.function, section, probe))

@@ -11,6 +11,7 @@ import json
 import string
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,25 @@ class _TemplateRefusalError(Exception):
     """The chat template called its ``raise_exception``."""
 
 
+@dataclass(frozen=True)
+class CheckedPrompts:
+    """A dataset that can be used.
+
+    Attributes:
+        result: what was found.
+        first_text: the first row's prompt as rendered; None where only the worker can render.
+        first_label_json: that row's label; empty where the dataset has none.
+    """
+
+    result: str
+    first_text: str | None
+    first_label_json: str
+
+
 def check_prompts(
     place: str, name: str, data: DataSection, model: ModelSection, max_new_tokens: int, vocab_size: int | None
-) -> str:
-    """Open a dataset and check its prompts; returns what was found.
+) -> CheckedPrompts:
+    """Open a dataset and check its prompts.
 
     Args:
         place: dotted path of ``data``.
@@ -50,11 +66,14 @@ def check_prompts(
     dataset = open_dataset(data, name, place)
     render = _chat_renderer(place, model.path) if data.apply_chat_template else _text_renderer(place, data)
     tokenizer = _load_tokenizer(model.path)
+    first_text = None if render is None else _rendered(dataset, 0, data, render)
+    first_label_json = dataset.row(0).label_json
     if render is None or tokenizer is None:
-        return f"{len(dataset):,} prompts"
+        return CheckedPrompts(f"{len(dataset):,} prompts", first_text, first_label_json)
     longest, measured = _measure(place, dataset, data, render, tokenizer, model, max_new_tokens, vocab_size)
     of_first = "" if measured == len(dataset) else f" of the first {measured:,}"
-    return f"{len(dataset):,} prompts, the longest{of_first} {longest} tokens"
+    result = f"{len(dataset):,} prompts, the longest{of_first} {longest} tokens"
+    return CheckedPrompts(result, first_text, first_label_json)
 
 
 def _measure(

@@ -21,3 +21,6 @@ class RewardSection(Section):
     """Samples handed to one call of the function; OpenRLHF's functions expect 1."""
     start_timeout_s: PositiveFloat = 60.0
     """Time importing the file may take."""
+    should_probe: bool = True
+    """Call the function once before anything starts, on the first prompt with an empty answer, so that a fault of it is
+    found at once. Switch it off for a judge that costs money, or that cannot bear an empty answer."""

@@ -105,5 +105,5 @@ class OutputLog:
 
     def _report_left_out(self) -> None:
         if self._num_left_out:
-            _logger.warning("%d further lines printed by %s are not shown", self._num_left_out, self._name)
+            _logger.info("%d further lines printed by %s are not shown", self._num_left_out, self._name)
             self._num_left_out = 0

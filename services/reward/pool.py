@@ -61,6 +61,7 @@ class RewardPool:
         self._line: asyncio.Queue[_Entry] = asyncio.Queue()
         self._processes: list[RewardProcess | None] = []
         self._logged: set[str] = set()
+        self._fault = ""  # of the last call that ended, where it had one
 
     @property
     def name(self) -> str:
@@ -116,8 +117,9 @@ class RewardPool:
         return outcome
 
     def _expire(self, outcome: asyncio.Future[ScoreOutcome], limit_s: float) -> None:
-        busy = f"{len(self.pids)} of {self._num_processes} reward processes up, {self._line.qsize()} samples in line"
-        _resolve(outcome, RetryableFailure(f"not scored within {limit_s:g} s ({busy})"))
+        busy = f"reward processes up: {len(self.pids)} of {self._num_processes}, samples in line: {self._line.qsize()}"
+        why = f"the call before it: {self._fault}" if self._fault else busy
+        _resolve(outcome, RetryableFailure(f"not scored within {limit_s:g} s ({why})"))
 
     async def _serve(self, index: int) -> None:
         """Consumes the line with one process. Waits for the line and for the process, which has time limits."""
@@ -174,12 +176,14 @@ class RewardPool:
         return entries
 
     def _answer(self, entries: list[_Entry], result: CallResult) -> None:
+        self._fault = ""
         for entry, score in zip(entries, result.scores, strict=True):
             _resolve(entry.outcome, score)
         for key, note in result.notes.items():
             self._log_once(f"note {key}", f"left out: {note}", [entries[0].work], "")
 
     def _fail(self, entries: list[_Entry], reason: str) -> None:
+        self._fault = reason
         for entry in entries:
             _resolve(entry.outcome, RetryableFailure(reason))
 

@@ -59,6 +59,10 @@ class ProcessLostError(RollMeshError):
     """The child died, took too long, or broke the protocol: close it and start another."""
 
 
+class CallTimeoutError(ProcessLostError):
+    """The function has not returned in time."""
+
+
 class RewardProcess:
     """A child that has loaded the user's file. One call at a time."""
 
@@ -112,7 +116,8 @@ class RewardProcess:
         """Hand samples to the function.
 
         Raises:
-            ProcessLostError: no proper answer within ``timeout_s``; the process must be closed.
+            ProcessLostError: no proper answer within ``timeout_s``; the process must be closed. `CallTimeoutError` if
+                the function still computes.
         """
         request = {
             "queries": [work.query for work in works],
@@ -126,7 +131,7 @@ class RewardProcess:
                 await self._writer.drain()
                 return read_reply(await self._receive(), len(works))
         except TimeoutError:
-            raise ProcessLostError(f"reward_func took longer than {timeout_s:g} s") from None
+            raise CallTimeoutError(f"reward_func took longer than the {timeout_s:g} s of reward.timeout_s") from None
         except (EOFError, OSError):
             raise ProcessLostError(f"the reward process {await self._exit_reason()} during the call") from None
         except ValueError as error:

@@ -15,6 +15,8 @@ from services.reward.pool import RewardPool
 from services.reward.process import Work
 
 MAX_IN_FLIGHT = 256
+_SHARE_OF_DEADLINE = 0.9
+"""Of the caller's time, so that it still hears why there is no score."""
 
 
 class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
@@ -40,7 +42,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
                 refused.set_result(InvalidSample(f"label_json is not JSON: {error}"))
                 return refused
         work = Work(request.sample.sample_id, request.query_text, request.prompt_text, request.label_json)
-        return self._pool.submit(work, request.deadline_ms / 1000 or None)
+        return self._pool.submit(work, _SHARE_OF_DEADLINE * request.deadline_ms / 1000 or None)
 
 
 def _respond(request: reward_pb2.ScoreRequest, outcome: ScoreOutcome) -> reward_pb2.ScoreResponse:

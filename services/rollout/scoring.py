@@ -66,8 +66,8 @@ class Scorer:
     """
 
     def __init__(self, reward: Reward, reference: Reference | None, *, attempts: int, timeout_s: float) -> None:
-        self._reward = _Attempts("reward server", attempts, timeout_s)
-        self._reference = _Attempts("reference", attempts, timeout_s)
+        self._reward = _Attempts("reward server", "reward", attempts, timeout_s)
+        self._reference = _Attempts("reference", "log-probabilities", attempts, timeout_s)
         self._ask_reward = reward.score
         self._ask_reference = None if reference is None else reference.compute_logprobs
         self.num_scoring = 0
@@ -81,7 +81,7 @@ class Scorer:
             reference_temperature: the temperature that the sample was drawn with; None asks no reference.
 
         Raises:
-            ScoringFailedError: tries or time are used up; the message ends with the scorer's last reason.
+            ScoringFailedError: tries or time are used up; the message carries the scorer's last reason.
         """
         self.num_scoring += 1
         try:
@@ -123,15 +123,16 @@ class _Attempts:
 
     _BACKOFF = Backoff(initial_s=0.05, maximum_s=2.0)
 
-    def __init__(self, scorer: str, attempts: int, timeout_s: float) -> None:
+    def __init__(self, scorer: str, answer: str, attempts: int, timeout_s: float) -> None:
         self._scorer = scorer
+        self._answer = answer
         self._attempts = attempts
         self._timeout_s = timeout_s
         self._outage = ""
 
     async def get(self, sample_id: str, ask: Callable[[float], Awaitable[AnswerT | RetryableFailure]]) -> AnswerT:
         """Ask until there is an answer. Raises ScoringFailedError when tries or time are used up."""
-        reason = "no answer"
+        reason = ""
         try:
             async with asyncio.timeout(self._timeout_s):
                 for attempt in range(1, self._attempts + 1):
@@ -144,8 +145,11 @@ class _Attempts:
                         await asyncio.sleep(answer.retry_after_s)
         except TimeoutError:
             why = self._outage or reason
-            raise ScoringFailedError(f"{self._scorer}: no score within {self._timeout_s:g} s ({why})") from None
-        raise ScoringFailedError(f"{self._scorer}: no score in {self._attempts} tries ({reason})")
+            problem = f"the {self._scorer} gave no {self._answer} within {self._timeout_s:g} s" + (why and f": {why}")
+            raise ScoringFailedError(f"{problem}; see what keeps it, or raise rollout.scoring_timeout_s") from None
+        tries = "try" if self._attempts == 1 else "tries"
+        problem = f"the {self._scorer} gave no {self._answer} in {self._attempts} {tries}: {reason}"
+        raise ScoringFailedError(f"{problem}; correct that, or raise rollout.scoring_attempts")
 
     async def _ask_reachable(
         self, sample_id: str, ask: Callable[[float], Awaitable[AnswerT | RetryableFailure]]
@@ -154,9 +158,9 @@ class _Attempts:
         pauses = self._BACKOFF.pauses()
         while True:
             try:
-                answer = await ask(self._timeout_s / self._attempts)
-            except DeadlineError as error:
-                return RetryableFailure(str(error))
+                answer = await ask(try_s := self._timeout_s / self._attempts)
+            except DeadlineError:
+                return RetryableFailure(f"no answer within {try_s:g} s")
             except UnavailableError as error:
                 self._note_outage(sample_id, str(error))
                 await asyncio.sleep(max(next(pauses), error.retry_after_s))

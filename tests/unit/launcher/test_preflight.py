@@ -39,8 +39,20 @@ def _change_model(tmp_path: Path, **settings: object) -> None:
 
 def test_a_mesh_that_can_work_passes(tree: Tree, tmp_path: Path) -> None:
     findings = {finding.what: finding.result for finding in check(_load(tree, tmp_path))}
-    assert list(findings) == ["model", "data", "replay", "reward"]
+    assert list(findings) == ["model", "algorithm", "data", "replay", "reward"]
+    assert findings["algorithm"] == "group_norm · ppo loss, token mean · ratio against the behaviour policy"
     assert findings["data"] == "1 prompts, the longest 2 tokens"
+    assert findings["reward"] == "reward_func found, and answers"
+
+
+def test_the_reward_function_is_tried_on_the_first_prompt_as_the_model_will_see_it(tree: Tree, tmp_path: Path) -> None:
+    (tmp_path / "model" / "chat_template.jinja").write_text("{% for m in messages %}user {{ m.content }}{% endfor %}")
+    (tmp_path / "reward.py").write_text("def reward_func(q, p, labels):\n    raise ValueError((q, p, labels))\n")
+    fault = _fault(_load(tree, tmp_path, "data.apply_chat_template=true"))
+    assert f"gives no reward for {tmp_path / 'train.jsonl'}, row 1 with an empty answer" in fault
+    assert "(['user one two'], ['user one two'], [3])" in fault
+    unprobed = _load(tree, tmp_path, "data.apply_chat_template=true", "reward.should_probe=false")
+    assert [finding.result for finding in check(unprobed)][-1] == "reward_func found"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,6 +40,52 @@ def test_a_server_that_cannot_be_reached_is_refused_without_showing_the_password
     with pytest.raises(ConfigError, match=r"replay\.url: redis://\*\*\*@127\.0\.0\.1:1") as caught:
         check_server("redis://me:secret@127.0.0.1:1", 0.5)
     assert "secret" not in str(caught.value)
+
+
+def test_a_server_that_misses_a_deadline_is_asked_again(
+    own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.kill(own_server.pid, signal.SIGSTOP)
+    tries = itertools.count()
+
+    def connect_then_thaw(url: str, timeout_s: float) -> redis.Redis:
+        if next(tries) == 0:
+            return connect_blocking(url, 0.05)
+        os.kill(own_server.pid, signal.SIGCONT)
+        return connect_blocking(url, timeout_s)
+
+    monkeypatch.setattr("rollmesh.replay.connection.connect_blocking", connect_then_thaw)
+    try:
+        check_server(own_server.url, 20.0)
+    finally:
+        os.kill(own_server.pid, signal.SIGCONT)
+    assert next(tries) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (b"", "has not answered after 0.6 s"),
+        (b"-LOADING Redis is loading the dataset in memory\r\n", "was still loading its data after 0.6 s"),
+    ],
+    ids=["silent", "loading"],
+)
+def test_a_server_that_does_not_come_to_answer_is_refused_when_the_time_is_up(answer: bytes, problem: str) -> None:
+    async def scenario() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while await reader.read(1000):
+                writer.write(answer)
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with server:
+            with pytest.raises(ConfigError) as caught:
+                await asyncio.to_thread(check_server, url, 0.6)
+        fix = "see what holds it up, correct the address, or raise replay.timeout_s"
+        assert str(caught.value) == f"replay.url: {url} {problem}; {fix}"
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("url", ["localhost:6379", "http://localhost", ""])

@@ -98,8 +98,8 @@ DISPATCH = """
         ("exit", "the reward process ended with exit code 7 during the call"),
         ("sys.exit", r"reward_func raised SystemExit: 1 \(graders\.py:11\)"),
         ("kill", r"the reward process was killed by SIGKILL \(out of memory\?\) during the call"),
-        ("sleep", "reward_func took longer than 0.5 s"),
-        ("spin", "reward_func took longer than 0.5 s"),
+        ("sleep", r"reward_func took longer than the 0\.5 s of reward\.timeout_s"),
+        ("spin", r"reward_func took longer than the 0\.5 s of reward\.timeout_s"),
         ("none", "reward_func returned None: None is not a number"),
         ("nan", r"reward_func returned {'rewards': nan}: rewards: nan is not a finite float32"),
         ("close", "the reward process .* during the call"),
@@ -217,6 +217,21 @@ def test_samples_are_gathered_up_to_the_configured_number(write_function: WriteF
     assert sizes == [4.0] * 8 + [2.0] * 2
 
 
+def test_a_sample_behind_calls_that_hang_is_told_so(write_function: WriteFunction) -> None:
+    path = write_function("import time\ndef reward_func(q, p, l): time.sleep(600)")
+
+    async def scenario() -> ScoreOutcome:
+        async with running_pool(path, timeout_s=0.3) as pool:
+            for index in range(40):
+                pool.submit(work(str(index)), deadline_s=60.0)
+            return await pool.submit(work("last"), deadline_s=2.0)
+
+    outcome = asyncio.run(scenario())
+    assert isinstance(outcome, RetryableFailure)
+    fault = "reward_func took longer than the 0.3 s of reward.timeout_s"
+    assert outcome.reason == f"not scored within 2 s (the call before it: {fault})"
+
+
 def test_a_sample_that_waits_beyond_its_deadline_is_answered_and_never_called(write_function: WriteFunction) -> None:
     source = """
         import pathlib, time
@@ -270,7 +285,10 @@ def test_processes_that_the_function_started_end_with_its_own(write_function: Wr
     path = write_function(source)
     outcomes = score_all(path, ["exit", "sleep"], timeout_s=1.0)
     reasons = [outcome.reason for outcome in outcomes if isinstance(outcome, RetryableFailure)]
-    assert reasons == ["the reward process ended with exit code 3 during the call", "reward_func took longer than 1 s"]
+    assert reasons == [
+        "the reward process ended with exit code 3 during the call",
+        "reward_func took longer than the 1 s of reward.timeout_s",
+    ]
     for name in ("exit", "sleep"):
         for pid in map(int, path.with_name(name).read_text().split()):
             assert wait_until(lambda pid=pid: not is_alive(pid)), f"{name}: {pid} lives on"  # type: ignore[misc]

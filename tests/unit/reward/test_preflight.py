@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 
 from rollmesh.errors import ConfigError
-from services.reward.preflight import check_function
+from services.reward import preflight
+from services.reward.config import RewardSection
+from services.reward.preflight import Probe, check_function
 from tests.unit.reward.conftest import WriteFunction, running_pool
+
+PROBE = Probe("train.jsonl, row 1", "<user> 1 + 2", "[3]")
 
 
 @pytest.mark.parametrize(
@@ -35,7 +39,7 @@ def test_a_file_without_a_usable_function_is_refused(
 ) -> None:
     path = write_function(source)
     with pytest.raises(ConfigError) as caught:
-        check_function(path, timeout_s=20.0)
+        check_function(path, RewardSection(), None)
     assert str(caught.value).startswith(f"reward.function: {path} ")
     for word in words:
         assert word in str(caught.value)
@@ -52,15 +56,104 @@ def test_a_file_without_a_usable_function_is_refused(
         "print('x' * 1_000_000)\ndef reward_func(q, p, l): return 0",
     ],
 )
-def test_a_usable_function_is_accepted_without_being_called(write_function: WriteFunction, source: str) -> None:
-    check_function(write_function(source), timeout_s=20.0)
+def test_a_usable_function_is_accepted_and_not_called_if_that_is_unwanted(
+    write_function: WriteFunction, source: str
+) -> None:
+    check_function(write_function(source), RewardSection(should_probe=False), PROBE)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("raise KeyError('lost')", "reward_func raised KeyError: 'lost' (graders.py:2)"),
+        (
+            "return {'rewards': [1.0, 2.0]}",
+            "reward_func returned {'rewards': [1.0, 2.0]}: rewards: 2 values for 1 sample",
+        ),
+        ("return {'rewards': [float('nan')]}", "rewards: nan is not a finite float32"),
+        ("return {'scores': [1.0]}", 'there is no "rewards" in it'),
+        ("return None", "reward_func returned None: None is not a number"),
+        ("return 'a\\nb'", "reward_func returned 'a\\nb': 'a\\nb' is not a number"),
+        ("import os; os._exit(3)", "the reward process ended with exit code 3 during the call"),
+        ("import sys; sys.exit(3)", "reward_func raised SystemExit: 3 (graders.py:2)"),
+    ],
+)
+def test_a_function_that_gives_no_reward_is_refused_with_the_row_it_was_given(
+    write_function: WriteFunction, body: str, reason: str
+) -> None:
+    path = write_function(f"def reward_func(queries, prompts, labels):\n    {body}\n")
+    with pytest.raises(ConfigError) as caught:
+        check_function(path, RewardSection(), PROBE)
+    message = str(caught.value)
+    assert message.startswith(f"reward.function: {path} gives no reward for train.jsonl, row 1 with an empty answer: ")
+    assert message.endswith(f"{reason}; correct it, or set reward.should_probe to false")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "{'rewards': [1], 'scores': [0.5], 'extra_logs': {'length': [2]}}",
+        "{'rewards': 1.0}",
+        "[1.0]",
+        "(1,)",
+        "2",
+        "numpy.array([1.0])",
+        "numpy.float32(1.0)",
+        "{'rewards': numpy.array([[1]])}",
+    ],
+)
+def test_whatever_the_service_takes_for_a_reward_passes(write_function: WriteFunction, answer: str) -> None:
+    path = write_function(f"import numpy\ndef reward_func(queries, prompts, labels):\n    return {answer}\n")
+    assert check_function(path, RewardSection(), PROBE) == "reward_func found, and answers"
+
+
+def test_the_function_is_called_once_with_the_prompt_its_label_and_an_empty_answer(
+    write_function: WriteFunction, tmp_path: Path
+) -> None:
+    path = write_function(
+        """
+        from pathlib import Path
+        def reward_func(*arguments):
+            with Path(__file__).with_name("calls").open("a") as calls:
+                print(arguments, file=calls)
+            return [0.0]
+        """
+    )
+    check_function(path, RewardSection(), PROBE)
+    prompt = PROBE.prompt
+    assert (tmp_path / "calls").read_text() == f"{([prompt], [prompt], [[3]])}\n"
+
+
+def test_a_function_that_does_not_return_in_its_time_is_refused(write_function: WriteFunction) -> None:
+    path = write_function("import time\ndef reward_func(q, p, l): time.sleep(600)")
+    with pytest.raises(ConfigError) as caught:
+        check_function(path, RewardSection(timeout_s=0.5), PROBE)
+    assert "reward_func took longer than the 0.5 s of reward.timeout_s; make it faster or raise" in str(caught.value)
+
+
+def test_a_function_that_may_take_long_is_not_waited_for(
+    write_function: WriteFunction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "PROBE_LIMIT_S", 0.5)
+    path = write_function("import time\ndef reward_func(q, p, l): time.sleep(600)")
+    result = check_function(path, RewardSection(timeout_s=900.0), PROBE)
+    assert result == "warning: no reward after 0.5 s; reward.timeout_s lets a call take 900 s"
+
+
+def test_a_function_that_prints_much_says_nothing_at_the_command_line(
+    write_function: WriteFunction, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write_function("def reward_func(q, p, l):\n    print('x\\n' * 10_000)\n    return 0")
+    check_function(path, RewardSection(), PROBE)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_an_import_that_takes_for_ever_is_given_up(write_function: WriteFunction) -> None:
     path = write_function("import time\ntime.sleep(600)")
     start = time.monotonic()
     with pytest.raises(ConfigError, match=r"took longer than 0\.7 s; .*reward\.start_timeout_s"):
-        check_function(path, timeout_s=0.7)
+        check_function(path, RewardSection(start_timeout_s=0.7), None)
     assert time.monotonic() - start < 15
 
 
@@ -70,7 +163,7 @@ def test_an_import_that_takes_for_ever_is_given_up(write_function: WriteFunction
 def test_what_is_no_python_file_is_refused(tmp_path: Path, name: str, problem: str) -> None:
     (tmp_path / "f.txt").write_text("def reward_func(q, p, l): return 0")
     with pytest.raises(ConfigError, match=problem):
-        check_function(tmp_path / name, timeout_s=20.0)
+        check_function(tmp_path / name, RewardSection(), None)
 
 
 def test_a_file_finds_its_neighbours_and_not_the_files_of_the_service(write_function: WriteFunction) -> None:
@@ -82,7 +175,7 @@ def test_a_file_finds_its_neighbours_and_not_the_files_of_the_service(write_func
         """
     )
     path.with_name("config.py").write_text("ANSWER = 42")
-    check_function(path, timeout_s=20.0)
+    check_function(path, RewardSection(), None)
 
 
 def test_the_pool_refuses_the_same_files_and_leaves_no_child(write_function: WriteFunction) -> None:

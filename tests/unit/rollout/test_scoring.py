@@ -132,7 +132,10 @@ def test_tries_end_and_the_failure_names_the_last_reason() -> None:
 
     (outcome,), servicer = asyncio.run(score_with(function, attempts=2))
     assert isinstance(outcome, ScoringFailedError)
-    assert "no score in 2 tries (reward_func raised ValueError: boom)" in str(outcome)
+    assert str(outcome) == (
+        "the reward server gave no reward in 2 tries: reward_func raised ValueError: boom; correct that, or raise "
+        "rollout.scoring_attempts"
+    )
     assert len(servicer.calls) == 2
 
 
@@ -142,6 +145,7 @@ def test_a_server_that_never_answers_is_asked_again_and_then_the_sample_fails() 
 
     (outcome,), servicer = asyncio.run(score_with(function, attempts=2, timeout_s=0.6))
     assert isinstance(outcome, ScoringFailedError)
+    assert ": no answer within 0.3 s; " in str(outcome)
     assert len(servicer.calls) == 2
 
 
@@ -151,7 +155,15 @@ def test_a_delay_beyond_the_time_fails_the_sample_in_time() -> None:
 
     (outcome,), _ = asyncio.run(asyncio.wait_for(score_with(function, timeout_s=0.3), 5.0))
     assert isinstance(outcome, ScoringFailedError)
-    assert "within 0.3 s (come back tomorrow)" in str(outcome)
+    assert "within 0.3 s: come back tomorrow; see what keeps it, or raise rollout.scoring_timeout_s" in str(outcome)
+
+
+def test_one_try_is_not_called_tries() -> None:
+    async def function(call: ScoreCall) -> ScoreOutcome:
+        return RetryableFailure("busy")
+
+    (outcome,), _ = asyncio.run(score_with(function, attempts=1))
+    assert "the reward server gave no reward in 1 try: busy; " in str(outcome)
 
 
 def test_a_sample_that_is_slow_to_score_holds_up_no_other() -> None:
