@@ -61,6 +61,9 @@ _STATUS: tuple[tuple[type[RollMeshError], grpc.StatusCode, error_pb2.ErrorReason
     (RollMeshError, _Code.INTERNAL, error_pb2.ERROR_REASON_INTERNAL),
 )
 
+_LOCAL_WRITE_FAILURE = "Internal error from Core"
+"""What a write says, and from then on the whole call, if the peer has just ended the stream: grpc's own words for a
+cut on this side, whatever the status was that the peer ended it with."""
 _RETRYABLE = (UnavailableError, DeadlineError)
 
 
@@ -151,6 +154,8 @@ def _error_without_detail(error: grpc.aio.AioRpcError, peer: str) -> RollMeshErr
         case _Code.RESOURCE_EXHAUSTED if "larger than max" in text:
             return InvalidArgumentError(message)
         case _Code.UNAVAILABLE | _Code.RESOURCE_EXHAUSTED | _Code.CANCELLED:
+            return UnavailableError(message)
+        case _Code.INTERNAL if text == _LOCAL_WRITE_FAILURE:
             return UnavailableError(message)
     return RollMeshError(message)
 

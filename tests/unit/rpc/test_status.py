@@ -230,6 +230,7 @@ def make_status(code: grpc.StatusCode, details: str = "", detail: bytes | None =
         (grpc.StatusCode.DEADLINE_EXCEEDED, "", DeadlineError),
         (grpc.StatusCode.UNAVAILABLE, "", UnavailableError),
         (grpc.StatusCode.CANCELLED, "", UnavailableError),
+        (grpc.StatusCode.INTERNAL, "Internal error from Core", UnavailableError),
         (grpc.StatusCode.INVALID_ARGUMENT, "", InvalidArgumentError),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls", UnavailableError),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, "Received message larger than max (9 vs. 4)", InvalidArgumentError),
