@@ -71,7 +71,7 @@ class TrainingSection(Section):
     steps: PositiveInt
     """Optimiser batches in the run; fewer if the epochs end before."""
     epochs: PositiveInt = 1
-    """Passes over the dataset that the run may use."""
+    """Passes over the dataset that the run may use. With algorithm.filter a step uses up more than it trains."""
     prompts_per_step: PositiveInt
     """Groups in an optimiser batch (B)."""
     samples_per_prompt: PositiveInt

@@ -114,6 +114,11 @@ class BatchIntake:
             counts = [self._redis.zcard(self._keys.index(state)) for state in states]
         return ", ".join(f"{count} {state.value}" for state, count in zip(states, counts, strict=True))
 
+    def num_filtered(self) -> int:
+        """Groups FILTERED so far in the run. O(1)."""
+        with translate_errors():
+            return int(self._redis.zcard(self._keys.index(GroupState.FILTERED)))
+
     def payloads(self, group_ids: Sequence[str]) -> list[Group]:
         """Read groups of a batch, in this order, some at a time.
 

@@ -67,7 +67,7 @@ class CreditGrant:
 
 @dataclass(frozen=True, slots=True)
 class ReportStepCall:
-    """``step`` counts from 1; ``version`` is the one that it made."""
+    """``step`` counts from 1, and is 0 where the run ends without one; ``version`` is the one that it made."""
 
     caller: Caller
     step: int
@@ -240,7 +240,7 @@ def report_step_to_proto(call: ReportStepCall) -> pb.ReportStepRequest:
 
 
 def report_step_from_proto(message: pb.ReportStepRequest) -> ReportStepCall:
-    if message.step == 0:
+    if message.step == 0 and not message.is_last:
         checks.refuse("step", "is 0; steps count from 1")
     return ReportStepCall(
         caller=caller_from_proto(message),

@@ -9,6 +9,7 @@ from typing import Any
 
 from rollmesh.replay.ledger import Ledger
 from rollmesh.types import GroupState
+from services.coordinator.reasons import ReasonCounter
 
 
 async def account(ledger: Ledger) -> dict[str, Any]:
@@ -16,12 +17,12 @@ async def account(ledger: Ledger) -> dict[str, Any]:
 
     Returns:
         ``num_opened``; ``num_groups`` by state; ``num_trained`` (TRAINED or RETIRED); ``num_steps``; ``num_retried``
-        (groups of more than one attempt); ``reasons`` of FAILED and FILTERED groups with their numbers;
-        ``num_duplicate_prompts`` and ``num_gaps`` in the line, which are 0 in a sound run; ``is_balanced`` (both are,
-        and every group ended).
+        (groups of more than one attempt); ``pass_rate``, what part of the trained and FILTERED groups was trained (1
+        where there are none); ``reasons`` of FAILED and FILTERED groups with their numbers; ``num_duplicate_prompts``
+        and ``num_gaps`` in the line, which are 0 in a sound run; ``is_balanced`` (both are, and every group ended).
     """
     states: Counter[GroupState] = Counter()
-    reasons: Counter[str] = Counter()
+    reasons = ReasonCounter()
     prompts: set[str] = set()
     sequences: set[int] = set()
     steps: set[int] = set()
@@ -33,11 +34,12 @@ async def account(ledger: Ledger) -> dict[str, Any]:
         sequences.add(row.sequence)
         num_retried += row.attempt > 0
         if row.state in (GroupState.FAILED, GroupState.FILTERED):
-            reasons[row.reason] += 1
+            reasons.add(row.reason)
         if row.step is not None and row.state in (GroupState.TRAINED, GroupState.RETIRED):
             steps.add(row.step)
     num_trained = states[GroupState.TRAINED] + states[GroupState.RETIRED]
-    num_ended = num_trained + states[GroupState.FAILED] + states[GroupState.FILTERED]
+    num_decided = num_trained + states[GroupState.FILTERED]
+    num_ended = num_decided + states[GroupState.FAILED]
     num_gaps = len(set(range(num_rows)) - sequences)
     return {
         "num_opened": num_rows,
@@ -45,7 +47,8 @@ async def account(ledger: Ledger) -> dict[str, Any]:
         "num_trained": num_trained,
         "num_steps": len(steps),
         "num_retried": num_retried,
-        "reasons": dict(reasons.most_common()),
+        "pass_rate": num_trained / num_decided if num_decided else 1.0,
+        "reasons": reasons.most_common(),
         "num_duplicate_prompts": num_rows - len(prompts),
         "num_gaps": num_gaps,
         "is_balanced": num_ended == num_rows == len(prompts) and num_gaps == 0,
@@ -54,11 +57,13 @@ async def account(ledger: Ledger) -> dict[str, Any]:
 
 async def most_frequent_failure(ledger: Ledger) -> str:
     """The reason that most FAILED groups carry, with their number; empty if none failed."""
-    reasons = Counter([row.reason async for row in ledger.rows(GroupState.FAILED)])
-    if not reasons:
+    reasons = ReasonCounter()
+    async for row in ledger.rows(GroupState.FAILED):
+        reasons.add(row.reason)
+    if not reasons.total:
         return ""
-    reason, count = reasons.most_common(1)[0]
-    return f"{reason} ({count} of {reasons.total()} failed groups)"
+    reason, count = next(iter(reasons.most_common().items()))
+    return f"{reason} ({count} of {reasons.total} failed groups)"
 
 
 def write_accounting(path: Path, books: dict[str, Any]) -> None:

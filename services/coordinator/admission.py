@@ -6,13 +6,15 @@ all. A group that FAILED or was FILTERED is replaced by the next prompt.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rollmesh.types import GroupState
 
 ENDED_WITHOUT_TRAINING = (GroupState.FAILED, GroupState.FILTERED)
-SUCCEEDED = (GroupState.READY, GroupState.BATCHED, GroupState.TRAINED, GroupState.RETIRED)
+TRAINED = (GroupState.TRAINED, GroupState.RETIRED)
+SUCCEEDED = (GroupState.READY, GroupState.BATCHED, *TRAINED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,22 @@ class Admission:
         it is not."""
         num_succeeded = sum(num_groups.get(state, 0) for state in SUCCEEDED)
         return num_opened >= self.num_prompts or num_succeeded >= self.steps * self.groups_per_batch
+
+    def shortfall(self, num_groups: Mapping[GroupState, int]) -> str:
+        """What a run that used up its prompts before its last step was short of, in one sentence; else empty."""
+        num_trained = sum(num_groups.get(state, 0) for state in TRAINED)
+        wanted = self.steps * self.groups_per_batch
+        if num_trained >= wanted or sum(num_groups.values()) < self.num_prompts:
+            return ""
+        used_up = (
+            f"the prompts were used up after {-(-num_trained // self.groups_per_batch)} of {self.steps} steps: of "
+            f"{self.num_prompts}, {num_trained} were trained, {num_groups.get(GroupState.FILTERED, 0)} filtered and "
+            f"{num_groups.get(GroupState.FAILED, 0)} failed"
+        )
+        if not num_trained:
+            return f"{used_up}; accounting.json has the reasons"
+        factor = math.ceil(10 * wanted / num_trained) / 10
+        return f"{used_up}; it takes {factor:g} times as many: raise training.epochs, or lower training.steps"
 
 
 def failed_too_often(num_groups: Mapping[GroupState, int], max_fraction: float, groups_per_batch: int) -> bool:

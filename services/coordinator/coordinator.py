@@ -299,6 +299,10 @@ class Coordinator:
             holders=tuple(member.name for member in self.members.rollouts if self._leases_of(member)),
         )
 
+    def shortfall(self, num_groups: Mapping[GroupState, int]) -> str:
+        """See `Admission.shortfall`; empty unless the run is FINISHED."""
+        return self._admission.shortfall(num_groups) if self.run.state is RunState.FINISHED else ""
+
     def _member_status(self, member: Member) -> MemberStatus:
         is_generating = member.role is Role.ROLLOUT
         return MemberStatus(

@@ -23,7 +23,7 @@ from rollmesh.rpc.channel import parse_address
 from rollmesh.rpc.rollout_client import RolloutClient
 from rollmesh.rpc.server import Server
 from rollmesh.telemetry import logs
-from rollmesh.types import EvaluationResult, RunState
+from rollmesh.types import EvaluationResult, GroupState, RunState
 from rollmesh.v1.coordinator_pb2_grpc import add_CoordinatorServiceServicer_to_server
 from services.config import MeshConfig
 from services.coordinator.accounting import account, write_accounting
@@ -97,7 +97,7 @@ async def serve(config: MeshConfig, train: PromptDataset, evaluation: PromptData
                 with contextlib.suppress(TimeoutError):
                     async with linger:
                         await stop.wait()
-            await _write_books(ledger, config.run.folder / "accounting.json")
+            await _write_books(coordinator, ledger, config.run.folder / "accounting.json")
             await coordinator.publisher.close()
     finally:
         await redis.aclose()
@@ -218,11 +218,14 @@ async def _until_left(coordinator: Coordinator, timeout_s: float, stop: asyncio.
         logger.warning("ending without %s", ", ".join(member.name for member in members.all))
 
 
-async def _write_books(ledger: Ledger, path: Path) -> None:
+async def _write_books(coordinator: Coordinator, ledger: Ledger, path: Path) -> None:
     try:
         async with asyncio.timeout(ACCOUNTING_TIMEOUT_S):
             books = await account(ledger)
     except (UnavailableError, TimeoutError) as error:
         logger.warning("the run's accounting could not be written: %s", error)
         return
+    books["shortfall"] = coordinator.shortfall({state: books["num_groups"][state.value] for state in GroupState})
+    if books["shortfall"]:
+        logger.warning("%s", books["shortfall"])
     write_accounting(path, books)

@@ -34,7 +34,7 @@ from services.launcher import preflight
 from services.launcher.address_check import reserve
 from services.launcher.processes import ProcessGroup, ServiceDiedError, ServiceProcess, service_command
 from services.launcher.progress import ProgressLine
-from services.launcher.report import write_report
+from services.launcher.report import read_json, write_report
 
 COORDINATOR_START_S = 30.0
 LEAVE_S = 60.0
@@ -79,6 +79,8 @@ def print_findings(config: MeshConfig) -> None:
     """Run the checks and show, line by line, what they find."""
     for finding in preflight.check(config):
         print(f"  {finding.what:<11}{finding.where} · {finding.result}", flush=True)
+    for warning in config.warnings:
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
 
 
 def check_folder(config: MeshConfig, *, should_overwrite: bool) -> None:
@@ -293,6 +295,8 @@ class _Launcher:
         await self._client.close()
 
     def _report(self) -> None:
+        if shortfall := read_json(self._folder / "accounting.json").get("shortfall"):
+            print(f"warning: {shortfall}", file=sys.stderr, flush=True)
         if (self._folder / "metrics.jsonl").exists():
             path = write_report(self._folder)
             print(f"report: {path}", flush=True)

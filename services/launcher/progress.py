@@ -32,6 +32,8 @@ def format_status(status: MeshStatus, expected: Sequence[str] = ()) -> str:
     if "staleness/mean" in status.metrics:
         parts.append(f"staleness {status.metrics['staleness/mean']:.2f}")
     parts.append(f"queue {status.num_groups.get('ready', 0)}")
+    if num_filtered := status.num_groups.get("filtered", 0):
+        parts.append(f"filtered {num_filtered}")
     parts.append(f"slots {status.num_slots_used}/{status.num_slots}")
     if status.committed_version is not None:
         parts.append(f"v{status.committed_version.number}")

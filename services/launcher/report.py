@@ -27,7 +27,7 @@ def write_report(folder: Path) -> Path:
         raise ConfigError(str(folder), "holds no metrics.jsonl with a step in it", "name the folder of a run")
     evaluations = _read_lines(folder / "evaluations.jsonl")
     config = load_yaml(folder / "mesh.yaml")
-    accounting = _read_json(folder / "accounting.json")
+    accounting = read_json(folder / "accounting.json")
     plot = _draw(folder / "report.png", steps, evaluations, config)
     path = folder / "report.md"
     path.write_text(_page(config, steps, evaluations, accounting, plot), encoding="utf-8")
@@ -48,7 +48,8 @@ def _read_lines(path: Path) -> list[Record]:
     return records
 
 
-def _read_json(path: Path) -> Record:
+def read_json(path: Path) -> Record:
+    """The object in a file; empty where there is no such file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
@@ -140,6 +141,8 @@ def _accounting_section(accounting: Record) -> list[str]:
         f"{counts['failed']} failed + {still_open} still open."
     )
     lines = ["## Accounting", "", equation, ""]
+    if accounting.get("shortfall"):
+        lines += [f"Warning: {accounting['shortfall']}.", ""]
     if accounting.get("reasons"):
         lines += ["| groups | ended because |", "|---|---|"]
         lines += [f"| {count} | {reason} |" for reason, count in accounting["reasons"].items()]

@@ -4,7 +4,7 @@
 
     train     samples ──► Ledger.commit ────────────► READY        evaluate  samples ──► ReportEvaluation
               failure ──► Ledger.give_back ─────────► PENDING | FAILED       failure ──► ReportEvaluation(failure)
-              not to be trained ──► Ledger.filter_group ──► FILTERED
+              not to be trained, by its scores or its prompt ──► Ledger.filter_group ──► FILTERED
 
 Every call may be repeated without harm, so each is repeated while Redis or the coordinator is away, for as long as the
 lease could live. After that there is nobody to tell, and the worker ends. A lease that is over by then belongs to
@@ -18,10 +18,12 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol
 
+from rollmesh.algorithms.config import FilterSection
 from rollmesh.errors import InvalidArgumentError, RollMeshError, SupersededError
 from rollmesh.replay.ledger import CommitOutcome
 from rollmesh.rpc.retry import retry
 from rollmesh.types import EvaluationSample, Group, GroupState, Lease, LeaseKind, Sample
+from services.rollout.filtering import filter_reason
 
 _logger = logging.getLogger(__name__)
 
@@ -55,17 +57,25 @@ class Delivery:
         ledger: of the run.
         evaluations: where evaluation groups go.
         max_attempts: leases of one group before it is FAILED.
+        filter_section: which groups are not trained on.
     """
 
-    def __init__(self, ledger: GroupLedger, evaluations: EvaluationSink, max_attempts: int) -> None:
+    def __init__(
+        self, ledger: GroupLedger, evaluations: EvaluationSink, max_attempts: int, filter_section: FilterSection
+    ) -> None:
         self._ledger = ledger
         self._evaluations = evaluations
         self._max_attempts = max_attempts
+        self._filter_section = filter_section
 
     async def deliver(self, lease: Lease, samples: Sequence[Sample]) -> bool:
-        """Hand in the samples of a complete group; True if they are (or were already) taken."""
+        """Hand in the samples of a complete group, unless they are filtered; True if they are (or were already)
+        taken."""
         if lease.kind is LeaseKind.EVALUATE:
             return await self._report(lease, [_evaluation_sample(sample) for sample in samples], "")
+        if (reason := filter_reason(samples, self._filter_section)) is not None:
+            await self.leave_out(lease, reason)
+            return False
         group = Group(lease.group_id, lease.prompt_id, lease.sequence, lease.attempt, tuple(samples))
         try:
             outcome = await retry(lambda _: self._ledger.commit(group, lease.fencing_token), timeout_s=lease.ttl_s)
@@ -92,14 +102,16 @@ class Delivery:
             _log_dropped(lease)
 
     async def leave_out(self, lease: Lease, reason: str) -> None:
-        """The configuration says that this prompt is not to be trained; that is no failure."""
+        """The configuration says that this group is not to be trained; that is no failure."""
         _logger.info("group is left out: %s", reason, extra={"group": lease.group_id})
         if lease.kind is LeaseKind.EVALUATE:
             await self._report(lease, [], reason)
             return
-        await retry(
+        state = await retry(
             lambda _: self._ledger.filter_group(lease.group_id, lease.fencing_token, reason), timeout_s=lease.ttl_s
         )
+        if state is None:
+            _log_dropped(lease)
 
     async def hand_back(self, leases: Sequence[Lease], reason: str, timeout_s: float) -> None:
         """Return leases that the worker cannot finish, through no fault of theirs: none is FAILED by this. Who leaves

@@ -89,7 +89,7 @@ class Worker:
             timeout_s=config.rollout.scoring_timeout_s,
         )
         ledger = Ledger(self._redis, config.run.name, config.replay.payload_limit_bytes)
-        self._delivery = Delivery(ledger, self._client, config.coordinator.max_attempts)
+        self._delivery = Delivery(ledger, self._client, config.coordinator.max_attempts, config.algorithm.filter)
 
     async def run(self, engine: RolloutEngine, stop: asyncio.Event) -> int:
         """Work until ``stop`` is set or the run is over.

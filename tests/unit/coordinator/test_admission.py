@@ -73,6 +73,25 @@ def test_every_random_run_ends_with_what_was_wanted_or_with_the_dataset_used_up(
         assert num_succeeded == wanted or (num_opened == admission.num_prompts and num_succeeded < wanted)
 
 
+def test_a_run_that_reached_its_steps_or_did_not_use_up_its_prompts_is_short_of_nothing() -> None:
+    admission = Admission(num_slots=8, groups_per_batch=4, steps=3, num_prompts=100)
+    assert admission.shortfall({GroupState.RETIRED: 12, FILTERED: 50}) == ""
+    assert admission.shortfall({GroupState.RETIRED: 8, TRAINED: 4, FAILED: 88}) == ""
+    assert admission.shortfall({GroupState.RETIRED: 8, FAILED: 1}) == ""
+
+
+def test_a_run_whose_prompts_were_used_up_says_by_how_much() -> None:
+    admission = Admission(num_slots=8, groups_per_batch=4, steps=10, num_prompts=30)
+    assert admission.shortfall({GroupState.RETIRED: 17, FILTERED: 12, FAILED: 1}) == (
+        "the prompts were used up after 5 of 10 steps: of 30, 17 were trained, 12 filtered and 1 failed; it takes 2.4 "
+        "times as many: raise training.epochs, or lower training.steps"
+    )
+    assert admission.shortfall({FILTERED: 30}) == (
+        "the prompts were used up after 0 of 10 steps: of 30, 0 were trained, 30 filtered and 0 failed; "
+        "accounting.json has the reasons"
+    )
+
+
 def test_a_run_fails_only_with_a_batch_of_failures_that_are_a_large_part() -> None:
     assert not failed_too_often({FAILED: 3}, 0.1, groups_per_batch=4)
     assert failed_too_often({FAILED: 4}, 0.1, groups_per_batch=4)

@@ -110,6 +110,7 @@ def test_a_finished_run_ends_with_0_and_leaves_its_accounting(config: MeshConfig
         assert process.wait(timeout=20) == 0
     books = json.loads((config.run.folder / "accounting.json").read_text())
     assert (books["num_groups"]["failed"], books["reasons"]) == (1, {"no good": 1})
+    assert books["shortfall"] == ""
 
 
 def test_a_failed_run_ends_with_1_and_says_why(config: MeshConfig, tmp_path: Path) -> None:

@@ -39,6 +39,11 @@ def test_the_line_has_what_a_person_asks_for() -> None:
     )
 
 
+def test_the_line_says_how_many_groups_were_filtered() -> None:
+    status = dataclasses.replace(STATUS, num_groups={"ready": 14, "filtered": 120})
+    assert "· queue 14 · filtered 120 · slots 50/64 ·" in format_status(status)
+
+
 def test_a_start_says_who_is_there_and_who_is_awaited() -> None:
     status = dataclasses.replace(STATUS, run_state=RunState.STARTING, waiting_for="waiting for rollout-0")
     assert format_status(status) == "starting · up: nobody yet · waiting for rollout-0"

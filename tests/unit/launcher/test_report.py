@@ -64,6 +64,12 @@ def test_the_page_tells_the_score_the_staleness_and_the_accounting(folder: Path)
     assert "| waiting for a batch | 4.0 s | 50% |" in page
 
 
+def test_the_page_says_why_a_run_ended_early(folder: Path) -> None:
+    books = json.loads((folder / "accounting.json").read_text())
+    (folder / "accounting.json").write_text(json.dumps({**books, "shortfall": "the prompts were used up"}))
+    assert "\nWarning: the prompts were used up.\n" in write_report(folder).read_text()
+
+
 def test_the_picture_is_a_png(folder: Path) -> None:
     write_report(folder)
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from rollmesh.algorithms.config import FilterSection
 from rollmesh.config import DataSection
 from rollmesh.data.render import PromptRenderer
 from rollmesh.errors import SupersededError
@@ -139,13 +140,20 @@ class Evaluations:
 class Rig:
     """Everything that a test looks at or turns."""
 
-    def __init__(self, engine: FakeEngine, reward: FakeRewardServicer, ledger: Ledger, max_open_groups: int) -> None:
+    def __init__(
+        self,
+        engine: FakeEngine,
+        reward: FakeRewardServicer,
+        ledger: Ledger,
+        max_open_groups: int,
+        filter_section: FilterSection,
+    ) -> None:
         self.engine = engine
         self.reward = reward
         self.ledger = ledger
         self.progress = Progress()
         self.evaluations = Evaluations()
-        self.delivery = Delivery(ledger, self.evaluations, max_attempts=2)
+        self.delivery = Delivery(ledger, self.evaluations, 2, filter_section)
         self.max_open_groups = max_open_groups
         self.settings: dict[str, Any] = {}
         self.running: asyncio.Task[None]
@@ -198,11 +206,18 @@ async def running_rig(
     *,
     max_open_groups: int = 4,
     settings: dict[str, Any] | None = None,
+    filter_section: FilterSection | None = None,
     **changes: Any,
 ) -> AsyncIterator[Rig]:
     """A pool at work; ``settings`` are of the data section, ``changes`` of every lease."""
     redis = connect(url, 5.0)
-    rig = Rig(engine or FakeEngine(), reward or FakeRewardServicer(), Ledger(redis, run_id), max_open_groups)
+    rig = Rig(
+        engine or FakeEngine(),
+        reward or FakeRewardServicer(),
+        Ledger(redis, run_id),
+        max_open_groups,
+        filter_section or FilterSection(),
+    )
     rig.settings = settings or {}
     async with reward_server(rig.reward) as server:
         client = RewardClient(server.address)

@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 
+from rollmesh.algorithms.config import FilterSection
 from rollmesh.errors import ConfigError, RollMeshError
 from rollmesh.replay.connection import connect_blocking
 from rollmesh.replay.intake import BatchIntake
@@ -295,6 +296,91 @@ def test_an_overlong_prompt_that_is_to_be_dropped_is_filtered(redis_url: str, ru
             assert "21 tokens of 20" in await rig.reason(0)
 
     asyncio.run(scenario())
+
+
+BETWEEN = FilterSection(score_range=(0.0, 1.0))
+
+
+def test_a_group_outside_the_score_range_is_filtered_and_its_slot_is_free(redis_url: str, run_id: str) -> None:
+    async def function(call: ScoreCall) -> ScoreOutcome:
+        solved = {0: 0, 1: 1, 2: 2}[int(call.sample.sample_id.split(":")[2].split("/")[0])]
+        return Score(float(call.sample.index < solved), float(call.sample.index < solved))
+
+    async def scenario() -> None:
+        reward = FakeRewardServicer(function)
+        async with running_rig(redis_url, run_id, reward=reward, filter_section=BETWEEN) as rig:
+            await rig.open(0, 1, 2)
+            await rig.until(GroupState.FILTERED, 2)
+            await rig.until(GroupState.READY, 1)
+            assert await rig.reason(0) == "mean score 0 is not above 0"
+            assert await rig.state(1) is GroupState.READY
+            assert await rig.reason(2) == "mean score 1 is not below 1"
+            assert (await rig.ledger.snapshot()).num_slots_used == 1
+            await until(lambda: rig.leases.credits == rig.max_open_groups)
+            assert rig.progress.num_groups_committed == 1
+            assert len(rig.leases.leased) == 3, "a filtered group is not tried again"
+
+    asyncio.run(scenario())
+
+
+def test_an_invalid_sample_does_not_count_when_its_group_is_filtered(redis_url: str, run_id: str) -> None:
+    async def function(call: ScoreCall) -> ScoreOutcome:
+        return InvalidSample("bad label") if call.sample.index == 1 else Score(1.0, 1.0)
+
+    async def scenario() -> None:
+        reward = FakeRewardServicer(function)
+        async with running_rig(redis_url, run_id, reward=reward, filter_section=BETWEEN, num_samples=3) as rig:
+            await rig.open(0)
+            await rig.until(GroupState.FILTERED, 1)
+            assert await rig.reason(0) == "mean score 1 is not below 1"
+
+    asyncio.run(scenario())
+
+
+def test_an_aborted_group_fails_and_is_not_filtered(redis_url: str, run_id: str) -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(stop_reason=StopReason.ABORTED)
+        async with running_rig(redis_url, run_id, engine, filter_section=BETWEEN) as rig:
+            await rig.open(0)
+            await rig.until(GroupState.FAILED, 1)
+
+    asyncio.run(scenario())
+
+
+def test_a_group_whose_lease_was_over_is_not_filtered(
+    redis_url: str, run_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        is_revoked = asyncio.Event()
+
+        async def function(call: ScoreCall) -> ScoreOutcome:
+            await is_revoked.wait()
+            return Score(1.0, 1.0)
+
+        reward = FakeRewardServicer(function)
+        async with running_rig(redis_url, run_id, reward=reward, filter_section=BETWEEN) as rig:
+            await rig.open(0)
+            await until(lambda: rig.reward.calls)
+            await rig.ledger.revoke_member("rollout-0", max_attempts=1)
+            is_revoked.set()
+            await until(lambda: rig.pool.num_groups_open == 0)
+            assert await rig.state(0) is GroupState.FAILED
+
+    with caplog.at_level("INFO"):
+        asyncio.run(scenario())
+    assert any("its group is dropped" in record.getMessage() for record in caplog.records)
+
+
+def test_an_evaluation_group_is_never_filtered(redis_url: str, run_id: str) -> None:
+    async def scenario() -> None:
+        everything = FilterSection(score_range=(2.0, 3.0), should_drop_zero_variance=True)
+        async with running_rig(redis_url, run_id, filter_section=everything) as rig:
+            rig.leases.put(lease(3, kind=LeaseKind.EVALUATE))
+            await until(lambda: rig.evaluations.reported)
+            samples, failure = rig.evaluations.reported["eval:0:3"]
+            assert ([sample.score for sample in samples], failure) == ([1.0, 1.0], "")
+
+    asyncio.run(asyncio.wait_for(scenario(), 10.0))
 
 
 def test_an_overlong_prompt_that_is_an_error_ends_the_worker_with_it(redis_url: str, run_id: str) -> None:

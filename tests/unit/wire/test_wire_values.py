@@ -181,10 +181,12 @@ def test_a_faulty_sampling_spec_is_refused(field: str, spoil: Callable[[coordina
     assert caught.value.field == field
 
 
-def test_steps_count_from_one() -> None:
+def test_steps_count_from_one_unless_the_run_ends_without_any() -> None:
     call = control.ReportStepCall(control.Caller("learner", "1"), 0, PolicyVersion(0, 0), {}, False)
     with pytest.raises(InvalidArgumentError, match="step"):
         control.report_step_from_proto(control.report_step_to_proto(call))
+    last = dataclasses.replace(call, is_last=True)
+    assert control.report_step_from_proto(control.report_step_to_proto(last)) == last
 
 
 @pytest.mark.parametrize("value", NOT_FINITE)
