@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 from pydantic import Field, model_validator
 
+from rollmesh.algorithms.config import AlgorithmSection
 from rollmesh.config import (
     DataSection,
     EvaluationSection,
@@ -25,7 +26,7 @@ from rollmesh.config import (
 )
 from rollmesh.errors import ConfigError
 from services.coordinator.config import CoordinatorSection
-from services.learner.config import AlgorithmSection, LearnerSection
+from services.learner.config import LearnerSection
 from services.reference.config import ReferenceSection
 from services.reward.config import RewardSection
 from services.rollout.config import RolloutSection
@@ -55,11 +56,42 @@ class MeshConfig(Section):
         return self.algorithm.kl.coef > 0
 
     @property
-    def ratio_denominator(self) -> str:
-        """ "behaviour" or "recomputed", with `auto` resolved."""
-        if self.algorithm.denominator != "auto":
-            return self.algorithm.denominator
-        return "behaviour" if self.training.max_staleness > 0 else "recomputed"
+    def correction(self) -> tuple[str, str]:
+        """The off-policy correction and the policy that the ratio is taken against, with `auto` resolved."""
+        section = self.algorithm.correction
+        is_asynchronous = self.training.max_staleness > 0
+        kind = section.type
+        if kind == "auto":
+            weighs_tokens = not is_asynchronous and self.algorithm.loss.type != "gspo"
+            kind = "tis" if weighs_tokens and section.ratio != "behaviour" else "none"
+        if kind in ("m2po", "dppo"):
+            return kind, "behaviour"
+        if kind != "none":
+            return kind, "old"
+        if section.ratio != "auto":
+            return kind, section.ratio
+        return kind, "behaviour" if is_asynchronous else "old"
+
+    @property
+    def needs_old_pass(self) -> bool:
+        """Whether the learner computes log-probabilities before the first optimiser step of a batch."""
+        updates = self.learner.steps_per_batch * self.learner.epochs_per_batch
+        kind, ratio = self.correction
+        is_charged = self.has_reference and self.algorithm.kl.place == "reward"
+        return is_charged or kind == "m2po" or (updates > 1 and ratio == "old")
+
+    @property
+    def warnings(self) -> list[str]:
+        """What works and is probably not meant, a sentence each."""
+        sampling = self.sampling
+        is_truncated = sampling.top_p < 1 or sampling.top_k > 0
+        if is_truncated and self.correction != ("none", "old"):
+            cut = f"sampling.top_p {sampling.top_p:g}" if sampling.top_p < 1 else f"sampling.top_k {sampling.top_k}"
+            return [
+                f"{cut} samples from another distribution than the learner computes, so every importance ratio is off; "
+                "set it to sample from the whole distribution, or algorithm.correction to none with ratio: old"
+            ]
+        return []
 
     @property
     def max_open_groups(self) -> int:
@@ -116,11 +148,31 @@ def _check_objective(config: MeshConfig) -> None:
             f"{config.algorithm.kl.coef:g} needs reference log-probabilities but there is no reference section",
             "add a `reference:` section or set the coefficient to 0",
         )
-    if config.training.samples_per_prompt < 2:
+    algorithm, samples = config.algorithm, config.training.samples_per_prompt
+    if samples < 2 and algorithm.needs_groups:
         raise ConfigError(
             "training.samples_per_prompt",
-            f"{config.training.samples_per_prompt} gives GRPO no group to compare with",
-            "set it to 2 or more",
+            f"{samples} gives {algorithm.advantage.estimator} no group to compare with",
+            "set it to 2 or more, or use the algorithm ppo or reinforce++",
+        )
+    if samples < 2 and algorithm.filter.is_on:
+        raise ConfigError(
+            "training.samples_per_prompt",
+            f"{samples} leaves algorithm.filter nothing to judge a prompt by",
+            "set it to 2 or more, or remove the filter",
+        )
+    buffer, limit = algorithm.reward.overlong_buffer_tokens, config.sampling.max_new_tokens
+    if buffer is not None and buffer > limit:
+        raise ConfigError(
+            "algorithm.reward.overlong_buffer_tokens",
+            f"{buffer} is more than sampling.max_new_tokens {limit}",
+            "lower it",
+        )
+    if algorithm.policy_frozen_steps and not algorithm.needs_critic:
+        raise ConfigError(
+            "algorithm.policy_frozen_steps",
+            f"{algorithm.policy_frozen_steps} steps would train nothing: {algorithm.advantage.estimator} has no critic",
+            "remove it",
         )
 
 
@@ -131,6 +183,13 @@ def _check_batches(config: MeshConfig) -> None:
             "training.prompts_per_step",
             f"{batch} is not divisible by learner.num_ranks {ranks}",
             f"use a multiple of {ranks}",
+        )
+    parts = config.learner.steps_per_batch
+    if parts > batch:
+        raise ConfigError(
+            "learner.steps_per_batch",
+            f"{parts} optimiser steps need more groups than training.prompts_per_step {batch}",
+            f"use at most {batch}",
         )
     slots, most = config.training.num_slots, (config.training.max_staleness + 1) * batch
     if slots < batch:

@@ -1,14 +1,18 @@
-"""Estimators of the KL divergence from a reference policy, from the log-probabilities of sampled tokens.
+"""The KL divergence from a reference policy, estimated from the log-probabilities of sampled tokens, and its price.
 
-http://joschu.net/blog/kl-approx.html. All are clamped to [-10, 10], so that the gradient vanishes outside.
+http://joschu.net/blog/kl-approx.html. All are clamped to [-10, 10], so that the gradient vanishes outside. They get
+log-ratios within ±20, where all have reached that limit: the gradient of an `exp` that overflows is 0 · ∞ = NaN.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from rollmesh.algorithms.losses.policy_loss import bounded_log_ratio
 
 KL_LIMIT = 10.0
 
@@ -39,4 +43,32 @@ def kl_estimate(estimator: str, logprobs: Tensor, reference_logprobs: Tensor) ->
         logprobs: [N], of the policy.
         reference_logprobs: [N], of the reference, for the same tokens.
     """
-    return KL_ESTIMATORS[estimator](logprobs - reference_logprobs).clamp(-KL_LIMIT, KL_LIMIT)
+    log_ratio = bounded_log_ratio(logprobs, reference_logprobs)
+    return KL_ESTIMATORS[estimator](log_ratio).clamp(-KL_LIMIT, KL_LIMIT)
+
+
+@dataclass(frozen=True, slots=True)
+class KLController:
+    """The coefficient of the penalty; kept, or moved towards a target (https://arxiv.org/abs/1909.08593, section 2.2).
+
+    Attributes:
+        coef: β now.
+        target: divergence to be reached; None keeps β.
+        horizon: samples over which β adapts.
+    """
+
+    coef: float
+    target: float | None = None
+    horizon: int = 10000
+
+    def updated(self, divergence: float, num_samples: int) -> KLController:
+        """After a batch: ``β · (1 + clip(divergence / target - 1, ±0.2) · samples / horizon)``.
+
+        Args:
+            divergence: mean over the batch's generated tokens.
+            num_samples: in the batch.
+        """
+        if self.target is None:
+            return self
+        error = min(max(divergence / self.target - 1.0, -0.2), 0.2)
+        return replace(self, coef=self.coef * (1.0 + error * num_samples / self.horizon))

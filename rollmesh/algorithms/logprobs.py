@@ -9,6 +9,8 @@ from torch import Tensor
 
 MAX_CHUNK_ELEMENTS = 2**26
 """Logits that are in float32 at one time: 256 MiB."""
+MIN_LOG_SOFTMAX = -200.0
+"""Below -104 the exponential is 0 in float32."""
 
 
 def token_logprobs(
@@ -17,7 +19,7 @@ def token_logprobs(
     """Log-probability of each target under ``softmax(logits / temperature)``, and the entropy of that distribution.
 
     Computed in float32 whatever the dtype of the logits, in chunks of tokens; the backward pass computes the softmax
-    again instead of keeping it.
+    again instead of keeping it, and the entropy's part of the gradient only where something asks for it.
 
     Args:
         logits: [N, V].
@@ -26,7 +28,7 @@ def token_logprobs(
         max_chunk_elements: elements of ``logits`` converted at one time.
 
     Returns:
-        Log-probabilities float32 [N], differentiable; entropies float32 [N], without gradient.
+        Log-probabilities float32 [N] and entropies float32 [N], both differentiable.
     """
     logprobs: Tensor
     entropies: Tensor
@@ -52,24 +54,38 @@ class _TokenLogprobs(torch.autograd.Function):
             normaliser = scaled.logsumexp(-1)
             normalisers[part] = normaliser
             logprobs[part] = scaled.gather(-1, targets[part, None]).squeeze(-1) - normaliser
-            # exp(scaled - normaliser) * scaled is 0 · (-inf) = NaN for a token that is masked out of the vocabulary.
-            finite = scaled.clamp(min=torch.finfo(torch.float32).min)
-            entropies[part] = normaliser - (torch.exp(scaled - normaliser[:, None]) * finite).sum(-1)
-        ctx.save_for_backward(logits, targets, normalisers)
+            log_softmax = scaled - normaliser[:, None]
+            # A token that is masked out of the vocabulary would give 0 · (-inf) = NaN.
+            entropies[part] = -(torch.exp(log_softmax) * log_softmax.clamp(min=MIN_LOG_SOFTMAX)).sum(-1)
+        ctx.save_for_backward(logits, targets, normalisers, entropies)
         ctx.temperature, ctx.chunk = temperature, chunk
-        ctx.mark_non_differentiable(entropies)
+        ctx.set_materialize_grads(False)  # None instead of zeros where nothing depends on the entropies
         return logprobs, entropies
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        """d logp / d logits = (onehot(target) - softmax) / temperature."""
-        logits, targets, normalisers = ctx.saved_tensors
-        scaled_gradient = gradients[0] / ctx.temperature
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, None, None, None]:
+        """With p the softmax of ``logits / temperature`` and H its entropy:
+
+        d logp / d logits = (onehot(target) - p) / temperature, and d H / d logits = -p (log p + H) / temperature.
+        """
+        logits, targets, normalisers, entropies = ctx.saved_tensors
+        of_logprobs, of_entropies = (None if g is None else g / ctx.temperature for g in gradients)
         logits_gradient = torch.empty_like(logits)
         for start in range(0, len(targets), ctx.chunk):
             part = slice(start, start + ctx.chunk)
-            softmax = torch.exp(logits[part].float() / ctx.temperature - normalisers[part, None])
-            gradient = softmax.mul_(-scaled_gradient[part, None])
-            gradient.scatter_add_(-1, targets[part, None], scaled_gradient[part, None])
+            log_softmax = logits[part].float() / ctx.temperature - normalisers[part, None]
+            gradient = torch.exp(log_softmax)
+            if of_entropies is None:
+                assert of_logprobs is not None
+                gradient *= -of_logprobs[part, None]
+            else:
+                # As in the forward pass: 0 · (-inf) would be NaN.
+                slope = log_softmax.clamp_(min=MIN_LOG_SOFTMAX).add_(entropies[part, None])
+                slope *= of_entropies[part, None]
+                if of_logprobs is not None:
+                    slope += of_logprobs[part, None]
+                gradient *= slope.neg_()
+            if of_logprobs is not None:
+                gradient.scatter_add_(-1, targets[part, None], of_logprobs[part, None])
             logits_gradient[part] = gradient
         return logits_gradient, None, None, None

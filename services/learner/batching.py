@@ -12,19 +12,55 @@ What is left of a row continues the positions of its last sequence; being later,
 from __future__ import annotations
 
 import bisect
+import heapq
+import itertools
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rollmesh.algorithms.segments import Segments
 from services.learner.experience import Sequence
 
 Row = tuple[int, ...]
 """Indices of the sequences that share a row, in order."""
 Layout = tuple[Row, ...]
 """The rows of one micro-batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenColumns:
+    """What is known of N generated tokens; columns of a whole batch, or of what is in one micro-batch.
+
+    Attributes:
+        behaviour: float32 [N], log-probabilities as the engine sampled them.
+        advantages: float32 [N].
+        loss_weights: float64 [N], of each token in the policy's loss (`rollmesh.algorithms.aggregate`).
+        versions_apart: int64 [N], policy versions between the one that generated the token and the learner's.
+        reference: float32 [N], the reference's log-probabilities; None where there is none.
+        old: float32 [N], the learner's at the start of the batch; None where they are those of this very pass.
+        values: float32 [N], the critic's at the start of the batch; None without critic.
+        returns: float32 [N], the critic's targets; None without critic.
+        is_kept: bool [N], tokens that a mask over the whole step keeps; None keeps all.
+    """
+
+    behaviour: Tensor
+    advantages: Tensor
+    loss_weights: Tensor
+    versions_apart: Tensor
+    reference: Tensor | None = None
+    old: Tensor | None = None
+    values: Tensor | None = None
+    returns: Tensor | None = None
+    is_kept: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> TokenColumns:
+        """All columns that are there, changed alike."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(c) for name, c in columns.items() if c is not None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +72,18 @@ class MicroBatch:
         position_ids: int64 [rows, L], restarting at every sequence.
         predictors: int64 [N], flat index into ``rows × L`` of the position whose logits predict the token.
         targets: int64 [N], the generated tokens.
-        behaviour_logprobs: float32 [N].
-        reference_logprobs: float32 [N], or None where there is no reference.
-        advantages: float32 [N].
+        places: int64 [N], where the tokens stand in the columns of the whole batch.
+        tokens: the generated tokens of each sequence; sequences are whole.
+        columns: what the loss knows of the tokens.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     predictors: Tensor
     targets: Tensor
-    behaviour_logprobs: Tensor
-    reference_logprobs: Tensor | None
-    advantages: Tensor
+    places: Tensor
+    tokens: Segments
+    columns: TokenColumns
 
     def to(self, device: torch.device) -> MicroBatch:
         if device.type == "cpu":
@@ -61,13 +97,15 @@ class MicroBatch:
             position_ids=move(self.position_ids),
             predictors=move(self.predictors),
             targets=move(self.targets),
-            behaviour_logprobs=move(self.behaviour_logprobs),
-            reference_logprobs=None if self.reference_logprobs is None else move(self.reference_logprobs),
-            advantages=move(self.advantages),
+            places=move(self.places),
+            tokens=Segments(move(self.tokens.lengths)),
+            columns=self.columns.each(move),
         )
 
 
-def plan_layouts(lengths: SequenceOf[int], token_budget: int, is_single_row: bool = False) -> list[Layout]:
+def plan_layouts(
+    lengths: SequenceOf[int], token_budget: int, is_single_row: bool = False, is_padded: bool = False
+) -> list[Layout]:
     """Distribute sequences over micro-batches of at most ``token_budget`` tokens, padding included.
 
     Longest first; each goes to the fullest row that still holds it, else to a new row, else to the next micro-batch.
@@ -77,6 +115,7 @@ def plan_layouts(lengths: SequenceOf[int], token_budget: int, is_single_row: boo
         lengths: tokens of each sequence, at least 1.
         token_budget: rows × row length at most.
         is_single_row: one row as long as what is in it, for flash attention.
+        is_padded: one sequence in each row.
 
     Returns:
         Micro-batches; every index appears once.
@@ -101,19 +140,27 @@ def plan_layouts(lengths: SequenceOf[int], token_budget: int, is_single_row: boo
                 left.append(index)
                 continue
             rows[row].append(index)
-            bisect.insort(free, (space - length, row))
+            if not is_padded:
+                bisect.insort(free, (space - length, row))
         layouts.append(tuple(tuple(row) for row in rows))
         remaining = left
     return layouts
 
 
-def pack(sequences: SequenceOf[Sequence], layout: Layout) -> MicroBatch:
-    """Build the tensors of one micro-batch, on the CPU."""
+def pack(sequences: SequenceOf[Sequence], starts: SequenceOf[int], layout: Layout, columns: TokenColumns) -> MicroBatch:
+    """Build the tensors of one micro-batch, on the CPU.
+
+    Args:
+        sequences: of which the layout's are taken.
+        starts: where the generated tokens of each of them begin in the columns.
+        layout: which sequences, in which rows.
+        columns: of the whole batch.
+    """
     row_length = max(sum(len(sequences[index].token_ids) for index in row) for row in layout)
     input_ids = np.zeros((len(layout), row_length), dtype=np.int64)
     position_ids = np.zeros_like(input_ids)
-    members: list[Sequence] = []
     predictors: list[np.ndarray] = []
+    places: list[np.ndarray] = []
     for number, row in enumerate(layout):
         start = 0
         for index in row:
@@ -123,24 +170,22 @@ def pack(sequences: SequenceOf[Sequence], layout: Layout) -> MicroBatch:
             # To the end of the row: the next sequence overwrites it, and what nobody overwrites is the padding.
             position_ids[number, start:] = np.arange(row_length - start)
             predictors.append(sequence.positions.astype(np.int64) + (number * row_length + start - 1))
-            members.append(sequence)
+            places.append(np.arange(starts[index], starts[index] + len(sequence.positions)))
             start += length
-    has_reference = members[0].reference_logprobs is not None
-    references = [s.reference_logprobs for s in members if s.reference_logprobs is not None]
     flat_predictors = np.concatenate(predictors)
-    counts = [len(sequence.positions) for sequence in members]
+    in_columns = torch.from_numpy(np.concatenate(places))
     return MicroBatch(
         input_ids=torch.from_numpy(input_ids),
         position_ids=torch.from_numpy(position_ids),
         predictors=torch.from_numpy(flat_predictors),
         targets=torch.from_numpy(input_ids.reshape(-1)[flat_predictors + 1]),
-        behaviour_logprobs=torch.from_numpy(np.concatenate([s.behaviour_logprobs for s in members])),
-        reference_logprobs=torch.from_numpy(np.concatenate(references)) if has_reference else None,
-        advantages=torch.from_numpy(np.repeat(np.array([s.advantage for s in members], dtype=np.float32), counts)),
+        places=in_columns,
+        tokens=Segments(torch.tensor([len(part) for part in places])),
+        columns=columns.each(lambda column: column[in_columns]),
     )
 
 
-def empty_micro_batch(has_reference: bool) -> MicroBatch:
+def empty_micro_batch(columns: TokenColumns) -> MicroBatch:
     """Two tokens of which none was generated: gradients of exactly 0, for a rank that has fewer passes than others."""
     none = torch.zeros(0, dtype=torch.int64)
     return MicroBatch(
@@ -148,7 +193,46 @@ def empty_micro_batch(has_reference: bool) -> MicroBatch:
         position_ids=torch.arange(2)[None],
         predictors=none,
         targets=none,
-        behaviour_logprobs=torch.zeros(0),
-        reference_logprobs=torch.zeros(0) if has_reference else None,
-        advantages=torch.zeros(0),
+        places=none,
+        tokens=Segments(none),
+        columns=columns.each(lambda column: column[:0]),
     )
+
+
+def balance(num_tokens: SequenceOf[int], num_ranks: int) -> list[list[int]]:
+    """Split groups over ranks by tokens: Karmarkar and Karp's differencing method, for sums as equal as possible.
+
+    Deterministic, so every rank computes the same split. A rank may get none.
+
+    Returns:
+        For each rank the indices of its groups, ascending.
+    """
+    # Each entry is a partial solution: per rank a load and what is in it, largest load first. The two with the widest
+    # spread are merged, the heaviest part of the one with the lightest of the other, until one is left.
+    heap: list[tuple[int, int, list[tuple[int, list[int]]]]] = []
+    for index, load in enumerate(num_tokens):
+        heap.append((-load, index, [(load, [index]), *((0, []) for _ in range(num_ranks - 1))]))
+    heapq.heapify(heap)
+    if not heap:
+        return [[] for _ in range(num_ranks)]
+    while len(heap) > 1:
+        _, order, wide = heapq.heappop(heap)
+        _, _, other = heapq.heappop(heap)
+        merged = [(a + b, left + right) for (a, left), (b, right) in zip(wide, reversed(other), strict=True)]
+        merged.sort(key=lambda part: (-part[0], part[1]))
+        heapq.heappush(heap, (merged[-1][0] - merged[0][0], order, merged))
+    return [sorted(indices) for _, indices in heap[0][2]]
+
+
+def split_batch(num_tokens: SequenceOf[int], num_parts: int, num_ranks: int) -> list[list[list[int]]]:
+    """Cut a batch into optimiser steps, in its order and as evenly as it goes, and each of them over the ranks.
+
+    Returns:
+        For each part and each rank the indices of its groups, ascending.
+    """
+    bounds = [len(num_tokens) * number // num_parts for number in range(num_parts + 1)]
+    parts = []
+    for first, end in itertools.pairwise(bounds):
+        shares = balance(num_tokens[first:end], num_ranks)
+        parts.append([[first + index for index in share] for share in shares])
+    return parts

@@ -3,10 +3,13 @@
 ::
 
     checkpoints/step-000060/
-        manifest.json          what the checkpoint belongs to; written last
-        deepspeed/step-000060/ model and optimiser, as DeepSpeed wrote them
-        rng/rank-00000.json    the random generators of each rank
-    export-step-000060/        a Hugging Face folder, beside the checkpoints (the run's last one is export/)
+        manifest.json              what the checkpoint belongs to, and the trainer's numbers; written last
+        policy/step-000060/        model and optimiser, as DeepSpeed wrote them
+        critic/step-000060/        the same, where there is a critic
+        average/rank-00000.safetensors   each rank's part of the policy's average, where one is kept
+        rng/rank-00000.json        the random generators of each rank
+    export-step-000060/            a Hugging Face folder, beside the checkpoints (the run's last one is export/)
+        average/                   the same of the average, where one is kept
 """
 
 from __future__ import annotations
@@ -18,27 +21,51 @@ import os
 import random
 import re
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from rollmesh.errors import ConfigError
 from rollmesh.types import PolicyVersion
 from services.config import MeshConfig, dump_mesh
-from services.learner.engine import TrainingEngine
+from services.learner.critic import CriticEngine
+from services.learner.ema import PolicyAverage
+from services.learner.engine import PolicyEngine
 from services.learner.ranks import Ranks
 
-SCHEMA = 1
+SCHEMA = 2
 _TEMPORARY = ".partial"
 
 
-class Manifest(BaseModel):
-    """What a checkpoint belongs to.
+@dataclass(frozen=True, slots=True)
+class Learnables:
+    """What a learner trains. ``critic`` and ``average`` are None where the configuration asks for none."""
 
-    The learning rate follows from ``step``; the KL coefficient is constant: neither has state to be kept. Groups
-    trained in steps up to ``step`` are covered, later ones are not.
+    policy: PolicyEngine
+    critic: CriticEngine | None = None
+    average: PolicyAverage | None = None
+
+    @classmethod
+    def build(cls, config: MeshConfig, ranks: Ranks) -> Learnables:
+        """Load what the configuration asks for. Collective.
+
+        Raises:
+            ConfigError: a model cannot be loaded or trained as configured.
+        """
+        policy, beta = PolicyEngine(config, ranks), config.learner.ema_beta
+        critic = CriticEngine(config, ranks) if config.algorithm.needs_critic else None
+        return cls(policy, critic, PolicyAverage(policy, ranks, beta) if beta is not None else None)
+
+
+class Manifest(BaseModel):
+    """What a checkpoint belongs to, and the numbers that are no tensors.
+
+    The learning rate follows from ``step`` and has no state to be kept. Groups trained in steps up to ``step`` are
+    covered, later ones are not.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,12 +74,16 @@ class Manifest(BaseModel):
     run: str
     lineage: int
     step: int
-    """Optimiser batches trained; also the last step whose groups the checkpoint covers in the ledger."""
+    """Batches trained; also the last step whose groups the checkpoint covers in the ledger."""
     policy_version: str
     """The version that ``step`` made, as "lineage.number"."""
     deepspeed_tag: str
     num_ranks: int
     zero_stage: int
+    has_critic: bool
+    has_average: bool
+    state: dict[str, float]
+    """The trainer's, as `Trainer.state` gave it."""
     config_hash: str
     """SHA-256 of the resolved configuration."""
 
@@ -74,33 +105,48 @@ class CheckpointStore:
         self._ranks = ranks
         self._folder = config.run.folder / "checkpoints"
 
-    def save(self, engine: TrainingEngine, step: int, version: PolicyVersion) -> Path:
-        """Write a checkpoint; on return it is durable. Drops the oldest ones over ``max_kept``. Collective."""
+    def save(self, learnables: Learnables, state: Mapping[str, float], step: int, version: PolicyVersion) -> Path:
+        """Write a checkpoint; on return it is durable. Drops the oldest ones over ``max_kept``. Collective.
+
+        Args:
+            learnables: what is trained.
+            state: the trainer's.
+            step: number of the batch that was trained last.
+            version: the version that it made.
+        """
         name = _name(step)
         final, partial = self._folder / name, self._folder / (name + _TEMPORARY)
         if self._ranks.is_first:
             shutil.rmtree(partial, ignore_errors=True)
-            (partial / "rng").mkdir(parents=True)
+            for folder in ("rng", "average") if learnables.average is not None else ("rng",):
+                (partial / folder).mkdir(parents=True)
         self._ranks.barrier()
-        engine.save(partial / "deepspeed", name)
-        (partial / "rng" / f"rank-{self._ranks.rank:05d}.json").write_text(_random_state(), encoding="utf-8")
-        _sync_tree(partial / "rng")
+        learnables.policy.save(partial / "policy", name)
+        if learnables.critic is not None:
+            learnables.critic.engine.save(partial / "critic", name)
+        if learnables.average is not None:
+            learnables.average.save(partial / "average")
+        self._random_file(partial).write_text(_random_state(), encoding="utf-8")
+        self._ranks.barrier()
+        _sync_tree(partial)  # on every rank, because a network file system has the files of this one in its memory
         self._ranks.barrier()
         if self._ranks.is_first:
-            manifest = self._manifest(step, version, name)
+            manifest = self._manifest(learnables, state, step, version)
             (partial / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
             _publish_folder(partial, final)
             self._drop_old()
         self._ranks.barrier()
         return final
 
-    def export(self, engine: TrainingEngine, step: int, is_last: bool) -> Path:
-        """Write a Hugging Face folder of the policy after a step. Collective."""
+    def export(self, learnables: Learnables, step: int, is_last: bool) -> Path:
+        """Write a Hugging Face folder of the policy after a step, and of its average in it. Collective."""
         final = self._config.run.folder / ("export" if is_last else f"export-{_name(step)}")
         partial = final.with_name(final.name + _TEMPORARY)
         if self._ranks.is_first:
             shutil.rmtree(partial, ignore_errors=True)
-        engine.export(partial, self._config.model.path)
+        learnables.policy.export(partial)
+        if learnables.average is not None:
+            learnables.average.export(partial / "average")
         if self._ranks.is_first:
             _publish_folder(partial, final)
             self._drop_old()
@@ -111,36 +157,62 @@ class CheckpointStore:
         """The steps of the complete checkpoints, ascending."""
         return _steps_of(self._folder, "")
 
-    def load(self, engine: TrainingEngine, step: int) -> Manifest:
-        """Restore model, optimiser and this rank's random generators. Collective.
+    def load(self, learnables: Learnables, step: int) -> Manifest:
+        """Restore models, optimisers, the average, and this rank's random generators. Collective.
+
+        The trainer's state is in the manifest that is returned.
 
         Raises:
-            ConfigError: there is no such checkpoint, it cannot be read, or it was written with other ranks or
-                another ZeRO stage.
+            ConfigError: there is no such checkpoint, it cannot be read, or it does not hold what is to be restored:
+                it has other ranks, another ZeRO stage, or other parts.
         """
         folder = self._folder / _name(step)
         manifest = _read_manifest(folder)
-        section = self._config.learner
+        self._check(manifest, learnables, folder)
+        learnables.policy.load(folder / "policy", manifest.deepspeed_tag)
+        if learnables.critic is not None:
+            learnables.critic.engine.load(folder / "critic", manifest.deepspeed_tag)
+        if learnables.average is not None:
+            learnables.average.load(folder / "average")
+        _restore_random_state(self._random_file(folder).read_text(encoding="utf-8"))
+        return manifest
+
+    def _check(self, manifest: Manifest, learnables: Learnables, folder: Path) -> None:
         for place, written, configured in (
             ("learner.num_ranks", manifest.num_ranks, self._ranks.world_size),
-            ("learner.zero_stage", manifest.zero_stage, section.zero_stage),
+            ("learner.zero_stage", manifest.zero_stage, self._config.learner.zero_stage),
         ):
             if written != configured:
                 raise ConfigError(place, f"{configured} differs from the {written} of {folder}", f"set it to {written}")
-        engine.load(folder / "deepspeed", manifest.deepspeed_tag)
-        _restore_random_state((folder / "rng" / f"rank-{self._ranks.rank:05d}.json").read_text(encoding="utf-8"))
-        return manifest
+        fix = "set it as in the run that wrote it"
+        estimator, beta = self._config.algorithm.advantage.estimator, self._config.learner.ema_beta
+        for place, value, part, is_written, wanted in (
+            ("algorithm.advantage.estimator", estimator, "critic", manifest.has_critic, learnables.critic),
+            ("learner.ema_beta", beta, "average of the policy", manifest.has_average, learnables.average),
+        ):
+            if is_written and wanted is None:
+                raise ConfigError(place, f"{value} has no use for the {part} in {folder}", fix)
+            if not is_written and wanted is not None:
+                raise ConfigError(place, f"{value} needs the {part}, and {folder} holds none", fix)
 
-    def _manifest(self, step: int, version: PolicyVersion, tag: str) -> Manifest:
+    def _random_file(self, folder: Path) -> Path:
+        return folder / "rng" / f"rank-{self._ranks.rank:05d}.json"
+
+    def _manifest(
+        self, learnables: Learnables, state: Mapping[str, float], step: int, version: PolicyVersion
+    ) -> Manifest:
         return Manifest(
             schema_version=SCHEMA,
             run=self._config.run.name,
             lineage=version.lineage,
             step=step,
             policy_version=str(version),
-            deepspeed_tag=tag,
+            deepspeed_tag=_name(step),
             num_ranks=self._ranks.world_size,
             zero_stage=self._config.learner.zero_stage,
+            has_critic=learnables.critic is not None,
+            has_average=learnables.average is not None,
+            state=dict(state),
             config_hash=hashlib.sha256(dump_mesh(self._config).encode()).hexdigest(),
         )
 
@@ -165,16 +237,13 @@ def _steps_of(folder: Path, prefix: str) -> list[int]:
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / "manifest.json"
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        content = json.loads(path.read_bytes())
+        schema = content.get("schema_version", SCHEMA)
+        if schema == SCHEMA:
+            return Manifest.model_validate(content)
+    except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(str(path), "is not the manifest of a checkpoint", "name a complete checkpoint") from error
-    if manifest.schema_version != SCHEMA:
-        raise ConfigError(
-            str(path),
-            f"has schema {manifest.schema_version}, this version reads {SCHEMA}",
-            "use the version that wrote it",
-        )
-    return manifest
+    raise ConfigError(str(path), f"has schema {schema}, this version reads {SCHEMA}", "use the version that wrote it")
 
 
 def _random_state() -> str:

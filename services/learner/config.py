@@ -1,7 +1,8 @@
-"""The learner's section, and the objective."""
+"""The learner's section."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -25,6 +26,14 @@ class OptimizerSection(Section):
     max_grad_norm: PositiveFloat = 1.0
 
 
+class CriticSection(Section):
+    """The value model, where the advantage estimator needs one."""
+
+    model_path: Path | None = None
+    """Folder of a reward model or a causal language model; none starts from the policy's."""
+    optimizer: OptimizerSection = OptimizerSection(lr=9e-6)
+
+
 class CheckpointSection(Section):
     every_steps: PositiveInt | None = 50
     """Also after the last step; none writes that one alone, and trained groups stay in Redis until then."""
@@ -46,37 +55,24 @@ class LearnerSection(Section):
     """transformers' attn_implementation."""
     tokens_per_micro_batch: PositiveInt = 16384
     """Tokens that one rank packs into one forward and backward pass."""
+    packing: bool = True
+    """Let sequences share rows; off gives each its own, padded to the longest."""
+    steps_per_batch: PositiveInt = 1
+    """Optimiser steps in one pass over a batch: it is cut into so many parts."""
+    epochs_per_batch: PositiveInt = 1
+    """Passes over a batch."""
     gradient_checkpointing: bool = False
     optimizer: OptimizerSection = OptimizerSection()
+    critic: CriticSection = CriticSection()
+    ema_beta: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Keep an average of the policy, θ_avg ← β θ_avg + (1 - β) θ at each optimiser step, and export it beside the
+    policy; none keeps none."""
     checkpoint: CheckpointSection = CheckpointSection()
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Laid over the DeepSpeed configuration that RollMesh derives."""
     num_threads: PositiveInt = 1
     """Threads of each rank on CPU."""
     batch_timeout_s: PositiveFloat = 900.0
-    """How long to wait for a batch before the run fails."""
+    """How long to wait for a batch before the run fails; begins anew if groups were filtered meanwhile."""
     should_record_batches: bool = False
     """Write every batch to the run folder (`batches/`), so that a step can be repeated and studied."""
-
-
-class KLSection(Section):
-    """Penalty for leaving the reference policy, as a term of the loss."""
-
-    coef: Annotated[float, Field(ge=0)] = 0.0
-    """0 runs without a reference service."""
-    estimator: Literal["k1", "k2", "k3"] = "k3"
-
-
-class AlgorithmSection(Section):
-    """GRPO (https://arxiv.org/abs/2402.03300) with the clipped surrogate of PPO."""
-
-    type: Literal["grpo"] = "grpo"
-    clip_low: PositiveFloat = 0.2
-    clip_high: PositiveFloat = 0.28
-    """Upper clip distance; larger than the lower one as in DAPO (https://arxiv.org/abs/2503.14476)."""
-    denominator: Literal["auto", "behaviour", "recomputed"] = "auto"
-    """What the ratio is taken against: the recorded behaviour policy, or the policy that the learner recomputes at the
-    start of the batch, with truncated importance weights. `auto` is behaviour where max_staleness > 0."""
-    importance_cap: PositiveFloat = 2.0
-    """Upper end of the truncated importance weights; only with `recomputed`."""
-    kl: KLSection = KLSection()

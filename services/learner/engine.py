@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,44 +25,44 @@ from rollmesh.errors import ConfigError
 from rollmesh.types import TensorSpec
 from services.config import MeshConfig
 from services.learner.batching import MicroBatch
-from services.learner.objective import TOKEN_SUMS, Objective
+from services.learner.config import OptimizerSection
 from services.learner.policy import PolicyModel, load_causal_lm
 from services.learner.ranks import Ranks
 
+LossFunction = Callable[[tuple[Tensor, ...], MicroBatch], tuple[Tensor, Tensor]]
+"""The module's outputs and the micro-batch on the device to its share of the loss, and to float64 sums for metrics."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class TrainingEngine:
-    """The policy in training on one rank.
+    """A model in training on one rank. A process may have several; they do not know of each other.
 
     Args:
+        model: called with the tensors of a micro-batch, ``(input_ids, position_ids, predictors, targets)``; gives a
+            tuple of tensors.
+        optimizer: the model's own.
         config: the mesh's configuration.
         ranks: the process group, already started.
+
+    Raises:
+        ConfigError: DeepSpeed refuses what `learner.deepspeed` says.
     """
 
-    def __init__(self, config: MeshConfig, ranks: Ranks) -> None:
+    def __init__(self, model: nn.Module, optimizer: OptimizerSection, config: MeshConfig, ranks: Ranks) -> None:
         section = config.learner
         self._ranks = ranks
         self._is_partitioned = section.zero_stage == 3
-        self._max_grad_norm = section.optimizer.max_grad_norm
+        self._max_grad_norm = optimizer.max_grad_norm
         is_float32 = section.dtype == "float32"
         self._zero_stage = 1 if section.zero_stage == 0 and not is_float32 else section.zero_stage
-        settings = _merge(self._settings(config), section.deepspeed)
-        deepspeed = _import_deepspeed(ranks.device)
-        torch.manual_seed(config.run.seed)
-        causal_lm = load_causal_lm(
-            config.model.path, DTYPES[section.dtype], section.attention, config.model.trust_remote_code
-        )
-        if section.gradient_checkpointing:
-            causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model = PolicyModel(causal_lm, config.sampling.temperature)
+        settings = _merge(self._settings(is_float32), section.deepspeed)
+        self._deepspeed = _import_deepspeed(ranks.device)
         model.train()
         if not self._is_partitioned:  # stage 3 moves each parameter when it has cut it, so that a large model fits
             model.to(ranks.device)
-        self._deepspeed = deepspeed
         try:
-            self._engine, self._optimizer, _, _ = deepspeed.initialize(
-                model=model, optimizer=_adamw(model, config), config=settings, dist_init_required=False
+            self._engine, self._optimizer, _, _ = self._deepspeed.initialize(
+                model=model, optimizer=_adamw(model, optimizer), config=settings, dist_init_required=False
             )
         except ValueError as error:
             if not section.deepspeed:
@@ -72,7 +72,7 @@ class TrainingEngine:
         if self._zero_stage == 0 and ranks.world_size == 1:
             self._engine.enable_backward_allreduce = False  # a flatten and copy of all gradients, for one rank
 
-    def _settings(self, config: MeshConfig) -> dict[str, Any]:
+    def _settings(self, is_float32: bool) -> dict[str, Any]:
         """The DeepSpeed configuration. Batch sizes are formal: the loss already holds the step's denominator."""
         settings: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": 1,
@@ -83,39 +83,44 @@ class TrainingEngine:
             "steps_per_print": 10**9,
             "wall_clock_breakdown": False,
         }
-        if config.learner.dtype == "bfloat16":
+        if not is_float32:
             settings["bf16"] = {"enabled": True}
             settings["data_types"] = {"grad_accum_dtype": "fp32"}
         return settings
 
     def train(
-        self, micro_batches: Iterable[MicroBatch], num_passes: int, objective: Objective, denominator: float, lr: float
-    ) -> tuple[Tensor, Tensor, float]:
-        """One optimiser step.
+        self, micro_batches: Iterable[MicroBatch], num_passes: int, loss: LossFunction, num_sums: int, lr: float
+    ) -> tuple[Tensor, float]:
+        """One optimiser step. Collective.
 
         Args:
             micro_batches: ``num_passes`` of them, the same number on every rank; built while they are consumed.
             num_passes: forward and backward passes.
-            objective: what to minimise.
-            denominator: generated tokens of the whole step, over all ranks.
+            loss: what to minimise: its shares are added up over micro-batches and ranks.
+            num_sums: length of the second thing that ``loss`` gives.
             lr: learning rate of this step.
 
         Returns:
-            This rank's sums float64 [len(TOKEN_SUMS)] and largest importance weight, both on the device, and the norm
-            of the gradient over all ranks, before clipping.
+            This rank's sums float64 [num_sums], on the device, and the norm of the gradient over all ranks, before
+            clipping.
         """
-        device = self._ranks.device
-        sums = torch.zeros(len(TOKEN_SUMS), dtype=torch.float64, device=device)
-        largest = torch.zeros((), dtype=torch.float64, device=device)
+        sums = torch.zeros(num_sums, dtype=torch.float64, device=self._ranks.device)
         for number, cpu_batch in enumerate(micro_batches, start=1):
-            batch = cpu_batch.to(device)
+            batch = cpu_batch.to(self._ranks.device)
             self._engine.set_gradient_accumulation_boundary(number == num_passes)
-            logprobs, entropies = self._engine(batch.input_ids, batch.position_ids, batch.predictors, batch.targets)
-            loss, batch_sums, batch_largest = objective(logprobs, entropies, batch, denominator)
-            self._engine.backward(loss * self._ranks.world_size)
+            share, batch_sums = loss(self._forward(batch), batch)
+            self._engine.backward(share * self._ranks.world_size)
             sums += batch_sums
-            largest = torch.maximum(largest, batch_largest)
-        return sums, largest, self._step(lr)
+        return sums, self._step(lr)
+
+    @torch.no_grad()
+    def outputs(self, batch: MicroBatch) -> tuple[Tensor, ...]:
+        """What the model gives for a micro-batch, without gradient. Collective at stage 3."""
+        return self._forward(batch.to(self._ranks.device))
+
+    def _forward(self, batch: MicroBatch) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = self._engine(batch.input_ids, batch.position_ids, batch.predictors, batch.targets)
+        return outputs
 
     def _step(self, lr: float) -> float:
         for group in self._optimizer.param_groups:
@@ -127,12 +132,48 @@ class TrainingEngine:
         self._engine.step()
         return float(norm)
 
-    @torch.no_grad()
+    def save(self, folder: Path, tag: str) -> None:
+        """Write model and optimiser state under ``folder/tag``. Collective."""
+        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Read what `save` wrote. Collective.
+
+        Raises:
+            ConfigError: nothing readable there.
+        """
+        path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
+        if path is None:
+            raise ConfigError(str(folder / tag), "holds no DeepSpeed checkpoint", "name another checkpoint")
+
+
+class PolicyEngine(TrainingEngine):
+    """The policy in training on one rank, with its weights by name.
+
+    Args:
+        config: the mesh's configuration.
+        ranks: the process group, already started.
+
+    Raises:
+        ConfigError: the model cannot be trained as configured.
+    """
+
+    def __init__(self, config: MeshConfig, ranks: Ranks) -> None:
+        section = config.learner
+        torch.manual_seed(config.run.seed)
+        causal_lm = load_causal_lm(
+            config.model.path, DTYPES[section.dtype], section.attention, config.model.trust_remote_code
+        )
+        if section.gradient_checkpointing:
+            causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model = PolicyModel(causal_lm, config.sampling.temperature, config.algorithm.aux_loss_coef > 0)
+        super().__init__(model, section.optimizer, config, ranks)
+        self._causal_lm = causal_lm
+        self._tokenizer_path = config.model.path
+
     def logprobs(self, batch: MicroBatch) -> Tensor:
         """Log-probabilities float32 [N] of a micro-batch, without gradient. Collective at stage 3."""
-        moved = batch.to(self._ranks.device)
-        logprobs, _ = self._engine(moved.input_ids, moved.position_ids, moved.predictors, moved.targets)
-        return torch.as_tensor(logprobs)
+        return self.outputs(batch)[0]
 
     def tensor_specs(self) -> tuple[TensorSpec, ...]:
         """The parameters under the names and shapes of the Hugging Face checkpoint; tied ones once."""
@@ -162,42 +203,32 @@ class TrainingEngine:
         return self._is_partitioned and self._ranks.world_size > 1
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        causal_lm: nn.Module = self._engine.module.causal_lm
-        return causal_lm.named_parameters()
+        parameters: Iterator[tuple[str, nn.Parameter]] = self._causal_lm.named_parameters()
+        return parameters
 
-    def save(self, folder: Path, tag: str) -> None:
-        """Write model and optimiser state under ``folder/tag``. Collective."""
-        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
-
-    def load(self, folder: Path, tag: str) -> None:
-        """Read what `save` wrote. Collective.
-
-        Raises:
-            ConfigError: nothing readable there.
-        """
-        path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
-        if path is None:
-            raise ConfigError(str(folder / tag), "holds no DeepSpeed checkpoint", "name another checkpoint")
-
-    def export(self, folder: Path, tokenizer_path: Path) -> None:
+    def export(self, folder: Path) -> None:
         """Write a Hugging Face folder: configuration, weights, tokenizer. Collective at stage 3."""
-        names = [spec.name for spec in self.tensor_specs()]
-        with self.whole(names) as state:
+        with self.whole(spec.name for spec in self.tensor_specs()) as state:
             if self._ranks.is_first:
-                _save_pretrained(self._engine.module.causal_lm, state, folder, tokenizer_path)
+                self.write_pretrained(folder, state)
         self._ranks.barrier()
 
+    def write_pretrained(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """Write a Hugging Face folder of a model like this one with other weights. No collective.
 
-def _save_pretrained(causal_lm: Any, state: dict[str, Tensor], folder: Path, tokenizer_path: Path) -> None:
-    from transformers import AutoTokenizer
+        Args:
+            folder: created where it is not there.
+            state: a tensor for each of `tensor_specs`.
+        """
+        from transformers import AutoTokenizer
 
-    causal_lm.save_pretrained(folder, state_dict={name: tensor.cpu().contiguous() for name, tensor in state.items()})
-    AutoTokenizer.from_pretrained(tokenizer_path, local_files_only=True).save_pretrained(folder)
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
+        self._causal_lm.save_pretrained(folder, state_dict=tensors)
+        AutoTokenizer.from_pretrained(self._tokenizer_path, local_files_only=True).save_pretrained(folder)
 
 
-def _adamw(model: nn.Module, config: MeshConfig) -> torch.optim.Optimizer:
+def _adamw(model: nn.Module, section: OptimizerSection) -> torch.optim.Optimizer:
     """AdamW without weight decay on biases and norms, which are the parameters of fewer than two dimensions."""
-    section = config.learner.optimizer
     trained = [p for p in model.parameters() if p.requires_grad]
     is_matrix = [len(getattr(p, "ds_shape", p.shape)) >= 2 for p in trained]
     groups = [

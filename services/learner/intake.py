@@ -10,7 +10,7 @@ Rank 0 alone changes the ledger. The other ranks wait in a broadcast until it ha
 
 from __future__ import annotations
 
-import heapq
+import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +22,7 @@ import msgpack
 from rollmesh.errors import DeadlineError, UnavailableError
 from rollmesh.replay.intake import BatchIntake
 from rollmesh.types import Group
+from services.learner.batching import split_batch
 from services.learner.ranks import Ranks
 
 _logger = logging.getLogger(__name__)
@@ -39,35 +40,25 @@ class Share:
     """One rank's part of a batch.
 
     Attributes:
-        groups: this rank's.
+        parts: this rank's groups of each optimiser step.
         batch_ids: of all groups of the batch, in its order.
+        num_filtered: groups that were FILTERED so far in the run.
         is_last: no batch follows.
         wait_s: time until the batch was there.
         read_s: time to read the payloads.
     """
 
-    groups: tuple[Group, ...]
+    parts: tuple[tuple[Group, ...], ...]
     batch_ids: tuple[str, ...]
+    num_filtered: int
     is_last: bool
     wait_s: float
     read_s: float
 
-
-def balance(num_tokens: Sequence[int], num_ranks: int) -> list[list[int]]:
-    """Split groups over ranks by tokens: largest first, each to the rank with the least so far.
-
-    Deterministic, so every rank computes the same split. A rank may get none.
-
-    Returns:
-        For each rank the indices of its groups, ascending.
-    """
-    loads = [(0, rank) for rank in range(num_ranks)]
-    shares: list[list[int]] = [[] for _ in range(num_ranks)]
-    for index in sorted(range(len(num_tokens)), key=lambda i: (-num_tokens[i], i)):
-        load, rank = heapq.heappop(loads)
-        shares[rank].append(index)
-        heapq.heappush(loads, (load + num_tokens[index], rank))
-    return [sorted(share) for share in shares]
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """This rank's groups of all parts."""
+        return tuple(group for part in self.parts for group in part)
 
 
 class Intake:
@@ -77,8 +68,9 @@ class Intake:
         queue: this rank's own connection to the replay queue.
         ranks: the process group.
         batch_size: groups in a batch.
+        num_parts: optimiser steps in one pass over a batch.
         window: how far a batch may look past the oldest live group.
-        timeout_s: time to wait for a batch.
+        timeout_s: time to wait for a batch; begins anew if groups were FILTERED meanwhile.
         check: called on rank 0 while it waits; raises when the run is over.
     """
 
@@ -87,6 +79,7 @@ class Intake:
         queue: BatchIntake,
         ranks: Ranks,
         batch_size: int,
+        num_parts: int,
         window: int,
         timeout_s: float,
         check: Callable[[], None],
@@ -94,9 +87,11 @@ class Intake:
         self._queue = queue
         self._ranks = ranks
         self._batch_size = batch_size
+        self._num_parts = num_parts
         self._window = window
         self._timeout_s = timeout_s
         self._check = check
+        self._num_filtered = 0
 
     def take(self, step: int) -> Share | None:
         """This rank's share of the batch of a step, or None when nothing is left. Collective.
@@ -107,16 +102,20 @@ class Intake:
             RollMeshError: the run is over (rank 0).
         """
         started = time.monotonic()
-        message = self._ranks.broadcast_bytes(self._wait(step) if self._ranks.is_first else None)
+        message = b""
+        while not message:
+            message = self._ranks.broadcast_bytes(self._wait(step) if self._ranks.is_first else None)
         waited = time.monotonic()
         batch = msgpack.unpackb(message)
         if batch is None:
             return None
-        mine = balance(batch["num_tokens"], self._ranks.world_size)[self._ranks.rank]
+        split = split_batch(batch["num_tokens"], self._num_parts, self._ranks.world_size)
+        mine = [shares[self._ranks.rank] for shares in split]
         batch_ids = tuple(batch["group_ids"])
-        groups = self.read([batch_ids[index] for index in mine])
+        groups = iter(self.read([batch_ids[index] for indices in mine for index in indices]))
+        parts = tuple(tuple(itertools.islice(groups, len(indices))) for indices in mine)
         read_s = time.monotonic() - waited
-        return Share(groups, batch_ids, batch["is_last"], wait_s=waited - started, read_s=read_s)
+        return Share(parts, batch_ids, batch["num_filtered"], batch["is_last"], wait_s=waited - started, read_s=read_s)
 
     def read(self, group_ids: Sequence[str]) -> tuple[Group, ...]:
         """The payloads of groups of a batch.
@@ -127,7 +126,8 @@ class Intake:
         return tuple(self._patiently(lambda: self._queue.payloads(group_ids)))
 
     def _wait(self, step: int) -> bytes:
-        """Rank 0: the batch's entries as msgpack, null where nothing is left."""
+        """Rank 0: the batch's entries as msgpack, null where nothing is left. Nothing if the time is up and groups were
+        filtered meanwhile: everybody waits anew then, so that no rank's collective times out."""
         deadline = time.monotonic() + self._timeout_s
         while True:
             self._check()
@@ -139,18 +139,27 @@ class Intake:
                 break
             except (DeadlineError, UnavailableError) as error:
                 if remaining_s <= POLL_S:
+                    if isinstance(error, DeadlineError) and self._has_filtered():
+                        return b""
                     raise DeadlineError(f"learner.batch_timeout_s = {self._timeout_s:g} passed: {error}") from error
         if batch is None:
             return bytes(msgpack.packb(None))
+        self._patiently(self._has_filtered)
         return bytes(
             msgpack.packb(
                 {
                     "group_ids": [entry.group_id for entry in batch.entries],
                     "num_tokens": [entry.num_tokens for entry in batch.entries],
+                    "num_filtered": self._num_filtered,
                     "is_last": batch.is_last,
                 }
             )
         )
+
+    def _has_filtered(self) -> bool:
+        """Whether groups were filtered since the last look."""
+        before, self._num_filtered = self._num_filtered, self._queue.num_filtered()
+        return self._num_filtered > before
 
     def mark_trained(self, step: int) -> None:
         """The groups of the step have gone into the policy. Does nothing on the other ranks."""

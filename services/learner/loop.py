@@ -22,8 +22,7 @@ from rollmesh.replay.admission import staleness_bound
 from rollmesh.types import LearnerPhase, PolicyVersion
 from services.config import MeshConfig
 from services.learner.bound import check_staleness
-from services.learner.checkpoint import CheckpointStore
-from services.learner.engine import TrainingEngine
+from services.learner.checkpoint import CheckpointStore, Learnables
 from services.learner.intake import Intake, Share
 from services.learner.metrics import MetricsFile, StepStatistics
 from services.learner.progress import LearnerProgress
@@ -50,7 +49,7 @@ class Parts:
 
     intake: Intake
     trainer: Trainer
-    engine: TrainingEngine
+    learnables: Learnables
     publisher: Publisher
     checkpoints: CheckpointStore
     progress: LearnerProgress
@@ -75,6 +74,8 @@ class Loop:
         )
         self._version = PolicyVersion(lineage=0, number=0)
         self._metrics: Mapping[str, float] = {}
+        self._num_filtered = 0
+        self._saved_step = -1
         self._started = time.monotonic()
 
     def run(self) -> int:
@@ -106,7 +107,7 @@ class Loop:
         check_staleness(share.groups, self._version, self._bound)
         if self._config.learner.should_record_batches and parts.reporter is not None:
             record_batch(self._config.run.folder / "batches", step, parts.intake.read(share.batch_ids))
-        statistics = parts.trainer.train(share.groups, step, self._version.number)
+        statistics = parts.trainer.train(share.parts, step, self._version.number)
         parts.intake.mark_trained(step)
         self._version = self._version.next()
         parts.progress.trained(step, self._version)
@@ -123,7 +124,13 @@ class Loop:
             "time/step_s": now - step_started,
             "time/since_start_s": now - self._started,
         }
-        self._report(step, statistics, {**statistics.metrics, **timings})
+        self._report(step, statistics, {**statistics.metrics, "filter/pass_rate": self._pass_rate(share), **timings})
+
+    def _pass_rate(self, share: Share) -> float:
+        """What part of the batch's groups and of those filtered since the batch before it is in the batch."""
+        num_groups = len(share.batch_ids)
+        num_filtered, self._num_filtered = share.num_filtered - self._num_filtered, share.num_filtered
+        return num_groups / (num_groups + num_filtered)
 
     def _report(self, step: int, statistics: StepStatistics, metrics: Mapping[str, float]) -> None:
         self._metrics = metrics
@@ -147,9 +154,11 @@ class Loop:
         """Checkpoint and export; the groups retire once both are durable."""
         parts = self._parts
         parts.progress.enter(LearnerPhase.CHECKPOINTING)
-        parts.checkpoints.save(parts.engine, step, self._version)
+        if step != self._saved_step:  # saved already where nothing was trained after the last one that was due
+            parts.checkpoints.save(parts.learnables, parts.trainer.state(), step, self._version)
+            self._saved_step = step
         if self._config.learner.checkpoint.should_export:
-            parts.checkpoints.export(parts.engine, step, is_last)
+            parts.checkpoints.export(parts.learnables, step, is_last)
         parts.intake.retire(step)
 
     def _finish(self, step: int) -> None:

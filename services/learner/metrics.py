@@ -6,7 +6,7 @@ Means are taken from sums and counts, so they are means over the whole batch and
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rollmesh.algorithms.pipeline import Advantages
+from rollmesh.algorithms.statistics import NUM_RESIDUAL_SUMS, WeightStatistics, explained_variance
 from rollmesh.types import PolicyVersion, Sample, StopReason
 from services.learner.experience import Experience
-from services.learner.objective import TOKEN_SUMS
+from services.learner.objective import NUM_SUMS, TOKEN_SUMS
 from services.learner.ranks import Ranks
 
-_SAMPLE_SUMS = ("samples", "reward", "score", "length", "truncated", "staleness", "tokens", "groups", "group_std")
+NUM_CRITIC_SUMS = 2 + NUM_RESIDUAL_SUMS
+"""Loss, values, and what the explained variance is made of."""
+_SAMPLE_SUMS = (
+    "samples",
+    "reward",
+    "shaped_reward",
+    "score",
+    "length",
+    "truncated",
+    "staleness",
+    "tokens",
+    "groups",
+    "group_std",
+    "groups_without_variance",
+    "mixed_groups",
+    "advantage",
+    "advantage_squares",
+)
 
 
 @dataclass(frozen=True)
@@ -28,14 +47,40 @@ class StepStatistics:
     """What a step says about itself, the same on all ranks.
 
     Attributes:
-        loss: the objective's value, before the step.
-        metrics: by name, finite; see `reduce_statistics`.
+        loss: the objective's value, before the step; the mean where a batch has several.
+        num_samples: trained on, over all ranks.
+        metrics: by name, finite; see docs/algorithms.md.
         staleness_histogram: number of samples by staleness.
     """
 
     loss: float
+    num_samples: float
     metrics: Mapping[str, float]
     staleness_histogram: Mapping[int, int]
+
+
+class StepSums:
+    """What the optimiser steps on one batch add up to, on this rank.
+
+    Args:
+        device: where the engines compute.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.policy = torch.zeros(NUM_SUMS, dtype=torch.float64, device=device)
+        self.critic = torch.zeros(NUM_CRITIC_SUMS, dtype=torch.float64, device=device)
+        self.policy_norms: list[float] = []
+        self.critic_norms: list[float] = []
+
+    def add_policy(self, result: tuple[Tensor, float]) -> None:
+        """Sums and gradient norm of one step of the policy."""
+        self.policy += result[0]
+        self.policy_norms.append(result[1])
+
+    def add_critic(self, result: tuple[Tensor, float]) -> None:
+        """The same of the critic."""
+        self.critic += result[0]
+        self.critic_norms.append(result[1])
 
 
 def staleness(sample: Sample, learner_number: int) -> int:
@@ -44,62 +89,107 @@ def staleness(sample: Sample, learner_number: int) -> int:
 
 
 def reduce_statistics(
-    experience: Experience, token_sums: Tensor, max_weight: Tensor, learner_number: int, ranks: Ranks
+    experience: Experience, result: Advantages, sums: StepSums, learner_number: int, ranks: Ranks
 ) -> StepStatistics:
     """Add up the ranks' statistics. Collective: two reductions.
 
     Args:
         experience: this rank's part of the batch.
-        token_sums: float64 [len(TOKEN_SUMS)], this rank's.
-        max_weight: float64 scalar, this rank's largest importance weight.
+        result: its advantages and shaped rewards.
+        sums: of its optimiser steps.
         learner_number: number of the version that the step started from.
         ranks: the process group.
     """
-    samples = [sample for group in experience.groups for sample in group]
-    ages = np.array([staleness(s, learner_number) for s in samples if s.version_spans], dtype=np.int64)
-    maxima = torch.tensor([0.0, float(ages.max(initial=0))], dtype=torch.float64, device=ranks.device)
-    maxima[0] = max_weight
-    largest_weight, oldest = ranks.max_tensor(maxima).tolist()
+    ages = np.array([staleness(s, learner_number) for s in experience.samples if s.version_spans], dtype=np.int64)
+    (oldest,) = ranks.max([float(ages.max(initial=0))])
     histogram = np.bincount(np.maximum(ages, 0), minlength=int(oldest) + 1)
-    local = torch.tensor([*_sample_sums(experience, ages), *histogram], dtype=torch.float64).to(ranks.device)
-    totals = ranks.sum_tensor(torch.cat([token_sums, local])).tolist()
-    tokens = dict(zip(TOKEN_SUMS, totals, strict=False))
-    counts = dict(zip(_SAMPLE_SUMS, totals[len(TOKEN_SUMS) :], strict=False))
-    by_age = totals[len(TOKEN_SUMS) + len(_SAMPLE_SUMS) :]
-    num_tokens, num_samples = max(1.0, counts["length"]), max(1.0, counts["samples"])
+    local = torch.tensor([*_sample_sums(experience, result, ages), *histogram], dtype=torch.float64)
+    totals = ranks.sum_tensor(torch.cat([sums.policy, sums.critic, local.to(ranks.device)])).cpu()
+    policy, critic, local = torch.split(totals, [NUM_SUMS, NUM_CRITIC_SUMS, len(local)])
+    counts = dict(zip(_SAMPLE_SUMS, local.tolist(), strict=False))
+    tokens = dict(zip(TOKEN_SUMS, policy.tolist(), strict=False))
     metrics = {
-        "reward/mean": counts["reward"] / num_samples,
-        "reward/std_in_group": counts["group_std"] / max(1.0, counts["groups"]),
-        "score/mean": counts["score"] / num_samples,
-        "response/length_mean": counts["length"] / num_samples,
-        "response/truncation_rate": counts["truncated"] / num_samples,
-        "policy/loss": tokens["policy_loss"] / num_tokens,
-        "policy/clip_fraction_low": tokens["clipped_low"] / num_tokens,
-        "policy/clip_fraction_high": tokens["clipped_high"] / num_tokens,
-        "policy/kl_behaviour": tokens["kl_behaviour"] / num_tokens,
-        "policy/entropy": tokens["entropy"] / num_tokens,
-        "kl/reference": tokens["kl_reference"] / num_tokens,
-        "importance/mean": tokens["weight"] / num_tokens,
-        "importance/max": largest_weight,
-        "staleness/mean": counts["staleness"] / num_samples,
+        **_sample_metrics(counts),
+        **_policy_metrics(tokens, policy[len(TOKEN_SUMS) :], sums.policy_norms),
+        **_critic_metrics(critic, sums.critic_norms),
         "staleness/max": oldest,
-        "tokens/generated": counts["length"],
-        "tokens/trained": counts["tokens"],
     }
     return StepStatistics(
-        loss=tokens["loss"] / num_tokens,
+        loss=tokens["loss"] / max(1, len(sums.policy_norms)),
+        num_samples=counts["samples"],
         metrics=metrics,
-        staleness_histogram={age: int(number) for age, number in enumerate(by_age)},
+        staleness_histogram={age: int(number) for age, number in enumerate(local[len(_SAMPLE_SUMS) :].tolist())},
     )
 
 
-def _sample_sums(experience: Experience, ages: np.ndarray[Any, np.dtype[np.int64]]) -> list[float]:
+def _sample_metrics(counts: Mapping[str, float]) -> dict[str, float]:
+    num_samples, num_groups = max(1.0, counts["samples"]), max(1.0, counts["groups"])
+    num_tokens = max(1.0, counts["length"])
+    mean = counts["advantage"] / num_tokens
+    return {
+        "reward/mean": counts["reward"] / num_samples,
+        "reward/shaped_mean": counts["shaped_reward"] / num_samples,
+        "reward/std_in_group": counts["group_std"] / num_groups,
+        "reward/groups_without_variance": counts["groups_without_variance"] / num_groups,
+        "score/mean": counts["score"] / num_samples,
+        "advantage/mean": mean,
+        "advantage/std": max(0.0, counts["advantage_squares"] / num_tokens - mean * mean) ** 0.5,
+        "response/length_mean": counts["length"] / num_samples,
+        "response/truncation_rate": counts["truncated"] / num_samples,
+        "staleness/mean": counts["staleness"] / num_samples,
+        "staleness/mixed_groups": counts["mixed_groups"] / num_groups,
+        "tokens/generated": counts["length"],
+        "tokens/trained": counts["tokens"],
+    }
+
+
+def _policy_metrics(tokens: Mapping[str, float], weights: Tensor, norms: Sequence[float]) -> dict[str, float]:
+    """Means over the tokens of all optimiser steps on the batch; empty while the policy is frozen."""
+    if not norms:
+        return {"kl/reference": 0.0}
+    num_tokens = max(1.0, tokens["tokens"])
+    distribution = WeightStatistics.from_sums(weights)
+    return {
+        "policy/loss": tokens["policy_loss"] / num_tokens,
+        "policy/clip_fraction_low": tokens["clipped_low"] / num_tokens,
+        "policy/clip_fraction_high": tokens["clipped_high"] / num_tokens,
+        "policy/kl_old": tokens["kl_old"] / num_tokens,
+        "policy/kl_behaviour": tokens["kl_behaviour"] / num_tokens,
+        "policy/entropy": tokens["entropy"] / num_tokens,
+        "policy/aux_loss": tokens["aux_loss"] / len(norms),
+        "kl/reference": tokens["kl_reference"] / num_tokens,
+        "importance/mean": distribution.mean,
+        "importance/effective_share": distribution.effective_share,
+        "importance/p01": distribution.quantiles[0.01],
+        "importance/p50": distribution.quantiles[0.5],
+        "importance/p99": distribution.quantiles[0.99],
+        "importance/max": distribution.quantiles[1.0],
+        "importance/dropped": tokens["dropped"] / num_tokens,
+        "optimizer/grad_norm": sum(norms) / len(norms),
+    }
+
+
+def _critic_metrics(sums: Tensor, norms: Sequence[float]) -> dict[str, float]:
+    if not norms:
+        return {}
+    loss, total = sums[:2].tolist()
+    return {
+        "value/loss": loss / len(norms),
+        "value/mean": total / max(1.0, float(sums[2])),
+        "value/explained_variance": explained_variance(sums[2:]),
+        "value/grad_norm": sum(norms) / len(norms),
+    }
+
+
+def _sample_sums(experience: Experience, result: Advantages, ages: np.ndarray[Any, np.dtype[np.int64]]) -> list[float]:
     """The values of `_SAMPLE_SUMS`."""
-    samples = [sample for group in experience.groups for sample in group]
-    rewards = [[s.score.reward for s in group if s.score] for group in experience.groups]
+    samples = experience.samples
+    rewards = [[s.score.reward for s in group if s.score] for group in experience.kept]
+    versions = [{s.oldest_version for s in group if s.version_spans} for group in experience.kept]
     return [
         len(samples),
         sum(map(sum, rewards)),
+        float(result.rewards.sum()),
         sum(s.score.score for s in samples if s.score),
         sum(s.num_generated_tokens for s in samples),
         sum(s.stop_reason is StopReason.LENGTH for s in samples),
@@ -107,6 +197,10 @@ def _sample_sums(experience: Experience, ages: np.ndarray[Any, np.dtype[np.int64
         sum(s.num_tokens for s in samples),
         len(rewards),
         sum(float(np.std(group, ddof=1)) for group in rewards if len(group) > 1),
+        sum(len(set(group)) < 2 for group in rewards),
+        sum(len(group) > 1 for group in versions),
+        float(result.advantages.double().sum()),
+        float(result.advantages.double().square().sum()),
     ]
 
 

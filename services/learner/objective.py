@@ -1,116 +1,130 @@
-"""The loss of one micro-batch, and what the metrics need to know about it.
+"""The policy's loss of one micro-batch, and what the metrics need to know about it.
 
-Three policies are kept apart: the behaviour policy μ that generated (recorded), the proximal policy π_old at the start
-of the batch, and the policy π_θ in training. There is one optimiser step per batch, so π_old is π_θ before that step:
-its log-probabilities are those of this very pass without their gradient, and no second pass is made for them.
+::
 
-=============  =======================  =============================================
-denominator    ratio                    weight of the policy loss
-=============  =======================  =============================================
-behaviour      π_θ / μ, clipped         1
-recomputed     π_θ / π_old, clipped     min(π_old / μ, importance_cap), no gradient
-=============  =======================  =============================================
+    loss = Σ weight · correction · policy loss  +  mean of (β · KL - c · entropy)  +  a · load balancing
+           └ aggregation over the step ┘           └ over all tokens of the step ┘
 
-loss = token mean of (weight · policy loss + kl.coef · KL(π_θ, reference)), over the whole optimiser step.
+Three policies are kept apart: the behaviour policy μ that generated (recorded), π_old at the start of the batch, and
+the policy π_θ in training. In the first optimiser step of a batch π_old is π_θ itself: its log-probabilities are those
+of this very pass without their gradient, and no second pass is made for them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from rollmesh.algorithms.aggregate import token_mean
-from rollmesh.algorithms.importance import importance_weights, truncated_weights
+from rollmesh.algorithms.aggregate import weighted_sum
+from rollmesh.algorithms.corrections import CORRECTIONS, Limits, Policies
+from rollmesh.algorithms.corrections.correction import Corrected
 from rollmesh.algorithms.kl import kl_estimate
-from rollmesh.algorithms.registry import ALGORITHMS, Algorithm
+from rollmesh.algorithms.losses import POLICY_LOSSES, Clip
+from rollmesh.algorithms.losses.policy_loss import bounded_log_ratio
+from rollmesh.algorithms.statistics import NUM_WEIGHT_SUMS, weight_sums
 from services.config import MeshConfig
 from services.learner.batching import MicroBatch
 
-TOKEN_SUMS = ("loss", "policy_loss", "clipped_low", "clipped_high", "kl_behaviour", "entropy", "kl_reference", "weight")
-"""What `Objective.__call__` sums over tokens, in order."""
+TOKEN_SUMS = (
+    "loss",
+    "tokens",
+    "policy_loss",
+    "clipped_low",
+    "clipped_high",
+    "kl_old",
+    "kl_behaviour",
+    "entropy",
+    "kl_reference",
+    "dropped",
+    "aux_loss",
+)
+"""What a pass sums over its tokens, in order; "loss" and "aux_loss" are shares of the step. The importance weights'
+sums follow."""
+NUM_SUMS = len(TOKEN_SUMS) + NUM_WEIGHT_SUMS
 
 
-@dataclass(frozen=True, slots=True)
 class Objective:
     """The objective of a run, resolved from its configuration.
 
-    Attributes:
-        algorithm: advantages and policy loss.
-        is_decoupled: the ratio is taken against π_old with truncated weights, not against μ.
-        clip_low: lower clip distance.
-        clip_high: upper clip distance.
-        importance_cap: upper end of the truncated weights.
-        kl_coef: 0 without reference.
-        kl_estimator: name in `rollmesh.algorithms.kl`.
+    Args:
+        config: the mesh's configuration.
     """
 
-    algorithm: Algorithm
-    is_decoupled: bool
-    clip_low: float
-    clip_high: float
-    importance_cap: float
-    kl_coef: float
-    kl_estimator: str
-
-    @classmethod
-    def from_config(cls, config: MeshConfig) -> Objective:
-        section = config.algorithm
-        return cls(
-            algorithm=ALGORITHMS[section.type],
-            is_decoupled=config.ratio_denominator == "recomputed",
-            clip_low=section.clip_low,
-            clip_high=section.clip_high,
-            importance_cap=section.importance_cap,
-            kl_coef=section.kl.coef,
-            kl_estimator=section.kl.estimator,
+    def __init__(self, config: MeshConfig) -> None:
+        section, correction = config.algorithm, config.correction
+        self._policy_loss = POLICY_LOSSES[section.loss.type]
+        self._clip = Clip(section.loss.clip_low, section.loss.clip_high, section.loss.dual_clip)
+        self._correction = CORRECTIONS[correction]
+        self._limits = Limits(
+            low=section.correction.low,
+            high=section.correction.high,
+            is_approximated=section.correction.proximal == "approximated",
+            divergence=section.correction.divergence,
+            divergence_limit=section.correction.divergence_limit,
         )
+        self._kl_estimator = section.kl.estimator
+        self._is_kl_in_loss = section.kl.place == "loss"
+        self._entropy_coef = section.entropy_coef
+        self._aux_loss_coef = section.aux_loss_coef
 
     def __call__(
-        self, logprobs: Tensor, entropies: Tensor, batch: MicroBatch, denominator: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, outputs: tuple[Tensor, ...], batch: MicroBatch, num_tokens: float, kl_coef: float
+    ) -> tuple[Tensor, Tensor]:
         """The share of a micro-batch in the loss of the step.
 
         Args:
-            logprobs: float32 [N], differentiable.
-            entropies: float32 [N].
+            outputs: of `PolicyModel`: log-probabilities [N], entropies [N], load-balancing loss.
             batch: the micro-batch of these N tokens.
-            denominator: generated tokens of the whole step, over all ranks.
+            num_tokens: generated tokens of the whole step, over all ranks.
+            kl_coef: weight of the penalty now.
 
         Returns:
-            The loss, a scalar to be summed over micro-batches and ranks; float64 [len(TOKEN_SUMS)], sums over tokens;
-            float64 scalar, the largest importance weight (0 for an empty micro-batch). The last two stay on the
-            device and have no gradient.
+            The loss, a scalar to be summed over micro-batches and ranks; float64 [NUM_SUMS] on the device, without
+            gradient.
         """
-        old_logprobs = logprobs.detach()
-        behaviour = batch.behaviour_logprobs
-        policy = self.algorithm.policy_loss(
-            logprobs - (old_logprobs if self.is_decoupled else behaviour),
-            batch.advantages,
-            self.clip_low,
-            self.clip_high,
-        )
-        policy_loss = policy.loss
-        if self.is_decoupled:
-            policy_loss = policy_loss * truncated_weights(old_logprobs, behaviour, self.importance_cap)
-        loss = policy_loss
-        kl_reference = torch.zeros_like(old_logprobs)
-        if batch.reference_logprobs is not None:
-            kl = kl_estimate(self.kl_estimator, logprobs, batch.reference_logprobs)
-            loss = loss + self.kl_coef * kl
+        logprobs, entropies, aux_loss = outputs
+        columns = batch.columns
+        current = logprobs.detach()
+        old = current if columns.old is None else columns.old
+        corrected = self._corrected(batch, old, current)
+        policy = self._policy_loss(logprobs, corrected.anchor, columns.advantages, batch.tokens, self._clip)
+        per_token = torch.where(corrected.weights != 0, corrected.weights * policy.loss, torch.zeros_like(policy.loss))
+        loss = weighted_sum(per_token, columns.loss_weights)
+        kl_reference = torch.zeros_like(current)
+        if columns.reference is not None:
+            kl = kl_estimate(self._kl_estimator, logprobs, columns.reference)
             kl_reference = kl.detach()
-        weights = importance_weights(old_logprobs, behaviour)
-        per_token = (
-            loss.detach(),
-            policy_loss.detach(),
+            if self._is_kl_in_loss:
+                loss = loss + kl_coef * kl.sum() / num_tokens
+        if self._entropy_coef:
+            loss = loss - self._entropy_coef * entropies.sum() / num_tokens
+        share = aux_loss * (len(current) / num_tokens)
+        if self._aux_loss_coef:
+            loss = loss + self._aux_loss_coef * share
+        over_tokens = (
+            torch.ones_like(current),
+            per_token.detach(),
             policy.is_clipped_low,
             policy.is_clipped_high,
-            behaviour - old_logprobs,
-            entropies,
+            old - current,
+            columns.behaviour - current,
+            entropies.detach(),
             kl_reference,
-            weights,
+            corrected.weights == 0,
         )
-        sums = torch.stack([values.sum(dtype=torch.float64) for values in per_token])
-        largest = torch.cat([weights, weights.new_zeros(1)]).max().double()
-        return token_mean(loss, denominator), sums, largest
+        summed = [values.sum(dtype=torch.float64) for values in over_tokens]
+        ordered = torch.stack([loss.detach().double(), *summed, share.detach().double()])
+        return loss, torch.cat([ordered, weight_sums(bounded_log_ratio(current, columns.behaviour))])
+
+    def _corrected(self, batch: MicroBatch, old: Tensor, current: Tensor) -> Corrected:
+        columns = batch.columns
+        policies = Policies(
+            behaviour=columns.behaviour,
+            old=old,
+            current=current,
+            versions_apart=columns.versions_apart,
+            advantages=columns.advantages,
+            tokens=batch.tokens,
+            is_kept=columns.is_kept,
+        )
+        return self._correction(policies, self._limits)

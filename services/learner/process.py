@@ -19,9 +19,8 @@ from rollmesh.replay.connection import check_server, connect_blocking
 from rollmesh.replay.intake import BatchIntake
 from rollmesh.telemetry import logs
 from services.config import MeshConfig
-from services.learner.checkpoint import CheckpointStore
+from services.learner.checkpoint import CheckpointStore, Learnables
 from services.learner.control import Control
-from services.learner.engine import TrainingEngine
 from services.learner.intake import Intake
 from services.learner.loop import Loop, Parts
 from services.learner.metrics import MetricsFile
@@ -84,23 +83,24 @@ def _train(config: MeshConfig, ranks: Ranks, progress: LearnerProgress, control:
     registration = control.start() if control is not None else None
     (num_steps,) = ranks.max([registration.num_steps if registration is not None else 0])
     started = time.monotonic()
-    engine = TrainingEngine(config, ranks)
+    learnables = Learnables.build(config, ranks)
     _logger.info("loaded %s in %.1f s", config.model.path, time.monotonic() - started)
     redis = connect_blocking(config.replay.url, config.replay.timeout_s)
-    publisher = Publisher(config, engine, ranks, control)
+    publisher = Publisher(config, learnables.policy, ranks, control)
     training = config.training
     intake = Intake(
         BatchIntake(redis, config.run.name),
         ranks,
         batch_size=training.prompts_per_step,
+        num_parts=config.learner.steps_per_batch,
         window=window(training.num_slots),
         timeout_s=config.learner.batch_timeout_s,
         check=control.check if control is not None else lambda: None,
     )
     parts = Parts(
         intake=intake,
-        trainer=Trainer(config, engine, ranks, int(num_steps) or training.steps),
-        engine=engine,
+        trainer=Trainer(config, learnables, ranks, int(num_steps) or training.steps),
+        learnables=learnables,
         publisher=publisher,
         checkpoints=CheckpointStore(config, ranks),
         progress=progress,

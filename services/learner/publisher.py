@@ -42,7 +42,7 @@ from rollmesh.weights.plan import (
 )
 from rollmesh.weights.sender import send
 from services.config import MeshConfig
-from services.learner.engine import TrainingEngine
+from services.learner.engine import PolicyEngine
 from services.learner.ranks import Ranks
 
 _logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class Publisher:
     """
 
     def __init__(
-        self, config: MeshConfig, engine: TrainingEngine, ranks: Ranks, protocol: PublishProtocol | None
+        self, config: MeshConfig, engine: PolicyEngine, ranks: Ranks, protocol: PublishProtocol | None
     ) -> None:
         section = config.weights
         self._engine = engine

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from rollmesh.errors import ConfigError
 from services.config import MeshConfig, load_mesh
-from services.learner.engine import TrainingEngine
-from services.learner.intake import balance
+from services.learner.batching import split_batch
+from services.learner.checkpoint import Learnables
 from services.learner.ranks import Ranks
 from services.learner.recording import load_recorded
 from services.learner.trainer import Trainer
@@ -37,13 +37,14 @@ def retrain(config: MeshConfig, batch_files: Sequence[Path], steps: int) -> list
         ConfigError: a file is not a recorded batch.
     """
     ranks = Ranks.start(config)
-    trainer = Trainer(config, TrainingEngine(config, ranks), ranks, steps)
+    trainer = Trainer(config, Learnables.build(config, ranks), ranks, steps)
     losses = []
     for step in range(1, steps + 1):
         groups = load_recorded(batch_files[(step - 1) % len(batch_files)])
-        mine = balance([group.num_tokens for group in groups], ranks.world_size)[ranks.rank]
+        split = split_batch([group.num_tokens for group in groups], config.learner.steps_per_batch, ranks.world_size)
         newest = max(sample.newest_version.number for group in groups for sample in group.samples)
-        losses.append(trainer.train([groups[index] for index in mine], step, newest).loss)
+        mine = [[groups[index] for index in shares[ranks.rank]] for shares in split]
+        losses.append(trainer.train(mine, step, newest).loss)
     return losses
 
 

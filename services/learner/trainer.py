@@ -1,85 +1,248 @@
-"""One optimiser step on groups that are at hand; knows nothing of the mesh.
+"""One batch of groups that are at hand; knows nothing of the mesh.
 
 ::
 
-    groups ──► experience ──► layouts ──► micro-batches ──► loss, gradients ──► optimiser step ──► statistics
-                                 │
-             all ranks agree: how many generated tokens, how many passes
+    groups ─► experience ─► [π_old, values] ─► rewards ─► advantages
+                                                             │
+       for each pass over the batch, for each part of it:    ▼
+           weights of the tokens ─► micro-batches ─► critic's step ─► policy's step          ─► statistics
+
+What looks at the whole batch or step is summed over the ranks: token counts, number of passes, whitening, the running
+moments. Everything else is a rank's own.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
+import torch
+from torch import Tensor
+
+from rollmesh.algorithms.aggregate import token_weights
+from rollmesh.algorithms.corrections.m2po import second_moment_mask
+from rollmesh.algorithms.kl import KLController, kl_estimate
+from rollmesh.algorithms.pipeline import Advantages, Trajectories, estimate_advantages, shape_rewards
+from rollmesh.algorithms.whitening import RunningMoments
 from rollmesh.errors import ReplayError
 from rollmesh.types import Group
 from services.config import MeshConfig
-from services.learner.batching import MicroBatch, empty_micro_batch, pack, plan_layouts
-from services.learner.engine import TrainingEngine
-from services.learner.experience import build_experience
-from services.learner.metrics import StepStatistics, reduce_statistics
-from services.learner.objective import Objective
+from services.learner.batching import Layout, MicroBatch, TokenColumns, empty_micro_batch, pack, plan_layouts
+from services.learner.checkpoint import Learnables
+from services.learner.experience import Experience, Part, build_experience
+from services.learner.metrics import StepStatistics, StepSums, reduce_statistics
+from services.learner.objective import NUM_SUMS, Objective
 from services.learner.ranks import Ranks
 from services.learner.schedule import learning_rate
 
 
 class Trainer:
-    """Trains the policy on batches of groups.
+    """Trains the policy, and the critic where there is one, on batches of groups.
 
     Args:
         config: the mesh's configuration.
-        engine: the policy.
+        learnables: policy, critic and average.
         ranks: the process group.
-        num_steps: optimiser steps of the whole run, for the learning rate.
+        num_batches: batches of the whole run, for the learning rate.
     """
 
-    def __init__(self, config: MeshConfig, engine: TrainingEngine, ranks: Ranks, num_steps: int) -> None:
+    def __init__(self, config: MeshConfig, learnables: Learnables, ranks: Ranks, num_batches: int) -> None:
         self._config = config
-        self._engine = engine
+        self._policy = learnables.policy
+        self._critic = learnables.critic
+        self._average = learnables.average
         self._ranks = ranks
-        self._num_steps = num_steps
-        self._objective = Objective.from_config(config)
+        self._num_batches = num_batches
+        self._objective = Objective(config)
+        kl = config.algorithm.kl
+        self._kl = KLController(kl.coef, kl.target, kl.horizon)
+        self._moments = RunningMoments()
 
-    def train(self, groups: Sequence[Group], step: int, learner_number: int) -> StepStatistics:
-        """One optimiser step. Collective: every rank calls it with its own share, which may be empty.
+    def train(self, parts: Sequence[Sequence[Group]], step: int, learner_number: int) -> StepStatistics:
+        """All optimiser steps on one batch. Collective: every rank calls it with its own share, which may be empty.
 
         Args:
-            groups: this rank's share of the batch.
-            step: from 1.
-            learner_number: number of the version the step starts from.
+            parts: this rank's groups of each optimiser step.
+            step: number of the batch, from 1.
+            learner_number: number of the version the batch starts from.
 
         Raises:
             ReplayError: the groups cannot be trained on; see `build_experience`.
         """
         started = time.monotonic()
-        section, has_reference = self._config.learner, self._config.has_reference
-        experience = build_experience(groups, self._objective.algorithm, has_reference)
-        layouts = plan_layouts(
-            [len(sequence.token_ids) for sequence in experience.sequences],
-            section.tokens_per_micro_batch,
-            is_single_row="flash" in section.attention,
-        )
-        (num_tokens,) = self._ranks.sum([experience.num_generated_tokens])
-        (num_passes,) = self._ranks.max([len(layouts)])
+        experience = build_experience(parts, self._config.has_reference)
+        (num_tokens,) = self._ranks.sum([experience.tokens.size])
         if num_tokens == 0:
             raise ReplayError(f"no sample of the batch of step {step} has a generated token")
-
-        def micro_batches() -> Iterator[MicroBatch]:
-            for layout in layouts:
-                yield pack(experience.sequences, layout)
-            for _ in range(int(num_passes) - len(layouts)):
-                yield empty_micro_batch(has_reference)
-
-        lr = learning_rate(section.optimizer, step, self._num_steps)
-        token_sums, max_weight, grad_norm = self._engine.train(
-            micro_batches(), int(num_passes), self._objective, num_tokens, lr
-        )
-        statistics = reduce_statistics(experience, token_sums, max_weight, learner_number, self._ranks)
+        columns, result = self._prepare(experience, learner_number)
+        prepared = time.monotonic()
+        sums = self._update(experience, columns, step)
+        kl_coef = self._kl.coef
+        statistics = reduce_statistics(experience, result, sums, learner_number, self._ranks)
+        self._kl = self._kl.updated(statistics.metrics["kl/reference"], int(statistics.num_samples))
         metrics = {
             **statistics.metrics,
-            "optimizer/grad_norm": grad_norm,
-            "optimizer/lr": lr,
-            "time/forward_backward_s": time.monotonic() - started,
+            "kl/coef": kl_coef,
+            "optimizer/lr": self._lr(step, 0),
+            "time/prepare_s": prepared - started,
+            "time/forward_backward_s": time.monotonic() - prepared,
         }
-        return StepStatistics(statistics.loss, metrics, statistics.staleness_histogram)
+        return replace(statistics, metrics=metrics)
+
+    def state(self) -> Mapping[str, float]:
+        """What goes on from batch to batch, for a checkpoint."""
+        moments = self._moments
+        return {
+            "kl_coef": self._kl.coef,
+            "reward_count": moments.count,
+            "reward_mean": moments.mean,
+            "reward_squares": moments.squares,
+        }
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Go on from what `state` gave."""
+        self._kl = replace(self._kl, coef=state["kl_coef"])
+        self._moments = RunningMoments(state["reward_count"], state["reward_mean"], state["reward_squares"])
+
+    def _prepare(self, experience: Experience, learner_number: int) -> tuple[TokenColumns, Advantages]:
+        """What is computed once for the batch: old log-probabilities and values, rewards, advantages."""
+        nothing = torch.zeros(experience.tokens.size)
+        columns = TokenColumns(
+            behaviour=experience.behaviour,
+            advantages=nothing,
+            loss_weights=nothing.double(),
+            versions_apart=learner_number - experience.version_numbers,
+            reference=experience.reference,
+        )
+        old = values = None
+        if self._config.needs_old_pass or self._critic is not None:
+            old, values = self._evaluate(experience, columns)
+        result = self._advantages(experience, old, values)
+        columns = replace(
+            columns,
+            advantages=result.advantages,
+            old=old,
+            values=values,
+            returns=None if values is None else result.returns,
+        )
+        return columns, result
+
+    def _advantages(self, experience: Experience, old: Tensor | None, values: Tensor | None) -> Advantages:
+        section, kl = self._config.algorithm, None
+        if experience.reference is not None and section.kl.place == "reward":
+            assert old is not None
+            kl = self._kl.coef * kl_estimate(section.kl.estimator, old, experience.reference)
+        batch = Trajectories(
+            rewards=experience.rewards(),
+            groups=experience.groups,
+            tokens=experience.tokens,
+            offsets=experience.offsets,
+            versions=experience.oldest_versions(),
+            is_truncated=experience.is_truncated(),
+            kl=kl,
+            values=values,
+        )
+        if section.reward.normalize:
+            self._moments = self._moments.merged(batch.rewards, self._sum_over_ranks)
+        rewards = shape_rewards(batch, section.reward, self._config.sampling.max_new_tokens, self._moments)
+        return estimate_advantages(batch, rewards, section.advantage, section.reward.clip, self._sum_over_ranks)
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        return self._ranks.sum_tensor(values.to(self._ranks.device)).to(values.device)
+
+    def _evaluate(self, experience: Experience, columns: TokenColumns) -> tuple[Tensor | None, Tensor | None]:
+        """Log-probabilities of the policy and values of the critic before the first step, each float32 [N]."""
+        old = torch.zeros(experience.tokens.size) if self._config.needs_old_pass else None
+        values = torch.zeros(experience.tokens.size) if self._critic is not None else None
+        layouts, num_passes = self._layouts(experience, slice(0, len(experience.sequences)))
+        for batch in self._micro_batches(experience, layouts, num_passes, columns):
+            if old is not None:
+                old[batch.places] = self._policy.logprobs(batch).cpu()
+            if values is not None and self._critic is not None:
+                values[batch.places] = self._critic.values(batch).cpu()
+        return old, values
+
+    def _update(self, experience: Experience, columns: TokenColumns, step: int) -> StepSums:
+        """The optimiser steps: all parts, in each of the passes over the batch."""
+        learner = self._config.learner
+        sums, number = StepSums(self._ranks.device), 0
+        is_frozen = step <= self._config.algorithm.policy_frozen_steps
+        for _ in range(learner.epochs_per_batch):
+            for part in experience.parts:
+                (num_tokens,) = self._ranks.sum([part.tokens.size])
+                if num_tokens == 0:  # the last batch of a run may have fewer groups than parts
+                    continue
+                weighed = self._weigh(columns, part)
+                layouts, num_passes = self._layouts(experience, part.sequences)
+                if self._critic is not None:
+                    batches = self._micro_batches(experience, layouts, num_passes, weighed)
+                    rate = learning_rate(learner.critic.optimizer, *self._position(step, number))
+                    sums.add_critic(self._critic.train(batches, num_passes, num_tokens, rate))
+                if not is_frozen:
+                    batches = self._micro_batches(experience, layouts, num_passes, weighed)
+                    sums.add_policy(self._train_policy(batches, num_passes, num_tokens, self._lr(step, number)))
+                number += 1
+        return sums
+
+    def _train_policy(
+        self, batches: Iterator[MicroBatch], num_passes: int, num_tokens: float, lr: float
+    ) -> tuple[Tensor, float]:
+        def loss(outputs: tuple[Tensor, ...], batch: MicroBatch) -> tuple[Tensor, Tensor]:
+            return self._objective(outputs, batch, num_tokens, self._kl.coef)
+
+        result = self._policy.train(batches, num_passes, loss, NUM_SUMS, lr)
+        if self._average is not None:
+            self._average.update()
+        return result
+
+    def _weigh(self, columns: TokenColumns, part: Part) -> TokenColumns:
+        """The columns with the loss weights, and the mask, of one optimiser step."""
+        section = self._config.algorithm
+        weights = columns.loss_weights.clone()
+        constant = section.loss.constant_tokens or self._config.sampling.max_new_tokens
+        weights[part.columns] = token_weights(
+            section.loss.aggregation, part.tokens, part.groups, constant, self._sum_over_ranks
+        )
+        kept = columns.is_kept
+        if self._config.correction[0] == "m2po":
+            assert columns.old is not None
+            kept = torch.ones(len(columns.old), dtype=torch.bool)
+            kept[part.columns] = second_moment_mask(
+                columns.old[part.columns],
+                columns.behaviour[part.columns],
+                section.correction.m2_limit,
+                self._sum_over_ranks,
+            )
+        return replace(columns, loss_weights=weights, is_kept=kept)
+
+    def _layouts(self, experience: Experience, sequences: slice) -> tuple[list[Layout], int]:
+        """How these sequences are packed, as indices among all; and how many passes every rank makes."""
+        section = self._config.learner
+        first = sequences.start
+        layouts = plan_layouts(
+            [len(sequence.token_ids) for sequence in experience.sequences[sequences]],
+            section.tokens_per_micro_batch,
+            is_single_row="flash" in section.attention,
+            is_padded=not section.packing,
+        )
+        (num_passes,) = self._ranks.max([len(layouts)])
+        return [tuple(tuple(first + i for i in row) for row in layout) for layout in layouts], int(num_passes)
+
+    def _micro_batches(
+        self, experience: Experience, layouts: Sequence[Layout], num_passes: int, columns: TokenColumns
+    ) -> Iterator[MicroBatch]:
+        """``num_passes`` of them, built while they are consumed; those that this rank lacks are empty."""
+        starts = experience.sequence_starts
+        for layout in layouts:
+            yield pack(experience.sequences, starts, layout, columns)
+        for _ in range(num_passes - len(layouts)):
+            yield empty_micro_batch(columns)
+
+    def _lr(self, step: int, number: int) -> float:
+        return learning_rate(self._config.learner.optimizer, *self._position(step, number))
+
+    def _position(self, step: int, number: int) -> tuple[int, int]:
+        """The optimiser step, from 1, and how many there are, of the ``number``-th step on a batch."""
+        per_batch = self._config.learner.steps_per_batch * self._config.learner.epochs_per_batch
+        return (step - 1) * per_batch + number + 1, self._num_batches * per_batch

@@ -13,11 +13,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from rollmesh.algorithms.pipeline import Trajectories, estimate_advantages
+from rollmesh.types import Group
 from services.config import MeshConfig
-from services.learner.batching import MicroBatch, pack, plan_layouts
-from services.learner.engine import TrainingEngine
+from services.learner.batching import MicroBatch, TokenColumns, pack, plan_layouts
+from services.learner.checkpoint import Learnables
+from services.learner.engine import PolicyEngine
 from services.learner.experience import build_experience
-from services.learner.objective import Objective
 from services.learner.policy import load_causal_lm
 from services.learner.ranks import Ranks
 from services.learner.trainer import Trainer
@@ -35,14 +37,13 @@ def run(quick: bool) -> list[Figure]:
         config = _config(write_model(Path(folder) / "model"), Path(folder))
         groups = random_groups(32, 8, lengths=(8, 64))
         ranks = Ranks.start(config)
-        engine = TrainingEngine(config, ranks)
-        trainer = Trainer(config, engine, ranks, 10**6)
+        trainer = Trainer(config, Learnables(PolicyEngine(config, ranks)), ranks, 10**6)
         bare = _BareLoop(config, _micro_batches(config, groups))
         steps = iter(range(1, 10**6))
-        for work in (bare.step, lambda: trainer.train(groups, next(steps), 0)):
+        for work in (bare.step, lambda: trainer.train([groups], next(steps), 0)):
             work()
         pairs = paired(
-            num_pairs, lambda: timed(bare.step), lambda: timed(lambda: trainer.train(groups, next(steps), 0))
+            num_pairs, lambda: timed(bare.step), lambda: timed(lambda: trainer.train([groups], next(steps), 0))
         )
         ranks.stop()
     return [
@@ -70,11 +71,24 @@ def _config(model: Path, folder: Path) -> MeshConfig:
     return mesh_config(model, folder, training=training, learner=learner)
 
 
-def _micro_batches(config: MeshConfig, groups: Sequence[object]) -> list[MicroBatch]:
-    objective = Objective.from_config(config)
-    sequences = build_experience(groups, objective.algorithm, needs_reference=False).sequences  # type: ignore[arg-type]
+def _micro_batches(config: MeshConfig, groups: Sequence[Group]) -> list[MicroBatch]:
+    experience = build_experience([groups], needs_reference=False)
+    rewards = experience.rewards()
+    batch = Trajectories(
+        rewards,
+        experience.groups,
+        experience.tokens,
+        experience.offsets,
+        experience.oldest_versions(),
+        experience.is_truncated(),
+    )
+    advantages = estimate_advantages(batch, rewards, config.algorithm.advantage, None).advantages
+    columns = TokenColumns(
+        experience.behaviour, advantages, torch.zeros_like(advantages).double(), experience.version_numbers
+    )
+    sequences = experience.sequences
     layouts = plan_layouts([len(s.token_ids) for s in sequences], config.learner.tokens_per_micro_batch)
-    return [pack(sequences, layout) for layout in layouts]
+    return [pack(sequences, experience.sequence_starts, layout, columns) for layout in layouts]
 
 
 class _BareLoop:
@@ -85,7 +99,7 @@ class _BareLoop:
         self.batches = batches
         self.model = load_causal_lm(config.model.path, torch.float32, config.learner.attention, False)
         self.model.train()
-        self._algorithm = config.algorithm
+        self._clip = config.algorithm.loss
         self._max_grad_norm = section.max_grad_norm
         self._denominator = sum(len(batch.targets) for batch in batches)
         self._optimizer = torch.optim.AdamW(
@@ -109,7 +123,7 @@ class _BareLoop:
         hidden = self.model.model(**inputs, use_cache=False).last_hidden_state
         logits = self.model.lm_head(hidden.flatten(0, 1)[batch.predictors])
         logprobs = torch.log_softmax(logits, -1).gather(-1, batch.targets[:, None]).squeeze(-1)
-        ratio = torch.exp(logprobs - batch.behaviour_logprobs)
-        clipped = ratio.clamp(1.0 - self._algorithm.clip_low, 1.0 + self._algorithm.clip_high)
-        losses = -torch.minimum(ratio * batch.advantages, clipped * batch.advantages)
+        ratio = torch.exp(logprobs - batch.columns.behaviour)
+        clipped = ratio.clamp(1.0 - (self._clip.clip_low or 0.0), 1.0 + (self._clip.clip_high or 0.0))
+        losses = -torch.minimum(ratio * batch.columns.advantages, clipped * batch.columns.advantages)
         return losses.sum() / self._denominator

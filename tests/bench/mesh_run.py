@@ -24,7 +24,8 @@ import uvloop
 
 from rollmesh.types import SamplingSpec
 from services.config import load_mesh
-from services.learner.engine import TrainingEngine
+from services.learner.checkpoint import Learnables
+from services.learner.engine import PolicyEngine
 from services.learner.ranks import Ranks
 from services.learner.recording import load_recorded
 from services.learner.trainer import Trainer
@@ -146,13 +147,13 @@ def _training_alone(run_folder: Path) -> float:
     config = load_mesh(run_folder / "mesh.yaml")
     batches = [load_recorded(path) for path in sorted((run_folder / "batches").glob("step-*.msgpack"))]
     ranks = Ranks.start(config)
-    trainer = Trainer(config, TrainingEngine(config, ranks), ranks, len(batches))
+    trainer = Trainer(config, Learnables(PolicyEngine(config, ranks)), ranks, len(batches))
     started = time.perf_counter()
     for step, groups in enumerate(batches, start=1):
         if step == WARM_UP_STEPS + 1:
             started = time.perf_counter()
         newest = max(sample.newest_version.number for group in groups for sample in group.samples)
-        trainer.train(groups, step, newest)
+        trainer.train([groups], step, newest)
     seconds = time.perf_counter() - started
     ranks.stop()
     return seconds / (len(batches) - WARM_UP_STEPS)

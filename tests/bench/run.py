@@ -35,6 +35,7 @@ BENCHES = {
     "grpc_stream": ("grpc_stream", "grpc_score_stream"),
     "redis_queue": ("redis_queue",),
     "learner_step": ("learner_step",),
+    "advantages": ("advantage_time",),
     "rollout_through_mesh": ("rollout_through_mesh", "rollout_short_answers"),
     "mesh_run": ("asynchronous_wall_clock", "engine_pause"),
 }

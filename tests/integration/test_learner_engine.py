@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from rollmesh.algorithms.registry import ALGORITHMS
+from rollmesh.errors import ConfigError
 from rollmesh.types import Group, PolicyVersion
 from services.config import MeshConfig
-from services.learner.batching import pack, plan_layouts
-from services.learner.checkpoint import CheckpointStore
-from services.learner.engine import TrainingEngine
+from services.learner.batching import TokenColumns, pack, plan_layouts
+from services.learner.checkpoint import CheckpointStore, Learnables
+from services.learner.engine import PolicyEngine
 from services.learner.experience import build_experience
 from services.learner.metrics import StepStatistics
 from services.learner.ranks import Ranks
 from services.learner.trainer import Trainer
-from tests.unit.learner.samples import mesh_config, random_groups, write_tiny_model
+from tests.unit.learner.samples import VOCABULARY, mesh_config, random_groups, write_tiny_model
 
 pytestmark = pytest.mark.engine
 
@@ -29,20 +28,33 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(scope="module")
-def ranks(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    ranks = Ranks.start(mesh_config(model, tmp_path_factory.mktemp("ranks")))
-    yield ranks
-    ranks.stop()
+def _write_tiny_mixture(folder: Path) -> Path:
+    """A Qwen3 mixture of four experts, of which two compute each token."""
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        intermediate_size=64,
+        moe_intermediate_size=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+        initializer_range=0.2,
+    )
+    Qwen3MoeForCausalLM(config).save_pretrained(folder)
+    return folder
 
 
-def _train(config: MeshConfig, ranks: Ranks, batches: list[list[Group]]) -> tuple[TrainingEngine, list[StepStatistics]]:
-    engine = TrainingEngine(config, ranks)
-    trainer = Trainer(config, engine, ranks, num_steps=20)
-    return engine, [trainer.train(groups, step, 0) for step, groups in enumerate(batches, start=1)]
+def _train(config: MeshConfig, ranks: Ranks, batches: list[list[Group]]) -> tuple[PolicyEngine, list[StepStatistics]]:
+    engine = PolicyEngine(config, ranks)
+    trainer = Trainer(config, Learnables(engine), ranks, num_batches=20)
+    return engine, [trainer.train([groups], step, 0) for step, groups in enumerate(batches, start=1)]
 
 
-def _weights(engine: TrainingEngine) -> dict[str, torch.Tensor]:
+def _weights(engine: PolicyEngine) -> dict[str, torch.Tensor]:
     with engine.whole(spec.name for spec in engine.tensor_specs()) as tensors:
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
@@ -53,11 +65,13 @@ def test_packed_logprobs_equal_those_of_each_sequence_alone(
     model: Path, tmp_path: Path, ranks: Ranks, attention: str, is_single_row: bool
 ) -> None:
     config = mesh_config(model, tmp_path, learner={"attention": attention}, sampling={"temperature": 0.8})
-    engine = TrainingEngine(config, ranks)
-    sequences = build_experience(random_groups(5, 4, lengths=(1, 30)), ALGORITHMS["grpo"], False).sequences
+    engine = PolicyEngine(config, ranks)
+    experience = build_experience([random_groups(5, 4, lengths=(1, 30))], False)
+    sequences, nothing = experience.sequences, torch.zeros(experience.tokens.size)
+    columns = TokenColumns(nothing, nothing, nothing.double(), nothing.long())
     plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     for layout in plan_layouts([len(s.token_ids) for s in sequences], 300, is_single_row):
-        packed = engine.logprobs(pack(sequences, layout))
+        packed = engine.logprobs(pack(sequences, experience.sequence_starts, layout, columns))
         alone = []
         for index in (index for row in layout for index in row):
             sequence = sequences[index]
@@ -71,9 +85,9 @@ def test_packed_logprobs_equal_those_of_each_sequence_alone(
 
 
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])
-@pytest.mark.parametrize("denominator", ["behaviour", "recomputed"])
+@pytest.mark.parametrize("correction", ["none", "tis"])
 def test_one_step_is_the_same_in_one_micro_batch_and_in_many(
-    model: Path, tmp_path: Path, ranks: Ranks, zero_stage: int, denominator: str
+    model: Path, tmp_path: Path, ranks: Ranks, zero_stage: int, correction: str
 ) -> None:
     groups = random_groups(4, 4)
     updated = []
@@ -87,7 +101,7 @@ def test_one_step_is_the_same_in_one_micro_batch_and_in_many(
                 "tokens_per_micro_batch": budget,
                 "optimizer": {"lr": 1.0, "eps": 1.0},
             },
-            algorithm={"denominator": denominator},
+            algorithm={"correction": {"type": correction}},
         )
         engine, (statistics,) = _train(config, ranks, [groups])
         updated.append((_weights(engine), statistics))
@@ -156,20 +170,20 @@ def test_learning_rate_and_clipping_reach_the_optimiser(
 ) -> None:
     optimizer = {"lr": 1e-3, "warmup_steps": 10}
     config = mesh_config(model, tmp_path, learner={"zero_stage": zero_stage, "optimizer": optimizer})
-    engine = TrainingEngine(config, ranks)
+    engine = PolicyEngine(config, ranks)
     before = _weights(engine)
-    statistics = Trainer(config, engine, ranks, 20).train(random_groups(2, 4), 1, 0)
+    statistics = Trainer(config, Learnables(engine), ranks, 20).train([random_groups(2, 4)], 1, 0)
     moved = max((tensor - before[name]).abs().max().item() for name, tensor in _weights(engine).items())
     assert statistics.metrics["optimizer/lr"] == pytest.approx(1e-4)
     assert moved == pytest.approx(1e-4, rel=0.05)  # Adam's first step is the learning rate
 
 
 def test_weights_are_listed_as_the_checkpoint_stores_them(model: Path, tmp_path: Path, ranks: Ranks) -> None:
-    tied = [spec.name for spec in TrainingEngine(mesh_config(model, tmp_path), ranks).tensor_specs()]
+    tied = [spec.name for spec in PolicyEngine(mesh_config(model, tmp_path), ranks).tensor_specs()]
     assert "model.embed_tokens.weight" in tied
     assert "lm_head.weight" not in tied
     untied = write_tiny_model(tmp_path / "untied", is_tied=False)
-    specs = TrainingEngine(mesh_config(untied, tmp_path, learner={"zero_stage": 3}), ranks).tensor_specs()
+    specs = PolicyEngine(mesh_config(untied, tmp_path, learner={"zero_stage": 3}), ranks).tensor_specs()
     assert "lm_head.weight" in [spec.name for spec in specs]
     assert {spec.name: spec.shape for spec in specs}["lm_head.weight"] == (64, 64)
 
@@ -192,27 +206,73 @@ def test_a_checkpoint_resumes_to_the_same_losses_and_exports_a_model_that_transf
     section = {"zero_stage": zero_stage, "checkpoint": {"max_kept": 2}}
     config = mesh_config(model, tmp_path, learner=section)
     batches = [random_groups(2, 4, seed=seed) for seed in range(6)]
-    engine = TrainingEngine(config, ranks)
-    trainer, store = Trainer(config, engine, ranks, 20), CheckpointStore(config, ranks)
+    learnables = Learnables(PolicyEngine(config, ranks))
+    trainer, store = Trainer(config, learnables, ranks, 20), CheckpointStore(config, ranks)
     losses = []
     for step, groups in enumerate(batches, start=1):
-        losses.append(trainer.train(groups, step, 0).loss)
+        losses.append(trainer.train([groups], step, 0).loss)
         if step <= 3:
-            store.save(engine, step, PolicyVersion(0, step))
-            store.export(engine, step, is_last=step == 3)
+            store.save(learnables, trainer.state(), step, PolicyVersion(0, step))
+            store.export(learnables, step, is_last=step == 3)
         if step == 3:
-            weights = _weights(engine)
+            weights = _weights(learnables.policy)
     assert store.steps() == [2, 3]
     folders = sorted(path.name for path in config.run.folder.iterdir())
     assert folders == ["checkpoints", "export", "export-step-000001", "export-step-000002"]
 
-    resumed = TrainingEngine(config, ranks)
+    resumed = Learnables(PolicyEngine(config, ranks))
     manifest = CheckpointStore(config, ranks).load(resumed, 3)
     assert (manifest.step, manifest.version, manifest.run) == (3, PolicyVersion(0, 3), "learner-test")
+    assert (manifest.has_critic, manifest.has_average) == (False, False)
     again = Trainer(config, resumed, ranks, 20)
-    assert [again.train(groups, step, 0).loss for step, groups in enumerate(batches[3:], start=4)] == losses[3:]
+    again.load_state(manifest.state)
+    assert [again.train([groups], step, 0).loss for step, groups in enumerate(batches[3:], start=4)] == losses[3:]
 
     exported = AutoModelForCausalLM.from_pretrained(config.run.folder / "export", dtype="auto")
     for name, tensor in exported.named_parameters():
         assert torch.equal(tensor.data, weights[name])
     assert AutoTokenizer.from_pretrained(config.run.folder / "export").encode("5 6") == [5, 6]
+
+
+def test_a_checkpoint_is_refused_where_it_does_not_fit(model: Path, tmp_path: Path, ranks: Ranks) -> None:
+    def store_of(**learner: object) -> tuple[Learnables, CheckpointStore]:
+        config = mesh_config(model, tmp_path, learner={"dtype": "float32", "device": "cpu", **learner})
+        return Learnables.build(config, ranks), CheckpointStore(config, ranks)
+
+    plain, store = store_of()
+    store.save(plain, {"kl_coef": 0.1}, 1, PolicyVersion(0, 1))
+    averaged, averaged_store = store_of(ema_beta=0.9)
+    with pytest.raises(ConfigError, match=r"learner\.ema_beta: 0\.9 needs the average of the policy, and .* none"):
+        averaged_store.load(averaged, 1)
+    averaged_store.save(averaged, {"kl_coef": 0.1}, 2, PolicyVersion(0, 2))
+    with pytest.raises(ConfigError, match=r"learner\.ema_beta: None has no use for the average of the policy in"):
+        store.load(plain, 2)
+    with pytest.raises(ConfigError, match=r"learner\.zero_stage: 2 differs from the 0"):
+        CheckpointStore(mesh_config(model, tmp_path, learner={"zero_stage": 2}), ranks).load(plain, 1)
+    with pytest.raises(ConfigError, match="is not the manifest of a checkpoint"):
+        store.load(plain, 3)
+    manifest = tmp_path / "learner-test" / "checkpoints" / "step-000001" / "manifest.json"
+    manifest.write_text('{"schema_version": 1}', encoding="utf-8")
+    with pytest.raises(ConfigError, match="has schema 1, this version reads 2; use the version that wrote it"):
+        store.load(plain, 1)
+
+
+@pytest.mark.parametrize(("zero_stage", "is_saving"), [(0, True), (2, False), (3, False), (3, True)])
+def test_the_experts_of_a_mixture_are_balanced_under_every_way_of_training(
+    tmp_path: Path, ranks: Ranks, zero_stage: int, is_saving: bool
+) -> None:
+    mixture = _write_tiny_mixture(tmp_path / "mixture")
+    runs = []
+    for stage, saving in ((0, False), (zero_stage, is_saving)):
+        config = mesh_config(
+            mixture,
+            tmp_path,
+            learner={"zero_stage": stage, "gradient_checkpointing": saving, "tokens_per_micro_batch": 160},
+            algorithm={"aux_loss_coef": 10.0},
+        )
+        runs.append(_train(config, ranks, [random_groups(2, 4)] * 5)[1])
+    for plain, other in zip(*runs, strict=True):
+        assert other.loss == pytest.approx(plain.loss, rel=1e-4)
+        assert other.metrics["optimizer/grad_norm"] == pytest.approx(plain.metrics["optimizer/grad_norm"], rel=1e-3)
+    first, *_, last = (statistics.metrics["policy/aux_loss"] for statistics in runs[0])
+    assert last < first - 0.01

@@ -26,6 +26,29 @@ def test_values_and_gradients_equal_the_plain_computation(temperature: float, ch
     torch.testing.assert_close(gradient, expected_gradient, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.6])
+@pytest.mark.parametrize("chunk_elements", [1, 13 * 4, 10**9])
+@pytest.mark.parametrize("logprob_weight", [0.0, 1.0])
+def test_the_gradient_of_the_entropies_equals_that_of_plain_autograd_in_float64(
+    temperature: float, chunk_elements: int, logprob_weight: float
+) -> None:
+    torch.manual_seed(3)
+    logits = (3 * torch.randn(11, 13)).requires_grad_()
+    targets, weights = torch.randint(0, 13, (11,)), torch.randn(2, 11)
+    exact = logits.detach().double().requires_grad_()
+    log_softmax = torch.log_softmax(exact / temperature, -1)
+    picked, entropy = log_softmax[torch.arange(11), targets], -(log_softmax.exp() * log_softmax).sum(-1)
+    (expected,) = torch.autograd.grad(
+        logprob_weight * (picked * weights[0]).sum() + (entropy * weights[1]).sum(), exact
+    )
+    logprobs, entropies = token_logprobs(logits, targets, temperature, chunk_elements)
+    loss = (entropies * weights[1]).sum()
+    if logprob_weight:
+        loss = loss + (logprobs * weights[0]).sum()
+    (gradient,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(gradient.double(), expected, atol=2e-6, rtol=1e-5)
+
+
 def test_the_gradient_is_that_of_finite_differences() -> None:
     torch.manual_seed(1)
     logits, targets = torch.randn(3, 5), torch.tensor([4, 0, 2])
@@ -53,8 +76,19 @@ def test_a_vocabulary_entry_that_is_masked_out_does_not_spoil_the_entropy() -> N
     assert entropies.item() == pytest.approx(0.693147, abs=1e-5)
 
 
+def test_a_vocabulary_entry_that_is_masked_out_gets_no_gradient() -> None:
+    logits = torch.tensor([[0.3, -0.2, float("-inf"), 1.0]], requires_grad=True)
+    logprobs, entropies = token_logprobs(logits, torch.tensor([1]), 0.8)
+    (gradient,) = torch.autograd.grad((logprobs + 2 * entropies).sum(), logits)
+    finite = torch.tensor([[0.3, -0.2, 1.0]], requires_grad=True)
+    logprobs, entropies = _plain(finite, torch.tensor([1]), 0.8)
+    (expected,) = torch.autograd.grad((logprobs + 2 * entropies).sum(), finite)
+    assert gradient[0, 2] == 0
+    torch.testing.assert_close(gradient[:, [0, 1, 3]], expected, atol=1e-6, rtol=1e-5)
+
+
 def test_no_tokens_are_no_problem() -> None:
     logits = torch.randn(0, 7, requires_grad=True)
     logprobs, entropies = token_logprobs(logits, torch.zeros(0, dtype=torch.int64), 1.0)
-    logprobs.sum().backward()  # type: ignore[no-untyped-call]
+    (logprobs.sum() + entropies.sum()).backward()  # type: ignore[no-untyped-call]
     assert logprobs.shape == entropies.shape == (0,)

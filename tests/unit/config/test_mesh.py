@@ -119,16 +119,82 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("staleness", "choice", "resolved"),
+    ("staleness", "overrides", "resolved"),
     [
-        (0, "auto", "recomputed"),
-        (1, "auto", "behaviour"),
-        (4, "recomputed", "recomputed"),
-        (0, "behaviour", "behaviour"),
+        (0, [], ("tis", "old")),
+        (1, [], ("none", "behaviour")),
+        (4, ["correction.ratio=old"], ("none", "old")),
+        (0, ["correction.ratio=behaviour"], ("none", "behaviour")),
+        (0, ["type=gspo"], ("none", "old")),
+        (1, ["type=gspo"], ("none", "behaviour")),
+        (1, ["correction.type=icepop"], ("icepop", "old")),
+        (0, ["correction.type=m2po"], ("m2po", "behaviour")),
+        (4, ["correction.type=dppo"], ("dppo", "behaviour")),
+        (4, ["correction.type=decoupled"], ("decoupled", "old")),
     ],
 )
-def test_the_ratio_is_against_behaviour_when_asynchronous(
-    mesh_file: Path, staleness: int, choice: str, resolved: str
+def test_the_correction_follows_from_staleness_where_it_is_not_named(
+    mesh_file: Path, staleness: int, overrides: list[str], resolved: tuple[str, str]
 ) -> None:
-    overrides = [f"training.max_staleness={staleness}", f"algorithm.denominator={choice}"]
-    assert load_mesh(mesh_file, overrides).ratio_denominator == resolved
+    settings = [f"training.max_staleness={staleness}", *(f"algorithm.{override}" for override in overrides)]
+    assert load_mesh(mesh_file, settings).correction == resolved
+
+
+@pytest.mark.parametrize(
+    ("overrides", "is_needed"),
+    [
+        ([], False),
+        (["learner.steps_per_batch=2"], False),
+        (["learner.epochs_per_batch=2", "algorithm.correction.type=tis"], True),
+        (["algorithm.correction.type=tis"], False),
+        (["algorithm.correction.type=m2po"], True),
+        (["algorithm.kl.coef=0.1", "reference={}"], False),
+        (["algorithm.kl.coef=0.1", "reference={}", "algorithm.kl.place=reward"], True),
+    ],
+)
+def test_old_log_probabilities_are_computed_apart_only_where_they_differ_or_come_first(
+    mesh_file: Path, overrides: list[str], is_needed: bool
+) -> None:
+    assert load_mesh(mesh_file, overrides).needs_old_pass == is_needed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "is_warned"),
+    [
+        ([], False),
+        (["sampling.top_p=0.9"], True),
+        (["sampling.top_k=50", "training.max_staleness=0"], True),
+        (["sampling.top_p=0.9", "algorithm.correction.type=none", "algorithm.correction.ratio=old"], False),
+    ],
+)
+def test_ratios_against_a_truncated_distribution_are_warned_of(
+    mesh_file: Path, overrides: list[str], is_warned: bool
+) -> None:
+    assert bool(load_mesh(mesh_file, overrides).warnings) == is_warned
+
+
+@pytest.mark.parametrize(
+    ("overrides", "place"),
+    [
+        (["training.samples_per_prompt=1"], "training.samples_per_prompt"),
+        (
+            ["training.samples_per_prompt=1", "algorithm.type=ppo", "algorithm.filter.should_drop_zero_variance=true"],
+            "training.samples_per_prompt",
+        ),
+        (["algorithm.reward.overlong_buffer_tokens=100000"], "algorithm.reward.overlong_buffer_tokens"),
+        (["algorithm.policy_frozen_steps=3"], "algorithm.policy_frozen_steps"),
+        (["learner.steps_per_batch=1000"], "learner.steps_per_batch"),
+        (["algorithm.type=gspo", "algorithm.correction.type=tis"], "algorithm.correction.type"),
+        (["algorithm.type=grop"], "algorithm.type"),
+    ],
+)
+def test_objectives_that_cannot_work_are_refused_by_name(mesh_file: Path, overrides: list[str], place: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_mesh(mesh_file, overrides)
+    assert caught.value.place == place
+
+
+def test_one_sample_for_a_prompt_is_enough_where_nothing_is_compared(mesh_file: Path) -> None:
+    for name in ("ppo", "reinforce++"):
+        config = load_mesh(mesh_file, [f"algorithm.type={name}", "training.samples_per_prompt=1"])
+        assert config.algorithm.needs_critic == (name == "ppo")

@@ -1,13 +1,11 @@
 """Packing: every sequence once, within the budget, and nobody sees a neighbour."""
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollmesh.algorithms.registry import ALGORITHMS
-from services.learner.batching import empty_micro_batch, pack, plan_layouts
+from services.learner.batching import TokenColumns, balance, empty_micro_batch, pack, plan_layouts, split_batch
 from services.learner.experience import Sequence, build_experience
 from tests.unit.learner.samples import random_groups
 
@@ -43,15 +41,25 @@ def test_packing_wastes_little() -> None:
     assert padded < 1.1 * sum(lengths)
 
 
-def _sequences() -> tuple[Sequence, ...]:
-    return build_experience(random_groups(3, 3), ALGORITHMS["grpo"], needs_reference=False).sequences
+def test_padded_batches_have_one_sequence_in_each_row() -> None:
+    layouts = plan_layouts([50, *([10] * 45)], 500, is_padded=True)
+    assert sorted(index for layout in layouts for row in layout for index in row) == list(range(46))
+    assert {len(row) for layout in layouts for row in layout} == {1}
+    assert len(layouts[0]) == 10
+
+
+def _columns(num_tokens: int, **more: torch.Tensor) -> TokenColumns:
+    places = torch.arange(num_tokens)
+    return TokenColumns(places + 0.25, places + 0.5, places.double(), places, **more)
 
 
 def test_packed_tensors_line_up_with_the_sequences() -> None:
-    sequences = _sequences()
+    experience = build_experience([random_groups(3, 3)], needs_reference=False)
+    sequences, starts = experience.sequences, experience.sequence_starts
     (layout,) = plan_layouts([len(s.token_ids) for s in sequences], 1000)
-    batch = pack(sequences, layout)
+    batch = pack(sequences, starts, layout, _columns(experience.tokens.size))
     order = [index for row in layout for index in row]
+    assert batch.tokens.lengths.tolist() == [len(sequences[index].positions) for index in order]
     flat_ids, flat_positions = batch.input_ids.reshape(-1), batch.position_ids.reshape(-1)
     start = 0
     for index in order:
@@ -61,26 +69,67 @@ def test_packed_tensors_line_up_with_the_sequences() -> None:
         predictors = batch.predictors[part]
         assert flat_positions[predictors].tolist() == (sequence.positions - 1).tolist()
         assert flat_ids[predictors].tolist() == sequence.token_ids[sequence.positions - 1].tolist()
-        assert batch.behaviour_logprobs[part].tolist() == sequence.behaviour_logprobs.tolist()
-        assert batch.advantages[part].tolist() == pytest.approx([sequence.advantage] * len(sequence.positions))
+        places = list(range(starts[index], starts[index] + len(sequence.positions)))
+        assert batch.places[part].tolist() == places
+        assert batch.columns.behaviour[part].tolist() == [place + 0.25 for place in places]
+        assert batch.columns.versions_apart[part].tolist() == places
         start = part.stop
     assert start == len(batch.targets)
+    assert sorted(batch.places.tolist()) == list(range(experience.tokens.size))
 
 
 def test_positions_restart_with_every_sequence_and_go_on_through_the_padding() -> None:
     def sequence(length: int) -> Sequence:
-        positions = np.array([length - 1], dtype=np.int32)
-        return Sequence(np.arange(length, dtype=np.int32), positions, np.zeros(1, np.float32), None, 0.0)
+        return Sequence(np.arange(length, dtype=np.int32), np.array([length - 1], dtype=np.int32))
 
-    batch = pack([sequence(6), sequence(3), sequence(2)], ((0,), (1, 2)))
+    batch = pack([sequence(6), sequence(3), sequence(2)], [0, 1, 2], ((0,), (1, 2)), _columns(3))
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 0, 1, 2]]
     assert batch.predictors.tolist() == [4, 7, 9]
 
 
-@pytest.mark.parametrize("has_reference", [True, False])
-def test_an_empty_micro_batch_has_tokens_but_trains_none(has_reference: bool) -> None:
-    batch = empty_micro_batch(has_reference)
+def test_an_empty_micro_batch_has_tokens_but_trains_none() -> None:
+    columns = _columns(4, reference=torch.zeros(4), is_kept=torch.ones(4, dtype=torch.bool))
+    batch = empty_micro_batch(columns)
     assert batch.input_ids.numel() > 0
-    assert len(batch.targets) == 0
-    assert (batch.reference_logprobs is not None) == has_reference
+    assert len(batch.targets) == len(batch.tokens) == 0
+    assert batch.columns.reference is not None
+    assert len(batch.columns.reference) == 0
+    assert batch.columns.old is None
     assert batch.to(torch.device("cpu")) is batch
+
+
+@given(st.lists(st.integers(0, 1000), max_size=40), st.integers(1, 5))
+@settings(max_examples=200, deadline=None)
+def test_every_group_goes_to_one_rank_and_no_rank_has_more_than_it_must(tokens: list[int], num_ranks: int) -> None:
+    shares = balance(tokens, num_ranks)
+    assert len(shares) == num_ranks
+    assert sorted(index for share in shares for index in share) == list(range(len(tokens)))
+    loads = [sum(tokens[index] for index in share) for share in shares]
+    assert max(loads) - min(loads) <= max(tokens, default=0)
+
+
+def test_differencing_finds_splits_that_taking_the_largest_first_does_not() -> None:
+    tokens = [8, 7, 6, 5, 4]
+    loads = [sum(tokens[index] for index in share) for share in balance(tokens, 2)]
+    assert abs(loads[0] - loads[1]) == 2
+
+
+def test_groups_are_split_so_that_ranks_have_about_as_many_tokens() -> None:
+    tokens = np.random.default_rng(1).integers(100, 1000, 32).tolist()
+    loads = [sum(tokens[index] for index in share) for share in balance(tokens, 4)]
+    assert max(loads) < 1.01 * min(loads)
+
+
+def test_a_rank_may_have_no_group() -> None:
+    assert sorted(balance([10], 3)) == [[], [], [0]]
+    assert balance([], 2) == [[], []]
+
+
+def test_a_batch_is_cut_into_optimiser_steps_in_its_order() -> None:
+    parts = split_batch([10] * 10, num_parts=3, num_ranks=2)
+    assert [sorted(index for share in part for index in share) for part in parts] == [
+        [0, 1, 2],
+        [3, 4, 5],
+        [6, 7, 8, 9],
+    ]
+    assert split_batch([10], num_parts=2, num_ranks=1) == [[[]], [[0]]]

@@ -55,7 +55,7 @@ class QueueThatComesBack:
 def test_waiting_for_a_batch_outlives_a_queue_that_is_away_for_a_moment() -> None:
     queue = QueueThatComesBack()
     alone = Ranks(0, 1, torch.device("cpu"))
-    assert Intake(queue, alone, 4, 1, timeout_s=30.0, check=lambda: None).take(1) is None  # type: ignore[arg-type]
+    assert Intake(queue, alone, 4, 1, 1, timeout_s=30.0, check=lambda: None).take(1) is None  # type: ignore[arg-type]
     assert queue.num_calls == 3
     with pytest.raises(DeadlineError, match=r"learner\.batch_timeout_s = 1 passed: Redis does not answer"):
-        Intake(QueueThatComesBack(), alone, 4, 1, timeout_s=1.0, check=lambda: None).take(1)  # type: ignore[arg-type]
+        Intake(QueueThatComesBack(), alone, 4, 1, 1, timeout_s=1.0, check=lambda: None).take(1)  # type: ignore[arg-type]

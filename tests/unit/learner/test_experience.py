@@ -1,16 +1,17 @@
-"""From groups to sequences."""
+"""From groups to sequences and columns."""
+
+from dataclasses import replace
 
 import pytest
 
-from rollmesh.algorithms.registry import ALGORITHMS
 from rollmesh.errors import ReplayError
-from rollmesh.types import Group, StopReason
+from rollmesh.types import Group, PolicyVersion, StopReason, VersionSpan
 from services.learner.experience import Experience, build_experience
 from tests.unit.learner.samples import group, sample
 
 
 def _build(*groups: Group, needs_reference: bool = False) -> Experience:
-    return build_experience(groups, ALGORITHMS["grpo"], needs_reference)
+    return build_experience([groups], needs_reference)
 
 
 def test_only_generated_tokens_are_trained_in_a_sample_of_several_turns() -> None:
@@ -22,35 +23,51 @@ def test_only_generated_tokens_are_trained_in_a_sample_of_several_turns() -> Non
         behaviour=[-1.0, -2.0, -3.0],
         reference=[0.0, 1.0, 2.0, 3.0, 4.0, 5.0],
     )
-    sequence = _build(group([many, sample(1, reference=[0.0] * 3)]), needs_reference=True).sequences[0]
+    experience = _build(group([many, sample(1, reference=[0.0] * 3)]), needs_reference=True)
+    sequence = experience.sequences[0]
     assert sequence.positions.tolist() == [2, 3, 6]
     assert sequence.token_ids[sequence.positions].tolist() == [10, 11, 12]
-    assert sequence.reference_logprobs is not None
-    assert sequence.reference_logprobs.tolist() == [0.0, 1.0, 4.0]
+    assert experience.reference is not None
+    assert experience.reference.tolist() == [0.0, 1.0, 4.0, 0.0, 0.0, 0.0]
+    assert experience.offsets.tolist() == [0, 1, 4, 0, 1, 2]
+    assert experience.behaviour[:3].tolist() == [-1.0, -2.0, -3.0]
 
 
-def test_advantages_are_those_of_the_sample_s_own_group() -> None:
-    experience = _build(
-        group([sample(0, reward=1.0), sample(1, reward=0.0)], 0),
-        group([sample(0, reward=0.0), sample(1, reward=0.0), sample(2, reward=0.9)], 1),
-    )
-    advantages = [sequence.advantage for sequence in experience.sequences]
-    assert advantages == pytest.approx([0.7071, -0.7071, -0.5774, -0.5774, 1.1547], abs=1e-4)
-
-
-def test_an_aborted_sample_leaves_the_baseline_too() -> None:
+def test_an_aborted_sample_is_left_out() -> None:
     aborted = sample(0, reward=100.0, stop=StopReason.ABORTED)
     experience = _build(group([aborted, sample(1, reward=1.0), sample(2, reward=0.0)]))
-    assert [s.advantage for s in experience.sequences] == pytest.approx([0.7071, -0.7071], abs=1e-4)
-    assert [s.index for s in experience.groups[0]] == [1, 2]
+    assert [s.index for s in experience.kept[0]] == [1, 2]
+    assert experience.rewards().tolist() == [1.0, 0.0]
+    assert experience.groups.lengths.tolist() == [2]
 
 
-def test_a_sample_without_generated_tokens_counts_for_the_baseline_but_is_not_trained() -> None:
+def test_a_sample_without_generated_tokens_counts_for_its_group_but_is_not_trained() -> None:
     silent = sample(0, response=[90], turns=[(0, 1)], reward=0.0)
     experience = _build(group([silent, sample(1, reward=1.0)]))
     assert len(experience.sequences) == 1
-    assert experience.sequences[0].advantage == pytest.approx(0.7071, abs=1e-4)
-    assert experience.num_generated_tokens == 3
+    assert experience.tokens.lengths.tolist() == [0, 3]
+    assert experience.rewards().tolist() == [0.0, 1.0]
+    assert experience.sequence_starts == [0]
+
+
+def test_every_token_has_the_version_that_generated_it_and_the_sample_the_oldest() -> None:
+    mixed = replace(
+        sample(0), version_spans=(VersionSpan(PolicyVersion(0, 3), 0, 1), VersionSpan(PolicyVersion(0, 5), 1, 2))
+    )
+    experience = _build(group([mixed, sample(1, version=4)]))
+    assert experience.version_numbers.tolist() == [3, 5, 5, 4, 4, 4]
+    assert experience.oldest_versions().tolist() == [3, 4]
+
+
+def test_the_parts_of_a_batch_lie_one_after_another() -> None:
+    silent = sample(1, response=[90], turns=[(0, 1)])
+    parts = build_experience(
+        [[group([sample(0), silent])], [], [group([sample(0)], 1), group([sample(0)], 2)]], False
+    ).parts
+    assert [part.sequences for part in parts] == [slice(0, 1), slice(1, 1), slice(1, 3)]
+    assert [part.columns for part in parts] == [slice(0, 3), slice(3, 3), slice(3, 9)]
+    assert [part.tokens.lengths.tolist() for part in parts] == [[3, 0], [], [3, 3]]
+    assert [part.groups.lengths.tolist() for part in parts] == [[2], [], [1, 1]]
 
 
 @pytest.mark.parametrize(
@@ -59,6 +76,7 @@ def test_a_sample_without_generated_tokens_counts_for_the_baseline_but_is_not_tr
         (sample(reward=None), False, "has no score"),
         (sample(prompt=[]), False, "empty prompt"),
         (sample(behaviour=[-1.0]), False, "1 behaviour log-probabilities for 3"),
+        (replace(sample(), version_spans=()), False, "version spans of 0 tokens for 3"),
         (sample(), True, "algorithm.kl.coef"),
         (sample(reference=[-1.0]), True, "algorithm.kl.coef"),
     ],
@@ -70,4 +88,6 @@ def test_a_sample_that_cannot_be_trained_on_is_named(broken: object, needs_refer
 
 
 def test_no_groups_are_no_problem() -> None:
-    assert _build() == Experience((), ())
+    experience = build_experience([[], []], needs_reference=True)
+    assert (len(experience.sequences), experience.tokens.size, len(experience.parts)) == (0, 0, 2)
+    assert experience.reference is not None

@@ -1,4 +1,4 @@
-"""Schedule, balance, staleness bound, entry checks, recording, random state."""
+"""Schedule, staleness bound, entry checks, recording, random state."""
 
 import itertools
 import json
@@ -16,7 +16,6 @@ from services.learner import checkpoint
 from services.learner.bound import check_staleness
 from services.learner.checks import check_start
 from services.learner.config import OptimizerSection
-from services.learner.intake import balance
 from services.learner.main import main
 from services.learner.recording import load_recorded, record_batch
 from services.learner.schedule import learning_rate
@@ -41,19 +40,6 @@ def test_cosine_is_halfway_at_half_time_and_constant_stays() -> None:
 
 def test_a_run_of_one_step_has_a_learning_rate() -> None:
     assert learning_rate(OptimizerSection(lr=1.0, schedule="linear"), 1, 1) == 1.0
-
-
-def test_groups_are_split_so_that_ranks_have_about_as_many_tokens() -> None:
-    tokens = np.random.default_rng(1).integers(100, 1000, 32).tolist()
-    shares = balance(tokens, 4)
-    assert sorted(index for share in shares for index in share) == list(range(32))
-    loads = [sum(tokens[index] for index in share) for share in shares]
-    assert max(loads) < 1.1 * min(loads)
-
-
-def test_a_rank_may_have_no_group() -> None:
-    assert balance([10], 3) == [[0], [], []]
-    assert balance([], 2) == [[], []]
 
 
 def _aged(*versions: int) -> list[object]:

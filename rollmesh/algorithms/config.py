@@ -1,0 +1,245 @@
+"""The objective's section of the mesh file. Light at import: every service reads it, few of them have torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from rollmesh.algorithms.presets import PRESETS, merge
+from rollmesh.config.section import Section
+from rollmesh.config.shared import PositiveFloat, PositiveInt
+from rollmesh.errors import ConfigError
+
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+UnitFloat = Annotated[float, Field(ge=0, le=1)]
+
+Estimator = Literal["gae", "reinforce", "reinforce_baseline", "group_norm", "dr_grpo", "rloo"]
+PolicyLossType = Literal["ppo", "gspo", "cispo", "policy_gradient"]
+Aggregation = Literal["token_mean", "sequence_mean", "prompt_mean", "constant"]
+CorrectionType = Literal["auto", "none", "tis", "icepop", "seq_mask_tis", "decoupled", "m2po", "dppo"]
+MixedVersion = Literal["allow", "same_version", "weight"]
+
+GROUP_ESTIMATORS = ("reinforce_baseline", "group_norm", "dr_grpo", "rloo")
+"""They compare the samples of a prompt with each other and need more than one."""
+
+
+class RewardShapingSection(Section):
+    """What happens to a reward before advantages are made of it, in this order."""
+
+    normalize: bool = False
+    """Divide by the running deviation after subtracting the running mean of all rewards seen: for reward models."""
+    overlong_buffer_tokens: PositiveInt | None = None
+    """DAPO's soft penalty: the last so many of sampling.max_new_tokens cost up to `overlong_penalty`; none is off."""
+    overlong_penalty: NonNegativeFloat = 1.0
+    stop_properly_coef: Annotated[float, Field(le=1)] | None = None
+    """ProRL's penalty for answers cut at the limit: 0 to 1 multiplies their reward, a negative number replaces it; none
+    is off."""
+    clip: tuple[float, float] | None = (-10.0, 10.0)
+    """Limits of the reward after the group's baseline is subtracted, as OpenRLHF does; none is off."""
+
+
+class AdvantageSection(Section):
+    """From rewards to advantages."""
+
+    estimator: Estimator = "group_norm"
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Discount per generated token, for gae and reinforce; the group estimators use 1."""
+    gae_lambda: UnitFloat = 1.0
+    """λ of generalised advantage estimation."""
+    gae_over: Literal["generated", "all"] = "generated"
+    """Steps of GAE: generated tokens alone, so that an environment's answer does not decay credit; or all tokens of the
+    response, as OpenRLHF does. Equal where λ and γ are 1."""
+    whitening: Literal["auto", "none", "center", "full"] = "auto"
+    """Over all generated tokens of the batch, on all ranks: subtract the mean, and with `full` divide by the deviation.
+    `auto` is full for gae, reinforce and reinforce_baseline, none for the others."""
+    mixed_version: MixedVersion = "allow"
+    """How samples of one group count that began under different policy versions: all alike; only those of the same
+    version are compared; or each weighs 1 / (1 + versions apart)."""
+
+    @property
+    def should_whiten(self) -> bool:
+        return self._whitening != "none"
+
+    @property
+    def should_scale(self) -> bool:
+        """Whether whitening divides by the deviation."""
+        return self._whitening == "full"
+
+    @property
+    def _whitening(self) -> str:
+        if self.whitening != "auto":
+            return self.whitening
+        return "full" if self.estimator in ("gae", "reinforce", "reinforce_baseline") else "none"
+
+
+class LossSection(Section):
+    """The policy's loss per token, and how tokens are averaged."""
+
+    type: PolicyLossType = "ppo"
+    clip_low: PositiveFloat | None = 0.2
+    """Distance below 1 at which the ratio is clipped; none does not clip."""
+    clip_high: PositiveFloat | None = 0.28
+    """Distance above 1; larger than the lower one as in DAPO."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """Limit of the ratio where the advantage is negative (3 is usual); none is off. Only for ppo."""
+    aggregation: Aggregation = "token_mean"
+    constant_tokens: PositiveInt | None = None
+    """With `constant`: what each sequence's sum is divided by; none is sampling.max_new_tokens."""
+
+
+class CorrectionSection(Section):
+    """What is done about tokens that another policy generated than the one in training."""
+
+    type: CorrectionType = "auto"
+    """`auto`: none against the behaviour policy where max_staleness > 0, tis where it is 0."""
+    ratio: Literal["auto", "behaviour", "old"] = "auto"
+    """What the loss's ratio is taken against: the policy that generated the token, or the learner's at the start of the
+    batch. Free with `none`; the other corrections determine it."""
+    low: NonNegativeFloat = 0.5
+    """Lower end of the importance weights (tis, icepop, seq_mask_tis)."""
+    high: PositiveFloat = 5.0
+    """Upper end of the importance weights (also decoupled)."""
+    proximal: Literal["recomputed", "approximated"] = "recomputed"
+    """Proximal policy of `decoupled`: from the model at the start of the batch, or interpolated by version distance."""
+    m2_limit: PositiveFloat = 0.04
+    """M2PO: mean squared log-ratio over the tokens that are kept."""
+    divergence: Literal["tv", "kl"] = "tv"
+    """DPPO: of the two-outcome distribution "this token or another"."""
+    divergence_limit: PositiveFloat = 0.2
+    """DPPO: tokens beyond it that move further away are dropped; 0.2 suits tv, 0.05 kl."""
+
+
+class KLSection(Section):
+    """Penalty for leaving the reference policy."""
+
+    coef: NonNegativeFloat = 0.0
+    """0 runs without a reference service."""
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    place: Literal["loss", "reward"] = "loss"
+    """A term of the loss, with gradient; or subtracted from every token's reward, without."""
+    target: PositiveFloat | None = None
+    """Adapt the coefficient towards this divergence; none keeps it."""
+    horizon: PositiveInt = 10000
+    """Samples over which the coefficient adapts."""
+
+
+class FilterSection(Section):
+    """Which complete groups are trained on; the others are replaced by new prompts."""
+
+    score_range: tuple[float, float] | None = None
+    """DAPO's dynamic sampling: the mean score of a group must lie strictly between; none keeps all."""
+    should_drop_zero_variance: bool = False
+    """Drop groups whose samples all have the same reward: they have no gradient under group estimators."""
+
+    @property
+    def is_on(self) -> bool:
+        return self.score_range is not None or self.should_drop_zero_variance
+
+
+class AlgorithmSection(Section):
+    """The objective: a preset by name, every part of which may be set."""
+
+    type: Literal["ppo", "reinforce++", "reinforce++-baseline", "grpo", "dr_grpo", "rloo", "dapo", "gspo", "cispo"] = (
+        "grpo"
+    )
+    """Preset: gives the defaults of the parts below. See docs/algorithms.md."""
+    reward: RewardShapingSection = RewardShapingSection()
+    advantage: AdvantageSection = AdvantageSection()
+    loss: LossSection = LossSection()
+    correction: CorrectionSection = CorrectionSection()
+    kl: KLSection = KLSection()
+    filter: FilterSection = FilterSection()
+    entropy_coef: NonNegativeFloat = 0.0
+    """Weight of the entropy bonus; 0 only measures it."""
+    aux_loss_coef: NonNegativeFloat = 0.0
+    """Weight of a mixture-of-experts model's load-balancing loss."""
+    value_clip: PositiveFloat = 0.5
+    """How far the critic's value may move from the one at the start of the batch before its loss stops falling."""
+    policy_frozen_steps: Annotated[int, Field(ge=0)] = 0
+    """With a critic: train it alone for the first so many batches."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, given: Any) -> Any:
+        """What the file says, over what the preset says."""
+        if not isinstance(given, dict):
+            return given
+        name = given.get("type", "grpo")
+        preset = PRESETS.get(name) if isinstance(name, str) else None
+        if preset is None:
+            return given  # refused with the list of names by the field itself
+        correction = given.get("correction")
+        if isinstance(correction, dict) and correction.get("type") in ("m2po", "dppo"):
+            # A trust region of their own: the ratio is not clipped as well, unless the file says so.
+            preset = merge(preset, {"loss": {"clip_low": None, "clip_high": None, "dual_clip": None}})
+        return merge(preset, given)
+
+    @model_validator(mode="after")
+    def _check(self) -> AlgorithmSection:
+        _check_limits(self)
+        _check_correction(self)
+        return self
+
+    @property
+    def needs_critic(self) -> bool:
+        return self.advantage.estimator == "gae"
+
+    @property
+    def needs_groups(self) -> bool:
+        return self.advantage.estimator in GROUP_ESTIMATORS
+
+
+def _check_limits(section: AlgorithmSection) -> None:
+    ranges = {
+        "algorithm.reward.clip": section.reward.clip,
+        "algorithm.filter.score_range": section.filter.score_range,
+        "algorithm.correction.low": (section.correction.low, section.correction.high),
+    }
+    for place, limits in ranges.items():
+        if limits is not None and limits[0] >= limits[1]:
+            raise ConfigError(place, f"{limits[0]:g} is not below {limits[1]:g}", "put the lower limit first")
+    if section.loss.clip_low is not None and section.loss.clip_low >= 1 and section.loss.type == "ppo":
+        raise ConfigError(
+            "algorithm.loss.clip_low", f"{section.loss.clip_low:g} allows ratios below 0", "use less than 1, or null"
+        )
+    if section.loss.dual_clip is not None and section.loss.type != "ppo":
+        raise ConfigError(
+            "algorithm.loss.dual_clip", f"belongs to ppo, not to {section.loss.type}", "remove it, or use type ppo"
+        )
+    if section.loss.constant_tokens is not None and section.loss.aggregation != "constant":
+        raise ConfigError(
+            "algorithm.loss.constant_tokens",
+            f"has no effect with aggregation {section.loss.aggregation}",
+            "remove it, or set aggregation to constant",
+        )
+
+
+def _check_correction(section: AlgorithmSection) -> None:
+    correction = section.correction
+    determined = {
+        "tis": "old",
+        "icepop": "old",
+        "seq_mask_tis": "old",
+        "decoupled": "old",
+        "m2po": "behaviour",
+        "dppo": "behaviour",
+    }.get(correction.type)
+    if determined is not None and correction.ratio not in ("auto", determined):
+        raise ConfigError(
+            "algorithm.correction.ratio",
+            f"{correction.ratio} does not go with {correction.type}, which takes it against the {determined} policy",
+            "remove it",
+        )
+    if section.loss.type == "gspo" and correction.type not in ("auto", "none", "m2po", "dppo"):
+        raise ConfigError(
+            "algorithm.correction.type",
+            f"{correction.type} weighs single tokens, and GSPO's ratio is the sequence's",
+            "use none with ratio: behaviour, which makes GSPO's ratio the correction",
+        )
+    if section.loss.type == "policy_gradient" and correction.type in ("m2po", "dppo"):
+        raise ConfigError(
+            "algorithm.correction.type",
+            f"{correction.type} limits a ratio, and the plain policy gradient has none",
+            "use tis, icepop or seq_mask_tis, or another loss",
+        )

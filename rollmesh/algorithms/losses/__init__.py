@@ -1,0 +1,18 @@
+"""Policy losses, one file each, by the name they have in the configuration; and the critic's loss."""
+
+from __future__ import annotations
+
+from rollmesh.algorithms.losses.cispo import cispo
+from rollmesh.algorithms.losses.gspo import gspo
+from rollmesh.algorithms.losses.policy_gradient import policy_gradient
+from rollmesh.algorithms.losses.policy_loss import Clip, PolicyLoss, PolicyLossFunction
+from rollmesh.algorithms.losses.ppo import ppo
+
+POLICY_LOSSES: dict[str, PolicyLossFunction] = {
+    "ppo": ppo,
+    "gspo": gspo,
+    "cispo": cispo,
+    "policy_gradient": policy_gradient,
+}
+
+__all__ = ["POLICY_LOSSES", "Clip", "PolicyLoss", "PolicyLossFunction"]

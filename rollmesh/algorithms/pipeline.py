@@ -1,0 +1,156 @@
+"""From a batch's rewards to an advantage for every generated token, in the order of the steps.
+
+::
+
+    rewards [S] ─► running normalisation ─► overlong ─► stop properly ─► group baseline ─► clip
+            ─► on each last token, less β·KL on every token [N] ─► GAE or discounted return ─► whitening ─► [N]
+
+Everything is this rank's; the two steps that look at the whole batch are given the sum over ranks. Groups are never
+split over ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rollmesh.algorithms.advantages import ESTIMATORS
+from rollmesh.algorithms.advantages.gae import generalised_advantages, generalised_advantages_over_all
+from rollmesh.algorithms.comparison import Comparison
+from rollmesh.algorithms.config import AdvantageSection, RewardShapingSection
+from rollmesh.algorithms.reduction import SumOverRanks, alone
+from rollmesh.algorithms.rewards import overlong_penalty, stop_properly
+from rollmesh.algorithms.segments import Segments
+from rollmesh.algorithms.whitening import RunningMoments, whiten
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectories:
+    """What advantages are made of: S samples of G groups with N generated tokens.
+
+    Attributes:
+        rewards: float64 [S], as scored.
+        groups: the samples of each group.
+        tokens: the generated tokens of each sample; some may have none.
+        offsets: int64 [N], place of each generated token in its response, environment tokens counted.
+        versions: int64 [S], number of the oldest policy version in each sample.
+        is_truncated: bool [S], cut at the limit of tokens.
+        kl: float [N], what each token's estimated divergence from the reference costs, its coefficient included; None
+            charges nothing.
+        values: float [N], the critic's, before each generated token; None without critic.
+    """
+
+    rewards: Tensor
+    groups: Segments
+    tokens: Segments
+    offsets: Tensor
+    versions: Tensor
+    is_truncated: Tensor
+    kl: Tensor | None = None
+    values: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Advantages:
+    """What comes out.
+
+    Attributes:
+        advantages: float32 [N].
+        returns: float32 [N], the critic's targets; without a critic the advantages before whitening.
+        rewards: float64 [S], after normalisation and penalties, before the group's baseline.
+    """
+
+    advantages: Tensor
+    returns: Tensor
+    rewards: Tensor
+
+
+def shape_rewards(
+    batch: Trajectories, settings: RewardShapingSection, max_new_tokens: int, moments: RunningMoments
+) -> Tensor:
+    """Normalisation and penalties, float64 [S].
+
+    Args:
+        batch: the samples.
+        settings: which of them.
+        max_new_tokens: generated tokens of a sample at most.
+        moments: of all rewards so far, this batch's included; used where ``settings.normalize`` is on.
+    """
+    rewards = batch.rewards.double()
+    if settings.normalize:
+        rewards = moments.normalise(rewards)
+    if settings.overlong_buffer_tokens is not None:
+        spans = _spans(batch)
+        rewards = rewards + overlong_penalty(
+            spans, max_new_tokens, settings.overlong_buffer_tokens, settings.overlong_penalty
+        )
+    if settings.stop_properly_coef is not None:
+        rewards = stop_properly(rewards, batch.is_truncated, settings.stop_properly_coef)
+    return rewards
+
+
+def estimate_advantages(
+    batch: Trajectories,
+    rewards: Tensor,
+    settings: AdvantageSection,
+    clip: tuple[float, float] | None,
+    sum_over_ranks: SumOverRanks = alone,
+) -> Advantages:
+    """Baseline, clip, token rewards, returns and whitening. Collective where advantages are whitened.
+
+    Args:
+        batch: the samples.
+        rewards: float64 [S], from `shape_rewards`.
+        settings: which estimator.
+        clip: limits of the reward after the baseline.
+        sum_over_ranks: collective.
+
+    Raises:
+        ValueError: the estimator needs values and there are none.
+    """
+    estimator = ESTIMATORS[settings.estimator]
+    shaped = estimator.baseline(rewards, Comparison(batch.groups, batch.versions, settings.mixed_version))
+    if clip is not None:
+        shaped = shaped.clamp(*clip)
+    if estimator.uses_values:
+        if batch.values is None:
+            raise ValueError(f"{settings.estimator} needs the values of a critic")
+        values = batch.values.double()
+        advantages = _bootstrapped(_token_rewards(batch, shaped), values, batch, settings)
+        returns = advantages + values
+    else:
+        advantages = returns = _returns(batch, shaped, settings.gamma if estimator.is_discounted else 1.0)
+    if settings.should_whiten:
+        advantages = whiten(advantages, settings.should_scale, sum_over_ranks)
+    return Advantages(advantages.float(), returns.float(), rewards)
+
+
+def _token_rewards(batch: Trajectories, rewards: Tensor) -> Tensor:
+    """float64 [N]: each sample's reward on its last token, and what the divergence costs on every one."""
+    token_rewards = batch.tokens.last(rewards)
+    return token_rewards if batch.kl is None else token_rewards - batch.kl.double()
+
+
+def _returns(batch: Trajectories, rewards: Tensor, gamma: float) -> Tensor:
+    """float64 [N]. Where nothing but the end is rewarded and nothing is discounted, it is the sample's reward."""
+    if batch.kl is None and gamma == 1.0:
+        return batch.tokens.spread(rewards)
+    return batch.tokens.discounted_sums(_token_rewards(batch, rewards), gamma)
+
+
+def _bootstrapped(rewards: Tensor, values: Tensor, batch: Trajectories, settings: AdvantageSection) -> Tensor:
+    if settings.gae_over == "generated":
+        return generalised_advantages(rewards, values, batch.tokens, settings.gamma, settings.gae_lambda)
+    return generalised_advantages_over_all(
+        rewards, values, batch.tokens, batch.offsets, settings.gamma, settings.gae_lambda
+    )
+
+
+def _spans(batch: Trajectories) -> Tensor:
+    """int64 [S], from the first to the last generated token; 0 where there is none."""
+    tokens, filled = batch.tokens, ~batch.tokens.is_empty
+    spans = tokens.lengths.clone()
+    first, last = (tokens.ends - tokens.lengths)[filled], (tokens.ends - 1)[filled]
+    spans[filled] = batch.offsets[last] - batch.offsets[first] + 1
+    return spans

@@ -1,0 +1,111 @@
+"""Every preset and every correction through the learner's whole path, with several steps and passes on a batch."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rollmesh.algorithms.presets import PAPERS, PRESETS
+from rollmesh.types import Group
+from services.config import MeshConfig
+from services.learner.checkpoint import Learnables
+from services.learner.critic import CriticEngine
+from services.learner.engine import PolicyEngine
+from services.learner.metrics import StepStatistics
+from services.learner.ranks import Ranks
+from services.learner.trainer import Trainer
+from tests.unit.learner.samples import mesh_config, random_groups, write_tiny_model
+
+pytestmark = pytest.mark.engine
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "algorithms.md"
+CORRECTIONS = ("none", "tis", "icepop", "seq_mask_tis", "decoupled", "m2po", "dppo")
+NUM_BATCHES = 3
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def _batches() -> list[list[Group]]:
+    """Old samples: the log-probabilities are those of no policy, and versions lie two to five behind."""
+    return [
+        [
+            *random_groups(2, 4, seed=10 * step, first_prompt=0, version=step, has_reference=True),
+            *random_groups(2, 4, seed=10 * step + 1, first_prompt=2, version=step + 3, has_reference=True),
+        ]
+        for step in range(NUM_BATCHES)
+    ]
+
+
+def _train(
+    model: Path, folder: Path, ranks: Ranks, algorithm: dict[str, Any]
+) -> tuple[MeshConfig, list[StepStatistics]]:
+    config = mesh_config(
+        model,
+        folder,
+        algorithm={"kl": {"coef": 0.01, "target": 0.1}, **algorithm},
+        reference={},
+        learner={"steps_per_batch": 2, "epochs_per_batch": 2},
+    )
+    critic = CriticEngine(config, ranks) if config.algorithm.needs_critic else None
+    trainer = Trainer(config, Learnables(PolicyEngine(config, ranks), critic), ranks, NUM_BATCHES)
+    steps = []
+    for step, groups in enumerate(_batches(), start=1):
+        steps.append(trainer.train([groups[:2], groups[2:]], step, step + 4))
+    return config, steps
+
+
+def _assert_sound(steps: list[StepStatistics]) -> None:
+    for statistics in steps:
+        for name, value in statistics.metrics.items():
+            assert math.isfinite(value), f"{name} is {value}"
+        assert math.isfinite(statistics.loss)
+        assert statistics.metrics["optimizer/grad_norm"] > 0
+    assert len({statistics.loss for statistics in steps}) == NUM_BATCHES
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_trains_on_old_samples_and_stays_finite(
+    model: Path, tmp_path: Path, ranks: Ranks, preset: str
+) -> None:
+    config, steps = _train(model, tmp_path, ranks, {"type": preset})
+    _assert_sound(steps)
+    has_value = "value/explained_variance" in steps[0].metrics
+    assert has_value == config.algorithm.needs_critic == (preset == "ppo")
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_every_correction_trains_on_old_samples_and_stays_finite(
+    model: Path, tmp_path: Path, ranks: Ranks, correction: str
+) -> None:
+    _, steps = _train(model, tmp_path, ranks, {"correction": {"type": correction, "proximal": "approximated"}})
+    _assert_sound(steps)
+
+
+def test_every_metric_and_every_preset_is_documented(model: Path, tmp_path: Path, ranks: Ranks) -> None:
+    _, steps = _train(model, tmp_path, ranks, {"type": "ppo"})
+    text = DOCS.read_text(encoding="utf-8")
+    for name in steps[0].metrics:
+        if not name.startswith("time/"):
+            assert f"`{name}`" in text, f"{name} is not in docs/algorithms.md"
+    for preset in PRESETS:
+        assert re.search(rf"^\| `{re.escape(preset)}` .*{re.escape(PAPERS[preset])}", text, re.MULTILINE), preset
+
+
+def test_a_frozen_policy_stays_while_the_critic_learns(model: Path, tmp_path: Path, ranks: Ranks) -> None:
+    _, steps = _train(model, tmp_path, ranks, {"type": "ppo", "policy_frozen_steps": 2})
+    assert ["optimizer/grad_norm" in statistics.metrics for statistics in steps] == [False, False, True]
+    assert all(statistics.metrics["value/grad_norm"] > 0 for statistics in steps)
+
+
+def test_the_coefficient_of_the_penalty_goes_after_its_target(model: Path, tmp_path: Path, ranks: Ranks) -> None:
+    _, steps = _train(model, tmp_path, ranks, {"kl": {"coef": 0.01, "target": 1e-4, "horizon": 32}})
+    coefficients = [statistics.metrics["kl/coef"] for statistics in steps]
+    assert coefficients[0] == 0.01
+    assert coefficients == sorted(set(coefficients)), "the divergence is over the target, and the price does not rise"
