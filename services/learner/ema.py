@@ -6,7 +6,6 @@ it is right under every ZeRO stage; at stage 3 that gathers the parameters bucke
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from rollmesh.errors import ConfigError
 from rollmesh.types import TensorSpec
 from rollmesh.weights.plan import bucket_tensors, build_plan, num_buckets, tensor_num_bytes
+from services.learner.batching import balance
 from services.learner.engine import PolicyEngine
 from services.learner.ranks import Ranks
 
@@ -105,14 +105,7 @@ class PolicyAverage:
 
 
 def deal(tensors: Sequence[TensorSpec], num_ranks: int) -> dict[str, int]:
-    """Which rank has which tensor: the largest first, each to the rank with the fewest bytes so far.
-
-    Deterministic, so every rank computes the same.
-    """
-    loads = [(0, rank) for rank in range(num_ranks)]
-    owners = {}
-    for spec in sorted(tensors, key=lambda spec: (-tensor_num_bytes(spec), spec.name)):
-        load, rank = heapq.heappop(loads)
-        owners[spec.name] = rank
-        heapq.heappush(loads, (load + tensor_num_bytes(spec), rank))
-    return owners
+    """Which rank has which tensor, so that all have about as many bytes. The same on every rank."""
+    ordered = sorted(tensors, key=lambda spec: spec.name)
+    shares = balance([tensor_num_bytes(spec) for spec in ordered], num_ranks)
+    return {ordered[index].name: rank for rank, share in enumerate(shares) for index in share}

@@ -18,4 +18,4 @@ def test_every_rank_deals_alike_whatever_the_order() -> None:
 
 
 def test_ranks_may_outnumber_tensors() -> None:
-    assert sorted(deal(TENSORS[:2], 4).values()) == [0, 1]
+    assert len(set(deal(TENSORS[:2], 4).values())) == 2
