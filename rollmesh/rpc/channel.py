@@ -9,6 +9,8 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 import grpc
 import grpc.aio
@@ -99,3 +101,32 @@ def open_channel(address: str, place: str = "address") -> grpc.aio.Channel:
             # A proxy named by the environment cannot reach this machine's loopback.
             options = (*options, ("grpc.enable_http_proxy", 0))
     return grpc.aio.insecure_channel(address, options=options)
+
+
+class Connection:
+    """A channel to one peer. Belongs to the running event loop; `close` it when done.
+
+    Args:
+        peer: who that is, for errors.
+        address: its "host:port".
+        place: the configuration path of the address, for errors.
+
+    Raises:
+        ConfigError: the address is malformed.
+    """
+
+    def __init__(self, peer: str, address: str, place: str) -> None:
+        self.peer = peer
+        self._channel = open_channel(address, place)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connection; what is under way on it is cancelled."""
+        await self._channel.close()

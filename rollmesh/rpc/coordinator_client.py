@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rollmesh.errors import UnavailableError, UnknownMemberError
-from rollmesh.rpc.channel import open_channel
+from rollmesh.rpc.channel import Connection
 from rollmesh.rpc.lease_stream import LeaseStream
 from rollmesh.rpc.retry import call_unary, retry
 from rollmesh.rpc.status import translate_errors
@@ -33,7 +32,7 @@ from rollmesh.wire import control, evaluation, status, weights
 _REGISTER_ATTEMPT_S = 10.0
 
 
-class CoordinatorClient:
+class CoordinatorClient(Connection):
     """A member's connection to the coordinator. Belongs to the running event loop; `close` it when done.
 
     Args:
@@ -49,22 +48,9 @@ class CoordinatorClient:
     def __init__(
         self, address: str, name: str, incarnation: str | None = None, *, place: str = "coordinator.address"
     ) -> None:
+        super().__init__(f"coordinator at {address}", address, place)
         self.caller = control.Caller(name, incarnation or uuid.uuid4().hex)
-        self.peer = f"coordinator at {address}"
-        self._channel = open_channel(address, place)
         self._stub = coordinator_pb2_grpc.CoordinatorServiceStub(self._channel)  # type: ignore[no-untyped-call]
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Closes the connection; what is under way on it is cancelled."""
-        await self._channel.close()
 
     async def register(
         self, run_id: str, role: Role, address: str, num_weight_ranks: int = 0, *, timeout_s: float = 60.0

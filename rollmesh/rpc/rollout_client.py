@@ -6,17 +6,16 @@ that died must not hold a publish up until its deadline.
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from rollmesh.rpc.channel import open_channel
+from rollmesh.rpc.channel import Connection
 from rollmesh.rpc.status import translate_errors
 from rollmesh.types import CommitReport, PolicyVersion, ReceiveReport, RolloutStatus, WeightEpoch, WeightPlan
 from rollmesh.v1 import rollout_pb2, rollout_pb2_grpc
 from rollmesh.wire import status, weights
 
 
-class RolloutClient:
+class RolloutClient(Connection):
     """A connection to one worker. Belongs to the running event loop; `close` it when done.
 
     All methods raise `UnavailableError` where the worker cannot be reached and `DeadlineError` where it does not
@@ -27,21 +26,8 @@ class RolloutClient:
     """
 
     def __init__(self, address: str) -> None:
-        self.peer = f"rollout worker at {address}"
-        self._channel = open_channel(address, "rollout.address")
+        super().__init__(f"rollout worker at {address}", address, "rollout.address")
         self._stub = rollout_pb2_grpc.RolloutServiceStub(self._channel)  # type: ignore[no-untyped-call]
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Closes the connection; what is under way on it is cancelled."""
-        await self._channel.close()
 
     async def prepare(
         self,
