@@ -27,10 +27,13 @@ COMMON_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.max_frame_size", _MAX_FRAME_BYTES),
 )
 
+_CONNECT_TIMEOUT_MS = 5_000
+
 _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     *COMMON_OPTIONS,
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # Despite its name this is what one try to connect may take; how soon the next one follows is up to the other two.
+    ("grpc.min_reconnect_backoff_ms", _CONNECT_TIMEOUT_MS),
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
 

@@ -13,6 +13,9 @@ from rollmesh.rpc.status import translate_errors
 
 AnswerT = TypeVar("AnswerT")
 
+_FAIR_TRY_S = 1.0
+"""A try with less time may end by its deadline whatever the peer does, and then says less than the one before."""
+
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
@@ -50,20 +53,24 @@ async def retry(
         backoff: pauses between tries; the server's ``retry_after_s`` lengthens them.
 
     Raises:
-        UnavailableError, DeadlineError: the last try's, when there is no time for another.
+        UnavailableError, DeadlineError: the last try's, when there is no time for another; if that one was cut short
+            by ``timeout_s``, the error of the one before.
         RollMeshError: any other error of a try, at once.
     """
     clock = asyncio.get_running_loop().time
     end = clock() + timeout_s
     pauses = backoff.pauses()
+    failure: UnavailableError | DeadlineError | None = None
     while True:
         left_s = end - clock()
         try:
             return await attempt(left_s if attempt_timeout_s is None else min(left_s, attempt_timeout_s))
         except (UnavailableError, DeadlineError) as error:
+            if failure is None or isinstance(error, UnavailableError) or left_s >= _FAIR_TRY_S:
+                failure = error
             pause_s = max(next(pauses), getattr(error, "retry_after_s", 0.0))
-            if clock() + pause_s >= end:
-                raise
+        if clock() + pause_s >= end:
+            raise failure
         await asyncio.sleep(pause_s)
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import socket
 
 from rollmesh.errors import ConfigError
 from rollmesh.rpc.channel import Address, parse_address
 from rollmesh.rpc.server import explain_bind_error
 from services.config import MeshConfig
+
+_PORTS = (15000, 32000)
+"""Above those of well-known servers, below those that Linux gives to connections."""
+_TRIES = 20
 
 
 def check_addresses(config: MeshConfig) -> None:
@@ -70,3 +76,15 @@ def reserve(place: str, address: Address) -> socket.socket:
         shown = address if address.port else address.host
         raise ConfigError(place, f"{shown} {problem}", fix) from error
     return listener
+
+
+def reserve_any(place: str, host: str) -> socket.socket:
+    """Bind some free port that the system does not hand out by itself, so that it is still free a moment later.
+
+    Raises:
+        ConfigError: the host has none.
+    """
+    for _ in range(_TRIES):
+        with contextlib.suppress(ConfigError):
+            return reserve(place, Address(host, random.randint(*_PORTS)))
+    return reserve(place, Address(host, 0))

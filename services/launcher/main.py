@@ -31,7 +31,7 @@ from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.types import MeshStatus, RunState
 from services.config import MeshConfig, dump_mesh
 from services.launcher import preflight
-from services.launcher.address_check import reserve
+from services.launcher.address_check import reserve_any
 from services.launcher.processes import ProcessGroup, ServiceDiedError, ServiceProcess, service_command
 from services.launcher.progress import ProgressLine
 from services.launcher.report import read_json, write_report
@@ -164,7 +164,7 @@ def assign_ports(config: MeshConfig) -> MeshConfig:
             place = f"{server}.address"
             wanted = parse_address(section.address, place)
             if wanted.port == 0:
-                listener = held.enter_context(reserve(place, wanted))
+                listener = held.enter_context(reserve_any(place, wanted.host))
                 address = Address(wanted.host, listener.getsockname()[1])
                 updates[server] = section.model_copy(update={"address": str(address)})
     return config.model_copy(update=updates)

@@ -42,9 +42,15 @@ def _at_once(request: Request) -> float:
     return 0.0
 
 
+def _not_held(request: Request) -> bool:
+    return False
+
+
 @dataclass
 class FakeEngine:
     """Generates ``num_tokens(request)`` times the token 65 after ``delay_s(request)`` seconds.
+
+    A request that ``is_held`` does not end before ``released`` is set.
 
     ``steps`` records the calls of the weight protocol; a step named in ``failures`` raises what stands there, and one
     named in ``gates`` waits for its event first.
@@ -52,6 +58,8 @@ class FakeEngine:
 
     num_tokens: Callable[[Request], int] = _five_tokens
     delay_s: Callable[[Request], float] = _at_once
+    is_held: Callable[[Request], bool] = _not_held
+    released: asyncio.Event = field(default_factory=asyncio.Event)
     stop_reason: StopReason = StopReason.STOP
     version: PolicyVersion | None = field(default_factory=lambda: PolicyVersion(0, 0))
     num_weight_ranks: int = 1
@@ -73,6 +81,8 @@ class FakeEngine:
         self.max_running = max(self.max_running, self.num_running)
         try:
             await asyncio.sleep(self.delay_s(request))
+            if self.is_held(request):
+                await self.released.wait()
         except asyncio.CancelledError:
             self.cancelled.append(request_id)
             raise

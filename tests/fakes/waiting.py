@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 
-def run_bounded(test: Coroutine[Any, Any, None], timeout_s: float = 20.0) -> None:
+def run_bounded(test: Coroutine[Any, Any, None], timeout_s: float = 60.0) -> None:
     """Run a test; fail it if it takes longer, or leaves one of our tasks behind."""
 
     async def bounded() -> None:
@@ -23,7 +23,7 @@ def run_bounded(test: Coroutine[Any, Any, None], timeout_s: float = 20.0) -> Non
     asyncio.run(bounded())
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
+async def until(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
     """Wait for a condition that nothing announces."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110

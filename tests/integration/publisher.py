@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -50,13 +49,18 @@ class Publisher:
         return await self._engine.commit(version)
 
     async def transfer(
-        self, version: PolicyVersion, weights: StateDict, *, flip_byte: bool = False, pause_s: float = 0.0
+        self,
+        version: PolicyVersion,
+        weights: StateDict,
+        *,
+        flip_byte: bool = False,
+        before_bucket: Callable[[], None] = lambda: None,
     ) -> Transfer:
         """Up to the digests.
 
         Args:
             flip_byte: send one wrong byte in the last bucket.
-            pause_s: wait before each bucket.
+            before_bucket: called before each bucket, in the thread that sends.
         """
         await self._engine.prepare(self.plan, self.epoch, 1, 30.0)
         receiving = asyncio.create_task(self._engine.receive(version))
@@ -67,7 +71,7 @@ class Publisher:
                 max(bucket_num_bytes(self.plan, i) for i in range(num_buckets(self.plan))), dtype=torch.uint8
             )
             for index in range(num_buckets(self.plan)):
-                time.sleep(pause_s)
+                before_bucket()
                 bucket = pack_bucket(self.plan, index, weights, buffer)
                 digest.add(bucket_bytes(bucket))
                 if flip_byte and index == num_buckets(self.plan) - 1:

@@ -233,7 +233,7 @@ def test_a_learner_that_is_stopped_tells_the_mesh_and_does_not_exit_with_zero(tm
     async def scenario() -> None:
         async with _learner(tmp_path, 1000) as learner:
             learner.mesh.is_idle = True
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(DEADLINE_S):
                 await learner.mesh.has_committed.wait()
             await asyncio.sleep(0.5)  # the learner hears of it and waits for a batch
             learner.process.send_signal(signal.SIGTERM)
@@ -248,7 +248,7 @@ def test_a_learner_ends_when_the_run_fails_elsewhere(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with _learner(tmp_path, 1000) as learner:
             learner.mesh.is_idle = True
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(DEADLINE_S):
                 await learner.mesh.has_committed.wait()
             learner.mesh.heartbeat = Heartbeat(RunState.FAILED, None, "rollout-0 fell over")
             code, stderr = await learner.ended()

@@ -82,7 +82,7 @@ class Mesh:
 def with_mesh(folder: Path, body: Callable[[Mesh], Awaitable[None]]) -> None:
     async def run() -> None:
         coordinator = FakeCoordinator(heartbeat_interval_s=0.05, member_timeout_s=20.0)
-        async with asyncio.timeout(120), coordinator.serve() as server:
+        async with asyncio.timeout(240), coordinator.serve() as server:
             await body(Mesh(coordinator, server.address, folder))
 
     asyncio.run(run())
@@ -113,8 +113,8 @@ def a_sample() -> Sample:
 
 async def score(address: str) -> Score:
     client = RewardClient(address)
-    await client.connect(10.0)
-    outcome = await client.score(ScoreQuery(a_sample(), "p", "query", "", "default"), 10.0)
+    await client.connect(30.0)
+    outcome = await client.score(ScoreQuery(a_sample(), "p", "query", "", "default"), 30.0)
     await client.close()
     assert isinstance(outcome, Score), outcome
     return outcome
@@ -227,7 +227,7 @@ def test_reference_serves_until_the_run_is_over(tmp_path: Path) -> None:
     async def body(mesh: Mesh) -> None:
         async with mesh.service("reference") as process:
             client = ReferenceClient(await mesh.address_of(process))
-            logprobs = await client.compute_logprobs(a_sample(), 1.0, 10.0)
+            logprobs = await client.compute_logprobs(a_sample(), 1.0, 60.0)
             assert isinstance(logprobs, np.ndarray)
             assert logprobs.shape == (3,)
             await client.close()

@@ -49,7 +49,7 @@ from tests.fakes.rollout import FakeRollout
 
 PLAN = WeightPlan((TensorSpec("weight", "float32", (4,)),), (0,), b"\x22" * 32)
 DIGEST = b"\x11" * 32
-WAIT_S = 10.0
+WAIT_S = 30.0
 
 _run_numbers = itertools.count()
 
@@ -66,10 +66,10 @@ def mesh_config(folder: Path, redis_url: str, num_rows: int = 100, **sections: d
         "training": {"steps": 3, "prompts_per_step": 2, "samples_per_prompt": 2, "max_staleness": 0},
         "sampling": {"max_new_tokens": 16},
         "coordinator": {"address": "127.0.0.1:1", "heartbeat_interval_s": 0.2, "member_timeout_s": 30.0},
-        "rollout": {"start_timeout_s": 5.0},
+        "rollout": {"start_timeout_s": 20.0},
         "reward": {"address": "127.0.0.1:1"},
         "replay": {"url": redis_url},
-        "weights": {"prepare_timeout_s": 1.0, "commit_timeout_s": 1.0, "transfer_timeout_s": 1.0},
+        "weights": {"prepare_timeout_s": 20.0, "commit_timeout_s": 20.0, "transfer_timeout_s": 20.0},
     }
     for name, values in sections.items():
         tree[name] = {**tree.get(name, {}), **values}
@@ -147,7 +147,7 @@ class Mesh:
 
     async def begin(self, number: int, timeout_s: float = WAIT_S) -> Any:
         return await self.learner.begin_publish(
-            PolicyVersion(0, number), PLAN, "127.0.0.1", 29500, 1.0, timeout_s=timeout_s
+            PolicyVersion(0, number), PLAN, "127.0.0.1", 29500, 2 * WAIT_S, timeout_s=timeout_s
         )
 
     async def finish(self, number: int, digest: bytes = DIGEST, failure: str = "") -> PublishOutcome:

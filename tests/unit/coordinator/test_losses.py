@@ -26,7 +26,7 @@ def test_a_silent_worker_is_dropped_and_its_groups_go_to_others(with_worker: Cal
         other = await mesh.join("rollout-1")
         await mesh.publish(0)
         held = await worker.take(2)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while mesh.coordinator.members.get("rollout-0") is not None:
                 await asyncio.gather(mesh.learner.heartbeat(), other.client.heartbeat())
                 await asyncio.sleep(0.1)
@@ -39,18 +39,18 @@ def test_a_silent_worker_is_dropped_and_its_groups_go_to_others(with_worker: Cal
         assert member is not None
         assert member.version == PolicyVersion(0, 0), "its engine has not forgotten what it serves"
 
-    with_worker(body, coordinator={"member_timeout_s": 1.0}, rollout={"num_workers": 2})
+    with_worker(body, coordinator={"member_timeout_s": 3.0}, rollout={"num_workers": 2})
 
 
 def test_a_silent_learner_fails_the_run(with_worker: Callable[..., None]) -> None:
     async def body(mesh: Mesh, worker: Worker) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not mesh.coordinator.run.state.is_over:
                 await worker.client.heartbeat()
                 await asyncio.sleep(0.1)
-        assert (await worker.client.heartbeat()).failure == "learner was silent for more than 1 s"
+        assert (await worker.client.heartbeat()).failure == "learner was silent for more than 3 s"
 
-    with_worker(body, coordinator={"member_timeout_s": 1.0})
+    with_worker(body, coordinator={"member_timeout_s": 3.0})
 
 
 def test_a_member_that_fails_ends_the_run_for_all(with_worker: Callable[..., None]) -> None:
@@ -98,11 +98,11 @@ def test_silent_members_are_dropped_although_redis_is_away(with_worker: Callable
 
     async def body(mesh: Mesh, worker: Worker) -> None:
         mesh.ledger.expire_leases = mesh.ledger.revoke_member = refuse  # type: ignore[method-assign]
-        await asyncio.sleep(1.1)
+        await asyncio.sleep(3.1)
         await mesh.watch.tick()
-        assert mesh.coordinator.run.failure == "learner was silent for more than 1 s"
+        assert mesh.coordinator.run.failure == "learner was silent for more than 3 s"
 
-    with_worker(body, coordinator={"member_timeout_s": 1.0})
+    with_worker(body, coordinator={"member_timeout_s": 3.0})
 
 
 def test_a_worker_that_leaves_in_good_order_hands_its_groups_on(with_worker: Callable[..., None]) -> None:
@@ -142,7 +142,7 @@ def test_a_run_that_stands_still_says_who_waits_for_whom_and_then_fails(with_wor
     async def body(mesh: Mesh, worker: Worker) -> None:
         await mesh.publish(0)
         await worker.take(2)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             await mesh.coordinator.run.over.wait()
         failure = (await mesh.learner.heartbeat()).failure
         assert "the learner waits for 2 groups that are leased to rollout-0" in failure
@@ -164,4 +164,4 @@ def test_a_dataset_row_that_cannot_be_used_fails_the_run_with_its_place(tmp_path
                 await worker.lease()
             assert "row 2: has an empty 'input'" in (await worker.client.heartbeat()).failure
 
-    asyncio.run(asyncio.wait_for(scenario(), 30))
+    asyncio.run(asyncio.wait_for(scenario(), 60))

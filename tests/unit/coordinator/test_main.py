@@ -87,14 +87,14 @@ async def act_as_a_mesh(config: MeshConfig, failure: str) -> None:
     ):
         await learner.register(run_id, Role.LEARNER, "127.0.0.1:1")
         await worker.register(run_id, Role.ROLLOUT, server.address, 1)
-        await learner.begin_publish(PolicyVersion(0, 0), PLAN, "127.0.0.1", 1, 1.0, timeout_s=10)
-        await learner.finish_publish(PolicyVersion(0, 0), DIGEST, timeout_s=10)
+        await learner.begin_publish(PolicyVersion(0, 0), PLAN, "127.0.0.1", 1, 20.0, timeout_s=30)
+        await learner.finish_publish(PolicyVersion(0, 0), DIGEST, timeout_s=30)
         if failure:
             await worker.leave(failure)
         else:
             async with worker.lease_stream() as stream:
                 stream.grant(1)
-                lease = await asyncio.wait_for(anext(stream), 10)
+                lease = await asyncio.wait_for(anext(stream), 30)
             await Ledger(redis, run_id).give_back(lease.group_id, lease.fencing_token, "no good", 3, is_final=True)
             await learner.report_step(1, PolicyVersion(0, 1), {}, True)
             await worker.leave()
@@ -106,8 +106,8 @@ async def act_as_a_mesh(config: MeshConfig, failure: str) -> None:
 
 def test_a_finished_run_ends_with_0_and_leaves_its_accounting(config: MeshConfig, tmp_path: Path) -> None:
     with coordinator_process(config, tmp_path) as process:
-        asyncio.run(asyncio.wait_for(act_as_a_mesh(config, ""), 40))
-        assert process.wait(timeout=20) == 0
+        asyncio.run(asyncio.wait_for(act_as_a_mesh(config, ""), 100))
+        assert process.wait(timeout=60) == 0
     books = json.loads((config.run.folder / "accounting.json").read_text())
     assert (books["num_groups"]["failed"], books["reasons"]) == (1, {"no good": 1})
     assert books["shortfall"] == ""
@@ -115,8 +115,8 @@ def test_a_finished_run_ends_with_0_and_leaves_its_accounting(config: MeshConfig
 
 def test_a_failed_run_ends_with_1_and_says_why(config: MeshConfig, tmp_path: Path) -> None:
     with coordinator_process(config, tmp_path) as process:
-        asyncio.run(asyncio.wait_for(act_as_a_mesh(config, "the engine died"), 40))
-        _, errors = process.communicate(timeout=20)
+        asyncio.run(asyncio.wait_for(act_as_a_mesh(config, "the engine died"), 100))
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert errors.splitlines()[-1] == "error: the run failed: rollout-0: the engine died"
 
@@ -124,9 +124,9 @@ def test_a_failed_run_ends_with_1_and_says_why(config: MeshConfig, tmp_path: Pat
 def test_a_signal_stops_the_process_in_order(config: MeshConfig, tmp_path: Path) -> None:
     async def join() -> None:
         async with CoordinatorClient(config.coordinator.address, "learner") as learner:
-            await learner.register(config.run.name, Role.LEARNER, "127.0.0.1:1", timeout_s=30)
+            await learner.register(config.run.name, Role.LEARNER, "127.0.0.1:1", timeout_s=100)
 
     with coordinator_process(config, tmp_path) as process:
         asyncio.run(join())
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=60) == 0

@@ -18,7 +18,7 @@ from tests.unit.coordinator.harness import Mesh, mesh_config, running_mesh
 @pytest.fixture
 def with_mesh(tmp_path: Path, redis_url: str) -> Callable[..., None]:
     def run(body: Callable[[Mesh], Awaitable[None]], num_workers: int = 1, **sections: Any) -> None:
-        rollout = {"num_workers": num_workers, "start_timeout_s": 5.0, **sections.pop("rollout", {})}
+        rollout = {"num_workers": num_workers, "start_timeout_s": 20.0, **sections.pop("rollout", {})}
 
         async def scenario() -> None:
             async with running_mesh(mesh_config(tmp_path, redis_url, rollout=rollout, **sections)) as mesh:
@@ -87,7 +87,7 @@ def test_the_first_publish_goes_on_with_fewer_workers_once_the_start_timed_out(
 def test_without_any_worker_the_publish_says_so(with_mesh: Callable[..., None]) -> None:
     async def body(mesh: Mesh) -> None:
         with pytest.raises(UnavailableError, match=r"no rollout worker registered within 0\.3 s"):
-            await mesh.begin(0, timeout_s=1.0)
+            await mesh.begin(0, timeout_s=2.0)
 
     with_mesh(body, rollout={"start_timeout_s": 0.3})
 
@@ -108,7 +108,7 @@ def test_a_worker_that_does_not_answer_prepare_is_left_out_and_gets_no_leases(wi
         assert (await mesh.publish(1)).members == ("rollout-1",)
         assert frozen.servicer.steps().count("prepare") == 1
 
-    with_mesh(body, num_workers=2)
+    with_mesh(body, num_workers=2, weights={"prepare_timeout_s": 2.0})
 
 
 def test_a_worker_that_was_left_out_is_back_with_the_next_version(with_mesh: Callable[..., None]) -> None:
@@ -121,7 +121,7 @@ def test_a_worker_that_was_left_out_is_back_with_the_next_version(with_mesh: Cal
         await late.client.heartbeat()
         assert (await mesh.publish(1)).members == ("rollout-0", "rollout-1")
 
-    with_mesh(body, num_workers=2)
+    with_mesh(body, num_workers=2, weights={"prepare_timeout_s": 2.0})
 
 
 def test_a_plan_that_no_worker_accepts_is_an_error(with_mesh: Callable[..., None]) -> None:
@@ -186,8 +186,8 @@ def test_a_learner_that_could_not_send_ends_the_receives_at_once(with_mesh: Call
     async def body(mesh: Mesh) -> None:
         worker = await mesh.join("rollout-0", gates={"receive": asyncio.Event()})
         await mesh.begin(0)
-        async with asyncio.timeout(1.5):
-            outcome = await mesh.finish(0, digest=b"", failure="out of memory")
+        await mesh.until(lambda: "receive" in worker.servicer.steps())
+        outcome = await mesh.finish(0, digest=b"", failure="out of memory")
         assert outcome.abort_reason == "the learner could not send: out of memory"
         assert worker.servicer.steps() == ["prepare", "receive", "abort"]
 
@@ -253,6 +253,7 @@ def test_a_version_that_the_learner_left_is_aborted_when_the_next_begins(with_me
     async def body(mesh: Mesh) -> None:
         worker = await mesh.join("rollout-0", gates={"receive": asyncio.Event()})
         await mesh.begin(0)
+        await mesh.until(lambda: "receive" in worker.servicer.steps())
         worker.servicer.gates = {}
         await mesh.begin(1)
         assert worker.servicer.calls[:4] == [

@@ -12,6 +12,7 @@ import yaml
 from rollmesh.errors import ConfigError
 from services.config import MeshConfig, load_mesh
 from services.launcher import prompt_check
+from services.launcher.address_check import reserve_any
 from services.launcher.device_check import cuda_obstacle
 from services.launcher.main import assign_ports, check_folder, claim_folder, prepare_folder
 from services.launcher.preflight import check
@@ -283,3 +284,10 @@ def test_a_run_folder_that_cannot_be_made_is_named(tree: Tree, tmp_path: Path) -
     config = _load(tree, tmp_path, f"run.directory={tmp_path / 'file'}")
     with pytest.raises(ConfigError, match=r"run\.directory: .*cannot be used for the run folder"):
         prepare_folder(config, should_overwrite=False)
+
+
+def test_a_port_that_is_chosen_is_none_that_a_connection_may_get() -> None:
+    with reserve_any("reward.address", "127.0.0.1") as first, reserve_any("reward.address", "127.0.0.1") as second:
+        ports = {first.getsockname()[1], second.getsockname()[1]}
+    assert len(ports) == 2
+    assert max(ports) < 32768

@@ -80,15 +80,15 @@ def test_a_service_that_ignores_sigterm_is_killed_with_its_children(tmp_path: Pa
     async def scenario() -> tuple[int, int, float]:
         service = _service(tmp_path, "stubborn", code)
         await service.start()
-        await until(lambda: child_file.exists() and child_file.read_text(), timeout_s=20)
+        await until(lambda: child_file.exists() and child_file.read_text())
         assert service._process is not None
         started = time.monotonic()
         await service.stop(timeout_s=0.5)
         return service._process.pid, int(child_file.read_text()), time.monotonic() - started
 
-    pid, child, took = asyncio.run(asyncio.wait_for(scenario(), 30))
-    assert took < 10
-    deadline = time.monotonic() + 5
+    pid, child, took = asyncio.run(asyncio.wait_for(scenario(), 60))
+    assert took < 20
+    deadline = time.monotonic() + 20
     while (_is_alive(pid) or _is_alive(child)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _is_alive(pid)
@@ -113,10 +113,10 @@ def test_those_who_use_a_service_are_stopped_before_it(tmp_path: Path) -> None:
             service.stage = stage
             service.command = [*service.command, name]
             await group.start(service)
-            await until(partial(_says_ready, service), timeout_s=20)
-        await group.stop_all(timeout_s=10)
+            await until(partial(_says_ready, service))
+        await group.stop_all(timeout_s=30)
 
-    asyncio.run(asyncio.wait_for(scenario(), 30))
+    asyncio.run(asyncio.wait_for(scenario(), 120))
     assert (tmp_path / "order").read_text().split() == ["learner", "reward", "coordinator"]
 
 
@@ -133,9 +133,9 @@ def test_services_that_do_not_use_each_other_are_stopped_together(tmp_path: Path
         for index in range(4):
             service = _service(tmp_path, f"rollout-{index}", code)
             await group.start(service)
-            await until(partial(_says_ready, service), timeout_s=20)
+            await until(partial(_says_ready, service))
         started = time.monotonic()
-        await group.stop_all(timeout_s=2)
+        await group.stop_all(timeout_s=3)
         return time.monotonic() - started
 
-    assert 2 <= asyncio.run(asyncio.wait_for(scenario(), 60)) < 4
+    assert 3 <= asyncio.run(asyncio.wait_for(scenario(), 120)) < 11  # one after the other would take 12

@@ -32,12 +32,12 @@ def test_a_publish_that_is_under_way_when_the_coordinator_is_lost_ends_with_that
             while not coordinator.num_calls["FinishPublish"]:  # noqa: ASYNC110 (bounded by the test)
                 await asyncio.sleep(0.01)
         with pytest.raises(UnavailableError, match="no answer for"):
-            await asyncio.to_thread(outcome.result, 20.0)
+            await asyncio.to_thread(outcome.result, 50.0)
         with pytest.raises(UnavailableError, match="no answer for"):
             control.check()
         control.stop()
 
-    asyncio.run(asyncio.wait_for(scenario(), 40))
+    asyncio.run(asyncio.wait_for(scenario(), 100))
 
 
 class QueueThatComesBack:

@@ -14,6 +14,7 @@ from rollmesh.errors import UnavailableError
 from rollmesh.types import Float32Array, RetryableFailure
 from services.reference.model import LogProbJob
 from services.reference.scheduler import Scheduler
+from tests.fakes.waiting import until
 
 
 class Forward:
@@ -27,7 +28,7 @@ class Forward:
         self.error: Exception | None = None
 
     def __call__(self, jobs: Sequence[LogProbJob]) -> list[Float32Array]:
-        assert self.go.wait(10)
+        assert self.go.wait(60)
         self.batches.append([job.num_tokens for job in jobs])
         self.threads.add(threading.get_ident())
         if self.error is not None:
@@ -46,7 +47,7 @@ def with_scheduler(
         forward = Forward()
         with ThreadPoolExecutor(1) as executor:
             scheduler = Scheduler(forward, executor, tokens_per_batch, max_waiting_tokens)
-            async with asyncio.timeout(20), Supervisor() as supervisor:
+            async with asyncio.timeout(60), Supervisor() as supervisor:
                 supervisor.spawn(scheduler.run(), "scheduler")
                 try:
                     await body(scheduler, forward)
@@ -87,7 +88,7 @@ def test_submission_waits_while_the_line_is_full() -> None:
     async def body(scheduler: Scheduler, forward: Forward) -> None:
         forward.go.clear()
         first = await scheduler.submit(job(10))
-        await asyncio.sleep(0.02)  # taken by the pass that is under way
+        await until(lambda: scheduler.num_waiting_tokens == 0)  # taken by the pass that is under way
         waiting = [await scheduler.submit(job(10)) for _ in range(3)]
         assert scheduler.num_waiting_tokens == 30
         late = asyncio.ensure_future(scheduler.submit(job(10)))
@@ -103,7 +104,7 @@ def test_a_cancelled_job_is_not_computed_and_frees_its_room() -> None:
     async def body(scheduler: Scheduler, forward: Forward) -> None:
         forward.go.clear()
         first = await scheduler.submit(job(3))
-        await asyncio.sleep(0.02)
+        await until(lambda: scheduler.num_waiting_tokens == 0)
         gone = await scheduler.submit(job(7))
         stays = await scheduler.submit(job(9))
         gone.cancel()

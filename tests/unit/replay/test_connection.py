@@ -65,8 +65,8 @@ def test_a_server_that_misses_a_deadline_is_asked_again(
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
-        (b"", "has not answered after 0.6 s"),
-        (b"-LOADING Redis is loading the dataset in memory\r\n", "was still loading its data after 0.6 s"),
+        (b"", "has not answered after 2 s"),
+        (b"-LOADING Redis is loading the dataset in memory\r\n", "was still loading its data after 2 s"),
     ],
     ids=["silent", "loading"],
 )
@@ -81,7 +81,7 @@ def test_a_server_that_does_not_come_to_answer_is_refused_when_the_time_is_up(an
         url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         async with server:
             with pytest.raises(ConfigError) as caught:
-                await asyncio.to_thread(check_server, url, 0.6)
+                await asyncio.to_thread(check_server, url, 2.0)
         fix = "see what holds it up, correct the address, or raise replay.timeout_s"
         assert str(caught.value) == f"replay.url: {url} {problem}; {fix}"
 

@@ -185,7 +185,7 @@ class Rig:
         assert row is not None
         return row.reason
 
-    async def until(self, state: GroupState, count: int, timeout_s: float = 10.0) -> None:
+    async def until(self, state: GroupState, count: int, timeout_s: float = 30.0) -> None:
         """Wait until ``count`` groups are in ``state``."""
         async with asyncio.timeout(timeout_s):
             while True:

@@ -54,7 +54,7 @@ def test_credits_and_open_groups_never_exceed_the_limit(redis_url: str, run_id: 
             assert engine.max_running <= 3 * 2
             await until(lambda: rig.leases.credits == 3)
 
-    asyncio.run(asyncio.wait_for(scenario(), 20.0))
+    asyncio.run(asyncio.wait_for(scenario(), 60.0))
 
 
 def test_what_is_committed_is_what_was_generated_and_scored(redis_url: str, run_id: str) -> None:
@@ -172,10 +172,10 @@ def test_generation_cut_short_is_never_committed(redis_url: str, run_id: str) ->
 def test_a_group_that_outlives_its_lease_is_stopped(redis_url: str, run_id: str) -> None:
     async def scenario() -> None:
         engine = FakeEngine(delay_s=lambda request: 30.0)
-        async with running_rig(redis_url, run_id, engine, ttl_s=0.1) as rig:
+        async with running_rig(redis_url, run_id, engine, ttl_s=0.5) as rig:
             await rig.open(0)
             await rig.until(GroupState.FAILED, 1)
-            assert await rig.reason(0) == "not finished within its lease of 0.1 s"
+            assert await rig.reason(0) == "not finished within its lease of 0.5 s"
             assert len(engine.cancelled) == 4
 
     asyncio.run(scenario())
@@ -185,12 +185,13 @@ def test_a_fenced_commit_is_dropped_and_the_worker_goes_on(
     redis_url: str, run_id: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
-        engine = FakeEngine(delay_s=lambda request: 0.3 if request.request_id.startswith("train:0:0/") else 0.0)
+        engine = FakeEngine(is_held=lambda request: request.request_id.startswith("train:0:0/"))
         async with running_rig(redis_url, run_id, engine, max_open_groups=1) as rig:
             await rig.open(0)
             await until(lambda: rig.engine.requests)
             await rig.ledger.revoke_member("rollout-0", max_attempts=1)
             await rig.open(1)
+            engine.released.set()
             await rig.until(GroupState.READY, 1)
             assert await rig.state(0) is GroupState.FAILED
             assert await rig.state(1) is GroupState.READY
@@ -203,33 +204,35 @@ def test_a_fenced_commit_is_dropped_and_the_worker_goes_on(
 
 def test_a_lease_that_arrives_twice_is_worked_on_once(redis_url: str, run_id: str) -> None:
     async def scenario() -> None:
-        engine = FakeEngine(delay_s=lambda request: 0.2)
+        engine = FakeEngine(is_held=lambda request: True)
         async with running_rig(redis_url, run_id, engine) as rig:
             evaluation = lease(3, kind=LeaseKind.EVALUATE)
             rig.leases.put(evaluation)
             rig.leases.put(evaluation)
+            await until(lambda: len(rig.leases.leased) == 2)
+            engine.released.set()
             await until(lambda: rig.evaluations.reported)
+            await until(lambda: rig.leases.credits == rig.max_open_groups)
             assert len(engine.requests) == 2
-            await asyncio.sleep(0.05)
-            assert rig.leases.credits == rig.max_open_groups
 
     asyncio.run(scenario())
 
 
 def test_a_newer_lease_of_the_same_group_replaces_the_older(redis_url: str, run_id: str) -> None:
     async def scenario() -> None:
-        engine = FakeEngine(delay_s=lambda request: 0.3)
+        engine = FakeEngine(is_held=lambda request: True)
         async with running_rig(redis_url, run_id, engine) as rig:
             await rig.open(0)
-            await until(lambda: engine.requests)
+            await until(lambda: len(engine.requests) == 2)
             await rig.ledger.revoke_member("rollout-0", max_attempts=5)
             rig.leases.wake()
+            await until(lambda: len(engine.requests) == 4)
+            engine.released.set()
             await rig.until(GroupState.READY, 1)
             assert len(engine.cancelled) == 2
             assert len({request.request_id for request in engine.requests}) == 4
+            await until(lambda: rig.leases.credits == rig.max_open_groups)
             assert rig.progress.num_groups_committed == 1
-            await asyncio.sleep(0.05)
-            assert rig.leases.credits == rig.max_open_groups
 
     asyncio.run(scenario())
 
@@ -246,7 +249,7 @@ def test_an_evaluation_group_is_reported_and_not_committed(redis_url: str, run_i
             assert (await rig.ledger.snapshot()).num_opened == 0
             assert rig.progress.num_groups_committed == 0
 
-    asyncio.run(asyncio.wait_for(scenario(), 10.0))
+    asyncio.run(asyncio.wait_for(scenario(), 60.0))
 
 
 def test_an_evaluation_group_that_fails_is_reported_with_the_reason(redis_url: str, run_id: str) -> None:
@@ -261,7 +264,7 @@ def test_an_evaluation_group_that_fails_is_reported_with_the_reason(redis_url: s
             assert list(samples) == []
             assert "no judge today" in failure
 
-    asyncio.run(asyncio.wait_for(scenario(), 10.0))
+    asyncio.run(asyncio.wait_for(scenario(), 60.0))
 
 
 def test_an_evaluation_lease_that_is_over_is_dropped(redis_url: str, run_id: str) -> None:
@@ -273,7 +276,7 @@ def test_an_evaluation_lease_that_is_over_is_dropped(redis_url: str, run_id: str
             assert "eval:0:3" not in rig.evaluations.reported
             assert not rig.running.done()
 
-    asyncio.run(asyncio.wait_for(scenario(), 10.0))
+    asyncio.run(asyncio.wait_for(scenario(), 60.0))
 
 
 def test_a_prompt_that_can_never_be_rendered_fails_for_good(redis_url: str, run_id: str) -> None:
@@ -388,7 +391,7 @@ def test_an_overlong_prompt_that_is_an_error_ends_the_worker_with_it(redis_url: 
         async with running_rig(redis_url, run_id, prompt_json=f'"{"x" * 21}"') as rig:
             await rig.open(0)
             with pytest.raises(ConfigError, match="prompt train:0:0 has 21 tokens"):
-                await asyncio.wait_for(rig.running, 5.0)
+                await asyncio.wait_for(rig.running, 20.0)
 
     asyncio.run(scenario())
 
@@ -399,7 +402,7 @@ def test_a_broken_engine_ends_the_worker_and_its_leases_are_handed_back(redis_ur
         async with running_rig(redis_url, run_id, engine) as rig:
             await rig.open(0, 1)
             with pytest.raises(RollMeshError, match="the engine is dead"):
-                await asyncio.wait_for(asyncio.shield(rig.running), 5.0)
+                await asyncio.wait_for(asyncio.shield(rig.running), 20.0)
             await rig.close()
             assert (await rig.ledger.snapshot()).num_groups[GroupState.PENDING] == 2
 
@@ -418,26 +421,29 @@ def test_closing_hands_open_groups_back_even_in_their_last_attempt(redis_url: st
             clock = asyncio.get_running_loop().time
             began_at = clock()
             await rig.close(grace_s=0.1)
-            assert clock() - began_at < 9
+            assert clock() - began_at < 25
             assert (await rig.ledger.snapshot()).num_groups[GroupState.PENDING] == 2
             assert await rig.reason(0) == "the worker was told to stop"
             assert rig.engine.num_running == 0
             assert rig.running.done()
 
-    asyncio.run(asyncio.wait_for(scenario(), 15.0))
+    asyncio.run(asyncio.wait_for(scenario(), 60.0))
 
 
 def test_closing_gives_open_groups_the_grace_to_end(redis_url: str, run_id: str) -> None:
     async def scenario() -> None:
-        engine = FakeEngine(delay_s=lambda request: 0.3)
+        engine = FakeEngine(is_held=lambda request: True)
         async with running_rig(redis_url, run_id, engine) as rig:
             await rig.open(0, 1)
             await until(lambda: len(engine.requests) >= 4)
-            await rig.close(grace_s=5.0)
+            closing = asyncio.create_task(rig.close(grace_s=30.0))
+            await asyncio.sleep(0)  # It has begun.
+            engine.released.set()
+            await closing
             assert (await rig.ledger.snapshot()).num_groups[GroupState.READY] == 2
             assert rig.leases.credits == rig.max_open_groups - 2
 
-    asyncio.run(asyncio.wait_for(scenario(), 10.0))
+    asyncio.run(asyncio.wait_for(scenario(), 60.0))
 
 
 def test_many_groups_in_any_order_are_each_committed_exactly_once(redis_url: str, run_id: str) -> None:
@@ -449,7 +455,7 @@ def test_many_groups_in_any_order_are_each_committed_exactly_once(redis_url: str
     async def scenario() -> None:
         async with running_rig(redis_url, run_id, FakeEngine(delay_s=delay_s), max_open_groups=8) as rig:
             await rig.open(*range(100))
-            await rig.until(GroupState.READY, 100, 20.0)
+            await rig.until(GroupState.READY, 100, 60.0)
             assert sorted(rig.leases.leased) == sorted(f"train:0:{index}" for index in range(100))
             assert rig.progress.num_groups_committed == 100
 

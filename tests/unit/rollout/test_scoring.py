@@ -143,9 +143,9 @@ def test_a_server_that_never_answers_is_asked_again_and_then_the_sample_fails() 
     async def function(call: ScoreCall) -> ScoreOutcome | None:
         return None
 
-    (outcome,), servicer = asyncio.run(score_with(function, attempts=2, timeout_s=0.6))
+    (outcome,), servicer = asyncio.run(score_with(function, attempts=2, timeout_s=2.0))
     assert isinstance(outcome, ScoringFailedError)
-    assert ": no answer within 0.3 s; " in str(outcome)
+    assert ": no answer within 1 s; " in str(outcome)
     assert len(servicer.calls) == 2
 
 
@@ -153,9 +153,9 @@ def test_a_delay_beyond_the_time_fails_the_sample_in_time() -> None:
     async def function(call: ScoreCall) -> ScoreOutcome:
         return RetryableFailure("come back tomorrow", 86_400.0)
 
-    (outcome,), _ = asyncio.run(asyncio.wait_for(score_with(function, timeout_s=0.3), 5.0))
+    (outcome,), _ = asyncio.run(asyncio.wait_for(score_with(function, timeout_s=1.0), 20.0))
     assert isinstance(outcome, ScoringFailedError)
-    assert "within 0.3 s: come back tomorrow; see what keeps it, or raise rollout.scoring_timeout_s" in str(outcome)
+    assert "within 1 s: come back tomorrow; see what keeps it, or raise rollout.scoring_timeout_s" in str(outcome)
 
 
 def test_one_try_is_not_called_tries() -> None:
@@ -209,7 +209,7 @@ def test_a_restarted_server_gets_the_samples_again_and_the_log_says_so_once(capl
         await asyncio.sleep(0.3)
         second = FakeRewardServicer()
         async with reward_server(second, server.address):
-            for outcome in await asyncio.wait_for(asyncio.gather(*samples), 15.0):
+            for outcome in await asyncio.wait_for(asyncio.gather(*samples), 30.0):
                 assert scored(outcome).reward == 1.0
             assert len(second.calls) == 8
             await client.close()
@@ -230,7 +230,7 @@ def test_a_server_that_stays_away_fails_the_sample_in_time_with_the_reason() -> 
         await server.stop()
         scorer = Scorer(client, None, attempts=2, timeout_s=0.8)
         with pytest.raises(ScoringFailedError, match="reward server"):
-            await asyncio.wait_for(scorer.score(query(), None), 5.0)
+            await asyncio.wait_for(scorer.score(query(), None), 20.0)
         await client.close()
 
     asyncio.run(scenario())
@@ -317,7 +317,7 @@ def test_nobody_at_the_address_is_told_within_the_time() -> None:
         await server.stop()
         client = RewardClient(server.address)
         with pytest.raises(UnavailableError, match="reward server"):
-            await asyncio.wait_for(client.connect(0.5), 5.0)
+            await asyncio.wait_for(client.connect(0.5), 20.0)
         await client.close()
 
     asyncio.run(scenario())

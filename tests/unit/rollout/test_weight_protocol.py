@@ -24,7 +24,7 @@ def run(scenario: Callable[[WeightProtocol, FakeEngine], Awaitable[None]]) -> Fa
     async def main() -> FakeEngine:
         engine = FakeEngine(version=None)
         protocol = WeightProtocol(engine)
-        await asyncio.wait_for(scenario(protocol, engine), 5.0)
+        await asyncio.wait_for(scenario(protocol, engine), 30.0)
         await protocol.close()
         assert asyncio.all_tasks() == {asyncio.current_task()}
         return engine

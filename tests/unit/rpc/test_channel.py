@@ -116,6 +116,34 @@ def test_a_proxy_of_the_environment_is_not_asked_for_loopback(monkeypatch: pytes
     asyncio.run(main())
 
 
+def test_a_server_that_is_slow_to_accept_a_connection_is_waited_for() -> None:
+    async def main() -> None:
+        async with serve_large() as server, await slow_way_to(server.address) as way:
+            host, port = way.sockets[0].getsockname()
+            async with open_channel(f"{host}:{port}") as channel:
+                stub = reward_pb2_grpc.RewardServiceStub(channel)  # type: ignore[no-untyped-call]
+                await stub.GetRewardInfo(reward_pb2.GetRewardInfoRequest(), timeout=20)
+
+    asyncio.run(main())
+
+
+async def slow_way_to(address: str) -> asyncio.Server:
+    """Passes connections on to ``address``, half a second after they came."""
+    host, port = address.split(":")
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.5)
+        far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer), return_exceptions=True)
+
+    return await asyncio.start_server(serve, "127.0.0.1", 0)
+
+
 def test_a_target_that_grpc_resolves_itself_is_passed_on() -> None:
     async def main() -> None:
         async with serve_large() as server, open_channel(f"dns:///{server.address}") as channel:

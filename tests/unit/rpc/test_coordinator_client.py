@@ -118,7 +118,7 @@ def test_a_member_that_nobody_registers_again_gets_an_error() -> None:
         async with serving(fake) as client:
             fake.incarnations.clear()
             with pytest.raises(UnavailableError, match="learner is not a member") as caught:
-                await client.report_step(1, VERSION, {}, is_last=False, timeout_s=0.3)
+                await client.report_step(1, VERSION, {}, is_last=False, timeout_s=2.0)
             assert isinstance(caught.value.__cause__, UnknownMemberError)
 
     run_bounded(test())
@@ -158,7 +158,7 @@ def test_every_call_of_a_frozen_coordinator_ends_by_its_deadline(method: str) ->
             started = time.monotonic()
             with pytest.raises(DeadlineError):
                 await _CALLS[method](client)
-            assert time.monotonic() - started < 6
+            assert time.monotonic() - started < 20
 
     run_bounded(test())
 

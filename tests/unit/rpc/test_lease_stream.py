@@ -53,7 +53,7 @@ async def streaming(fake: FakeCoordinator, **options: Any) -> AsyncIterator[Leas
 
 
 async def take(stream: LeaseStream, count: int) -> list[int]:
-    return [(await asyncio.wait_for(anext(stream), 5)).sequence for _ in range(count)]
+    return [(await asyncio.wait_for(anext(stream), 20)).sequence for _ in range(count)]
 
 
 def test_no_more_leases_come_than_were_asked_for() -> None:
@@ -226,7 +226,7 @@ def test_closing_ends_the_iteration_wherever_it_is(state: str) -> None:
             await stream.close()
             await stream.close()
             if consumer is not None:
-                assert await asyncio.wait_for(consumer, 2) == []
+                assert await asyncio.wait_for(consumer, 20) == []
             assert await consume() == []
 
     run_bounded(test())

@@ -20,6 +20,7 @@ from rollmesh.rpc.retry import Backoff
 from rollmesh.rpc.server import Server
 from rollmesh.v1 import reward_pb2, reward_pb2_grpc
 from rollmesh.wire.limits import MAX_MESSAGE_BYTES
+from tests.fakes.waiting import until
 
 Request, Response = reward_pb2.ScoreRequest, reward_pb2.ScoreResponse
 Caller = StreamCaller[Any, Any]
@@ -62,8 +63,10 @@ async def shuffle(requests: AsyncIterator[Any], context: Any) -> None:
 
 
 async def swallow(requests: AsyncIterator[Any], context: Any) -> None:
-    async for _ in requests:
-        pass
+    """Answers 0, which shows that the stream stands, and nothing else."""
+    async for request in requests:
+        if request.query_text == "0":
+            await context.write(answer_to(request))
 
 
 async def take_one_and_fail(requests: AsyncIterator[Any], context: Any) -> None:
@@ -162,6 +165,7 @@ def test_no_more_than_max_in_flight_are_unanswered() -> None:
 def test_a_peer_that_never_answers_is_a_deadline_and_frees_the_place() -> None:
     async def main() -> None:
         async with open_caller(Scripted(swallow), max_in_flight=1) as caller:
+            await ask(caller, 0)
             for _ in range(3):
                 with pytest.raises(DeadlineError, match=r"reward: no answer within 0\.1 s"):
                     await ask(caller, 1, timeout_s=0.1)
@@ -173,6 +177,7 @@ def test_a_peer_that_never_answers_is_a_deadline_and_frees_the_place() -> None:
 
 def test_an_answer_that_comes_too_late_reaches_nobody() -> None:
     async def late(requests: AsyncIterator[Any], context: Any) -> None:
+        await context.write(answer_to(await anext(requests)))
         first = await anext(requests)
         second = await anext(requests)
         await context.write(answer_to(first))
@@ -181,6 +186,7 @@ def test_an_answer_that_comes_too_late_reaches_nobody() -> None:
 
     async def main() -> None:
         async with open_caller(Scripted(late)) as caller:
+            assert await ask(caller, 0) == 0
             with pytest.raises(DeadlineError):
                 await ask(caller, 1, timeout_s=0.2)
             assert await ask(caller, 2) == 2
@@ -239,7 +245,7 @@ def test_a_server_that_keeps_breaking_is_not_hammered() -> None:
         servicer = Scripted(take_one_and_fail)
         async with open_caller(servicer, backoff=Backoff(initial_s=0.1, maximum_s=0.2)) as caller:
             end = time.monotonic() + 1.0
-            while time.monotonic() < end:
+            while time.monotonic() < end or servicer.num_streams < 2:
                 with contextlib.suppress(UnavailableError):
                     await ask(caller, 1)
         assert 2 <= servicer.num_streams <= 20
@@ -256,7 +262,7 @@ def test_calls_made_while_the_server_restarts_wait_for_it() -> None:
             channel = open_channel(address)
             caller = make_caller(channel)
             assert await ask(caller, 1) == 1
-        await asyncio.sleep(0.1)  # The caller has seen the stream end.
+        await until(lambda: not caller._is_connected)
         waiting = [asyncio.create_task(ask(caller, n, timeout_s=20)) for n in range(5)]
         await asyncio.sleep(0.3)
         assert not any(task.done() for task in waiting)
@@ -273,11 +279,11 @@ def test_no_server_at_all_is_unavailable_within_the_timeout() -> None:
         async with open_channel("127.0.0.1:1") as channel, make_caller(channel) as caller:
             begin = time.monotonic()
             outcomes = await asyncio.gather(*(ask(caller, n, timeout_s=0.3) for n in range(3)), return_exceptions=True)
-            assert time.monotonic() - begin < 9
+            assert time.monotonic() - begin < 20
             assert [type(outcome) for outcome in outcomes] == [UnavailableError] * 3
             begin = time.monotonic()
-            await caller.close(timeout_s=10)
-            assert time.monotonic() - begin < 9
+            await caller.close(timeout_s=40)
+            assert time.monotonic() - begin < 20
 
     run(main)
 
@@ -361,10 +367,11 @@ def test_a_peer_that_does_not_offer_the_stream_is_not_called_unavailable() -> No
 
 def test_a_cancelled_call_disturbs_no_other() -> None:
     async def main() -> None:
-        release = asyncio.Event()
+        has_both, release = asyncio.Event(), asyncio.Event()
 
         async def hold(requests: AsyncIterator[Any], context: Any) -> None:
             held = [await anext(requests), await anext(requests)]
+            has_both.set()
             await release.wait()
             for request in held:
                 await context.write(answer_to(request))
@@ -373,7 +380,7 @@ def test_a_cancelled_call_disturbs_no_other() -> None:
         servicer = Scripted(hold)
         async with open_caller(servicer) as caller:
             doomed, other = asyncio.create_task(ask(caller, 1)), asyncio.create_task(ask(caller, 2))
-            await asyncio.sleep(0.2)
+            await has_both.wait()
             doomed.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await doomed
@@ -388,6 +395,7 @@ def test_a_cancelled_call_disturbs_no_other() -> None:
 def test_a_cancelled_call_that_waits_for_a_place_takes_none() -> None:
     async def main() -> None:
         async with open_caller(Scripted(swallow), max_in_flight=1) as caller:
+            await ask(caller, 0)
             first = asyncio.create_task(ask(caller, 1, timeout_s=0.5))
             second = asyncio.create_task(ask(caller, 2))
             await asyncio.sleep(0.1)

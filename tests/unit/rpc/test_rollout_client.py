@@ -16,7 +16,7 @@ from rollmesh.types import CommitReport, PolicyVersion, ReceiveReport
 from rollmesh.v1.rollout_pb2_grpc import add_RolloutServiceServicer_to_server
 from tests.contract.examples import EPOCH, PLAN
 from tests.fakes.rollout import FakeRollout
-from tests.fakes.waiting import run_bounded
+from tests.fakes.waiting import run_bounded, until
 
 VERSION = PolicyVersion(0, 1)
 
@@ -89,7 +89,7 @@ def test_a_worker_that_hangs_costs_the_timeout(step: str) -> None:
             started = time.monotonic()
             with pytest.raises(DeadlineError):
                 await _CALLS[step](client, 0.3)
-            assert 0.2 < time.monotonic() - started < 6
+            assert 0.2 < time.monotonic() - started < 20
 
     run_bounded(test())
 
@@ -101,11 +101,11 @@ def test_a_worker_that_died_is_noticed_at_once(step: str) -> None:
         async with serve(fake) as server:
             client = RolloutClient(server.address)
             calling = asyncio.ensure_future(_CALLS[step](client, 60))
-            await asyncio.sleep(0.1)
+            await until(lambda: fake.calls)
             died_at = time.monotonic()
         with pytest.raises(UnavailableError):
             await calling
-        assert time.monotonic() - died_at < 6
+        assert time.monotonic() - died_at < 20
         await client.close()
 
     run_bounded(test())

@@ -145,7 +145,7 @@ def test_a_call_that_never_ends_is_cancelled_after_the_grace() -> None:
         assert servicer.was_cancelled
         return duration_s
 
-    assert 0.2 < asyncio.run(main()) < 5
+    assert 0.2 < asyncio.run(main()) < 20
 
 
 def test_a_watcher_of_health_hears_of_the_stop_before_it_happens() -> None:

@@ -124,14 +124,14 @@ def test_a_silent_sender_costs_the_receiver_its_deadline_and_no_more(epochs, poo
 
 def test_closing_the_group_frees_a_waiting_thread_at_once(epochs, pool) -> None:
     groups = join_all(pool, epochs(2))
-    transfer = pool.submit(WeightReceiver().receive, groups[1], PLAN, 6)
+    transfer = pool.submit(WeightReceiver().receive, groups[1], PLAN, 60)
     time.sleep(0.3)
     assert not transfer.done()
     started = time.monotonic()
     groups[1].close()
     with pytest.raises(WeightTransferError, match="closed"):
-        transfer.result(5)
-    assert time.monotonic() - started < 6
+        transfer.result(30)
+    assert time.monotonic() - started < 30
     groups[0].close()
 
 
@@ -157,7 +157,7 @@ def test_buckets_that_are_not_the_plans_are_not_sent(epochs, pool) -> None:
 
 
 def _member_that_dies(epoch: WeightEpoch, rank: int) -> None:
-    group = WeightGroup.join(epoch, rank, 20)
+    group = WeightGroup.join(epoch, rank, 120)
     if rank == 0:
         group.broadcast(torch.zeros(bucket_num_bytes(PLAN, 0), dtype=torch.uint8), 10)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -170,7 +170,7 @@ def group_with_dying_peer(epochs, request: pytest.FixtureRequest) -> Iterator[We
     process = multiprocessing.get_context("spawn").Process(target=_member_that_dies, args=(epoch, request.param))
     process.start()
     try:
-        group = WeightGroup.join(epoch, 1 - request.param, 30)
+        group = WeightGroup.join(epoch, 1 - request.param, 120)  # a process that imports torch has to come
         yield group
         group.close()
     finally:
@@ -222,7 +222,7 @@ class TestInbox:
 
     def test_a_failed_join_comes_out_of_poll(self, epochs) -> None:
         inbox = WeightInbox()
-        inbox.begin_join(epochs(2), 1, 0.5)
+        inbox.begin_join(epochs(2), 1, 2.0)
         inbox.begin_receive(PLAN, 5)
         with pytest.raises(DeadlineError, match="not all"):
             poll_to_end(inbox)
@@ -237,7 +237,7 @@ class TestInbox:
         started = time.monotonic()
         inbox.abort()
         group.close()
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 15
         with pytest.raises(WeightTransferError):
             inbox.poll()
         inbox.begin_join(epoch, 1, 20)
@@ -256,7 +256,7 @@ class TestInbox:
         inbox = WeightInbox()
         inbox.begin_join(epochs(2), 1, 1.0)
         inbox.abort()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while any(thread.name.startswith("weights_") for thread in threading.enumerate()):
             assert time.monotonic() < deadline, "the thread of the aborted join lives on"
             time.sleep(0.05)
