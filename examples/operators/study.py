@@ -59,10 +59,16 @@ def algorithms_study() -> list[Variant]:
 
 
 def objectives_study() -> list[Variant]:
+    """Small micro-batches make the learner the slower side, so that samples get as old as they may."""
     return [
         Variant(
             f"{objective}, max_staleness {eta}, lr {rate:g}",
-            (f"training.max_staleness={eta}", f"learner.optimizer.lr={rate}", *settings),
+            (
+                f"training.max_staleness={eta}",
+                f"learner.optimizer.lr={rate}",
+                "learner.tokens_per_micro_batch=128",
+                *settings,
+            ),
         )
         for rate in (3e-4, 1e-3)
         for eta in (0, 1, 4, 8)

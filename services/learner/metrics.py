@@ -146,7 +146,7 @@ def _sample_metrics(counts: Mapping[str, float]) -> dict[str, float]:
 def _policy_metrics(tokens: Mapping[str, float], weights: Tensor, norms: Sequence[float]) -> dict[str, float]:
     """Means over the tokens of all optimiser steps on the batch; empty while the policy is frozen."""
     if not norms:
-        return {"kl/reference": 0.0}
+        return {}
     num_tokens = max(1.0, tokens["tokens"])
     distribution = WeightStatistics.from_sums(weights)
     return {

@@ -58,6 +58,7 @@ class Trainer:
         kl = config.algorithm.kl
         self._kl = KLController(kl.coef, kl.target, kl.horizon)
         self._moments = RunningMoments()
+        self._num_updates = config.learner.steps_per_batch * config.learner.epochs_per_batch
 
     def train(self, parts: Sequence[Sequence[Group]], step: int, learner_number: int) -> StepStatistics:
         """All optimiser steps on one batch. Collective: every rank calls it with its own share, which may be empty.
@@ -78,16 +79,18 @@ class Trainer:
         columns, result = self._prepare(experience, learner_number)
         prepared = time.monotonic()
         sums = self._update(experience, columns, step)
-        kl_coef = self._kl.coef
         statistics = reduce_statistics(experience, result, sums, learner_number, self._ranks)
-        self._kl = self._kl.updated(statistics.metrics["kl/reference"], int(statistics.num_samples))
         metrics = {
             **statistics.metrics,
-            "kl/coef": kl_coef,
+            "kl/coef": self._kl.coef,
             "optimizer/lr": self._lr(step, 0),
             "time/prepare_s": prepared - started,
             "time/forward_backward_s": time.monotonic() - prepared,
         }
+        if columns.old is None and self._num_updates > 1:  # the later steps had no π_old to be compared with
+            metrics.pop("policy/kl_old", None)
+        if sums.policy_norms:
+            self._kl = self._kl.updated(metrics["kl/reference"], int(statistics.num_samples))
         return replace(statistics, metrics=metrics)
 
     def state(self) -> Mapping[str, float]:
@@ -244,5 +247,4 @@ class Trainer:
 
     def _position(self, step: int, number: int) -> tuple[int, int]:
         """The optimiser step, from 1, and how many there are, of the ``number``-th step on a batch."""
-        per_batch = self._config.learner.steps_per_batch * self._config.learner.epochs_per_batch
-        return (step - 1) * per_batch + number + 1, self._num_batches * per_batch
+        return (step - 1) * self._num_updates + number + 1, self._num_batches * self._num_updates
