@@ -59,10 +59,10 @@ class MeshConfig(Section):
     def correction(self) -> tuple[str, str]:
         """The off-policy correction and the policy that the ratio is taken against, with `auto` resolved."""
         section = self.algorithm.correction
-        is_asynchronous = self.training.max_staleness > 0
+        is_asynchronous, loss = self.training.max_staleness > 0, self.algorithm.loss.type
         kind = section.type
         if kind == "auto":
-            weighs_tokens = not is_asynchronous and self.algorithm.loss.type != "gspo"
+            weighs_tokens = loss == "policy_gradient" or (not is_asynchronous and loss != "gspo")
             kind = "tis" if weighs_tokens and section.ratio != "behaviour" else "none"
         if kind in ("m2po", "dppo"):
             return kind, "behaviour"
@@ -75,23 +75,21 @@ class MeshConfig(Section):
     @property
     def needs_old_pass(self) -> bool:
         """Whether the learner computes log-probabilities before the first optimiser step of a batch."""
-        updates = self.learner.steps_per_batch * self.learner.epochs_per_batch
         kind, ratio = self.correction
         is_charged = self.has_reference and self.algorithm.kl.place == "reward"
-        return is_charged or kind == "m2po" or (updates > 1 and ratio == "old")
+        is_approximated = kind == "decoupled" and self.algorithm.correction.proximal == "approximated"
+        is_moved_from = self.updates_per_batch > 1 and ratio == "old" and not is_approximated
+        return is_charged or kind == "m2po" or is_moved_from
+
+    @property
+    def updates_per_batch(self) -> int:
+        """Optimiser steps on each batch."""
+        return self.learner.steps_per_batch * self.learner.epochs_per_batch
 
     @property
     def warnings(self) -> list[str]:
         """What works and is probably not meant, a sentence each."""
-        sampling = self.sampling
-        is_truncated = sampling.top_p < 1 or sampling.top_k > 0
-        if is_truncated and self.correction != ("none", "old"):
-            cut = f"sampling.top_p {sampling.top_p:g}" if sampling.top_p < 1 else f"sampling.top_k {sampling.top_k}"
-            return [
-                f"{cut} samples from another distribution than the learner computes, so every importance ratio is off; "
-                "set it to sample from the whole distribution, or algorithm.correction to none with ratio: old"
-            ]
-        return []
+        return [*_sampling_warnings(self), *_objective_warnings(self)]
 
     @property
     def max_open_groups(self) -> int:
@@ -168,11 +166,52 @@ def _check_objective(config: MeshConfig) -> None:
             f"{buffer} is more than sampling.max_new_tokens {limit}",
             "lower it",
         )
+    _check_correction(config)
+    _check_kl(config)
+    if algorithm.policy_frozen_steps >= config.training.steps:
+        raise ConfigError(
+            "algorithm.policy_frozen_steps",
+            f"{algorithm.policy_frozen_steps} leaves nothing of training.steps {config.training.steps}",
+            "lower it",
+        )
     if algorithm.policy_frozen_steps and not algorithm.needs_critic:
         raise ConfigError(
             "algorithm.policy_frozen_steps",
             f"{algorithm.policy_frozen_steps} steps would train nothing: {algorithm.advantage.estimator} has no critic",
             "remove it",
+        )
+
+
+def _check_correction(config: MeshConfig) -> None:
+    section, loss = config.algorithm.correction, config.algorithm.loss
+    if section.type == "m2po" and config.updates_per_batch > 1 and loss.clip_low is None and loss.clip_high is None:
+        raise ConfigError(
+            "algorithm.correction.type",
+            f"m2po chooses its tokens once for a batch, and nothing limits the last of "
+            f"{config.updates_per_batch} optimiser steps",
+            "set algorithm.loss.clip_low and clip_high as well, or use dppo",
+        )
+    if section.type == "decoupled" and section.proximal == "approximated" and config.training.max_staleness == 0:
+        raise ConfigError(
+            "algorithm.correction.proximal",
+            "approximated goes by a token's age in versions, and with training.max_staleness 0 there is none",
+            "use recomputed",
+        )
+
+
+def _check_kl(config: MeshConfig) -> None:
+    section = config.algorithm.kl
+    if section.target is None:
+        return
+    if section.coef == 0:
+        raise ConfigError("algorithm.kl.target", f"{section.target:g} cannot move a coefficient of 0", "set kl.coef")
+    samples = config.training.prompts_per_step * config.training.samples_per_prompt
+    if samples >= 5 * section.horizon:
+        raise ConfigError(
+            "algorithm.kl.horizon",
+            f"{section.horizon} lets one batch of {samples} samples turn the coefficient negative "
+            "(0.2 × samples / horizon must be below 1)",
+            f"use more than {samples // 5}",
         )
 
 
@@ -230,6 +269,35 @@ def _check_timeouts(config: MeshConfig) -> None:
             f"{timeout:g} is not more than two heartbeats of {interval:g} s",
             "raise it",
         )
+
+
+def _sampling_warnings(config: MeshConfig) -> list[str]:
+    sampling = config.sampling
+    is_whole = sampling.top_p == 1 and sampling.top_k == 0
+    if is_whole or config.correction == ("none", "old"):
+        return []
+    cut = f"sampling.top_p {sampling.top_p:g}" if sampling.top_p < 1 else f"sampling.top_k {sampling.top_k}"
+    return [
+        f"{cut} samples from another distribution than the learner computes, so every importance ratio is off; sample "
+        "from the whole distribution, or set algorithm.correction to {type: none, ratio: old}"
+    ]
+
+
+def _objective_warnings(config: MeshConfig) -> list[str]:
+    algorithm, kl = config.algorithm, config.algorithm.kl
+    warnings = []
+    if kl.coef and kl.place == "loss" and kl.estimator == "k1":
+        warnings.append("algorithm.kl: k1 as a loss has no gradient on average; use k2 or k3, or place: reward")
+    if kl.coef and kl.place == "reward" and kl.estimator != "k1":
+        warnings.append(f"algorithm.kl: {kl.estimator} in the reward is biased; k1 is meant for there")
+    reward = algorithm.reward
+    is_shaped = reward.overlong_buffer_tokens is not None or reward.stop_properly_coef is not None
+    if algorithm.filter.should_drop_zero_variance and (is_shaped or not algorithm.needs_groups):
+        warnings.append(
+            "algorithm.filter.should_drop_zero_variance looks at rewards as they are scored; with penalties, or "
+            "without a group's baseline, groups of equal rewards do have a gradient"
+        )
+    return warnings
 
 
 def load_mesh(path: Path, overrides: Sequence[str] = ()) -> MeshConfig:

@@ -82,7 +82,7 @@ class LossSection(Section):
     clip_high: PositiveFloat | None = 0.28
     """Distance above 1; larger than the lower one as in DAPO."""
     dual_clip: Annotated[float, Field(gt=1)] | None = None
-    """Limit of the ratio where the advantage is negative (3 is usual); none is off. Only for ppo."""
+    """Limit of the ratio where the advantage is negative (3 is usual); none is off. Only for ppo and gspo."""
     aggregation: Aggregation = "token_mean"
     constant_tokens: PositiveInt | None = None
     """With `constant`: what each sequence's sum is divided by; none is sampling.max_new_tokens."""
@@ -92,7 +92,7 @@ class CorrectionSection(Section):
     """What is done about tokens that another policy generated than the one in training."""
 
     type: CorrectionType = "auto"
-    """`auto`: none against the behaviour policy where max_staleness > 0, tis where it is 0."""
+    """`auto`: none against the behaviour policy where max_staleness > 0, tis where it is 0 and for policy_gradient."""
     ratio: Literal["auto", "behaviour", "old"] = "auto"
     """What the loss's ratio is taken against: the policy that generated the token, or the learner's at the start of the
     batch. Free with `none`; the other corrections determine it."""
@@ -199,13 +199,14 @@ def _check_limits(section: AlgorithmSection) -> None:
     for place, limits in ranges.items():
         if limits is not None and limits[0] >= limits[1]:
             raise ConfigError(place, f"{limits[0]:g} is not below {limits[1]:g}", "put the lower limit first")
-    if section.loss.clip_low is not None and section.loss.clip_low >= 1 and section.loss.type == "ppo":
+    is_surrogate = section.loss.type in ("ppo", "gspo")
+    if section.loss.clip_low is not None and section.loss.clip_low >= 1 and is_surrogate:
         raise ConfigError(
             "algorithm.loss.clip_low", f"{section.loss.clip_low:g} allows ratios below 0", "use less than 1, or null"
         )
-    if section.loss.dual_clip is not None and section.loss.type != "ppo":
+    if section.loss.dual_clip is not None and not is_surrogate:
         raise ConfigError(
-            "algorithm.loss.dual_clip", f"belongs to ppo, not to {section.loss.type}", "remove it, or use type ppo"
+            "algorithm.loss.dual_clip", f"belongs to ppo and gspo, not to {section.loss.type}", "remove it"
         )
     if section.loss.constant_tokens is not None and section.loss.aggregation != "constant":
         raise ConfigError(
@@ -231,15 +232,23 @@ def _check_correction(section: AlgorithmSection) -> None:
             f"{correction.ratio} does not go with {correction.type}, which takes it against the {determined} policy",
             "remove it",
         )
-    if section.loss.type == "gspo" and correction.type not in ("auto", "none", "m2po", "dppo"):
+    if section.loss.type == "gspo" and correction.type not in ("auto", "none"):
         raise ConfigError(
             "algorithm.correction.type",
             f"{correction.type} weighs single tokens, and GSPO's ratio is the sequence's",
             "use none with ratio: behaviour, which makes GSPO's ratio the correction",
         )
-    if section.loss.type == "policy_gradient" and correction.type in ("m2po", "dppo"):
+    if section.loss.type != "policy_gradient":
+        return
+    if correction.type in ("m2po", "dppo", "decoupled"):
         raise ConfigError(
             "algorithm.correction.type",
             f"{correction.type} limits a ratio, and the plain policy gradient has none",
             "use tis, icepop or seq_mask_tis, or another loss",
+        )
+    if correction.ratio == "behaviour":
+        raise ConfigError(
+            "algorithm.correction.ratio",
+            "behaviour corrects nothing here: the plain policy gradient has no ratio",
+            "remove it, which weighs tokens by tis, or use another loss",
         )

@@ -20,6 +20,13 @@ def check_start(config: MeshConfig) -> None:
     if config.replay.url is None:
         raise ConfigError("replay.url", "is not set", "start the mesh with `rollmesh up`, or name a Redis")
     check_model_folder(config)
+    critic = config.learner.critic.model_path
+    if config.algorithm.needs_critic and critic is not None and not (critic / "config.json").is_file():
+        raise ConfigError(
+            "learner.critic.model_path",
+            f"{str(critic)!r} holds no config.json",
+            "name the folder of a reward model or a causal language model, or remove it",
+        )
     if config.learner.device == "cuda":
         import torch
 

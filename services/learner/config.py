@@ -20,10 +20,17 @@ class OptimizerSection(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Not applied to biases and norms."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimiser steps; a batch has learner.steps_per_batch × epochs_per_batch of them."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After warm-up, over training.steps, down to min_lr_ratio × lr."""
+    """After warm-up, over all optimiser steps of the run, down to min_lr_ratio × lr."""
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
     max_grad_norm: PositiveFloat = 1.0
+
+
+class CriticOptimizerSection(OptimizerSection):
+    """The same for the critic, which learns faster."""
+
+    lr: PositiveFloat = 9e-6
 
 
 class CriticSection(Section):
@@ -31,7 +38,7 @@ class CriticSection(Section):
 
     model_path: Path | None = None
     """Folder of a reward model or a causal language model; none starts from the policy's."""
-    optimizer: OptimizerSection = OptimizerSection(lr=9e-6)
+    optimizer: CriticOptimizerSection = CriticOptimizerSection()
 
 
 class CheckpointSection(Section):

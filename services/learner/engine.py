@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rollmesh.errors import ConfigError
+from rollmesh.errors import ConfigError, RollMeshError
 from rollmesh.types import TensorSpec
 from services.config import MeshConfig
 from services.learner.batching import MicroBatch
@@ -123,14 +124,25 @@ class TrainingEngine:
         return outputs
 
     def _step(self, lr: float) -> float:
+        norm = self._clip_and_step(lr)
+        # DeepSpeed skips a step of such a gradient at stages 1 to 3, and at stage 3 says the norm of the one before.
+        if not math.isfinite(norm) or getattr(self._optimizer, "overflow", False):
+            raise RollMeshError(
+                f"the gradient is not finite (norm {norm}): nothing of this step is published; look at "
+                "optimizer/grad_norm and importance/max of the steps before"
+            )
+        return norm
+
+    def _clip_and_step(self, lr: float) -> float:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         if self._zero_stage:
             self._engine.step()
             return float(self._engine.get_global_grad_norm())
-        norm = nn.utils.clip_grad_norm_(self._engine.module.parameters(), self._max_grad_norm)
-        self._engine.step()
-        return float(norm)
+        norm = float(nn.utils.clip_grad_norm_(self._engine.module.parameters(), self._max_grad_norm))
+        if math.isfinite(norm):
+            self._engine.step()
+        return norm
 
     def save(self, folder: Path, tag: str) -> None:
         """Write model and optimiser state under ``folder/tag``. Collective."""

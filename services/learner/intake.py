@@ -139,12 +139,12 @@ class Intake:
                 break
             except (DeadlineError, UnavailableError) as error:
                 if remaining_s <= POLL_S:
-                    if isinstance(error, DeadlineError) and self._has_filtered():
+                    if isinstance(error, DeadlineError) and self._refresh_filtered():
                         return b""
                     raise DeadlineError(f"learner.batch_timeout_s = {self._timeout_s:g} passed: {error}") from error
         if batch is None:
             return bytes(msgpack.packb(None))
-        self._patiently(self._has_filtered)
+        self._patiently(self._refresh_filtered)
         return bytes(
             msgpack.packb(
                 {
@@ -156,7 +156,7 @@ class Intake:
             )
         )
 
-    def _has_filtered(self) -> bool:
+    def _refresh_filtered(self) -> bool:
         """Whether groups were filtered since the last look."""
         before, self._num_filtered = self._num_filtered, self._queue.num_filtered()
         return self._num_filtered > before

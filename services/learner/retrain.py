@@ -28,7 +28,7 @@ def retrain(config: MeshConfig, batch_files: Sequence[Path], steps: int) -> list
     Args:
         config: model, objective and learner; the mesh's addresses are not used.
         batch_files: recorded batches, in order; used again from the first where there are fewer than ``steps``.
-        steps: optimiser steps.
+        steps: batches to train on.
 
     Returns:
         The loss of each step, before it.
@@ -42,9 +42,8 @@ def retrain(config: MeshConfig, batch_files: Sequence[Path], steps: int) -> list
     for step in range(1, steps + 1):
         groups = load_recorded(batch_files[(step - 1) % len(batch_files)])
         split = split_batch([group.num_tokens for group in groups], config.learner.steps_per_batch, ranks.world_size)
-        newest = max(sample.newest_version.number for group in groups for sample in group.samples)
         mine = [[groups[index] for index in shares[ranks.rank]] for shares in split]
-        losses.append(trainer.train(mine, step, newest).loss)
+        losses.append(trainer.train(mine, step, step - 1).loss)
     return losses
 
 
@@ -54,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="mesh file")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     parser.add_argument("--batches", type=Path, required=True, help="folder with recorded batches")
-    parser.add_argument("--steps", type=int, help="optimiser steps; one for each recorded batch")
+    parser.add_argument("--steps", type=int, help="batches to train on; all that were recorded by default")
     parser.add_argument("--output", type=Path, required=True, help="JSON file for the losses")
     args = parser.parse_args(arguments)
     batches = sorted(args.batches.glob("step-*.msgpack"))

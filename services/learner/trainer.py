@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,6 +35,17 @@ from services.learner.metrics import StepStatistics, StepSums, reduce_statistics
 from services.learner.objective import NUM_SUMS, Objective
 from services.learner.ranks import Ranks
 from services.learner.schedule import learning_rate
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One optimiser step's share of a batch: how it is packed on this rank, how many passes and tokens all ranks have,
+    and the columns with its weights."""
+
+    layouts: list[Layout]
+    num_passes: int
+    num_tokens: float
+    columns: TokenColumns
 
 
 class Trainer:
@@ -58,7 +69,7 @@ class Trainer:
         kl = config.algorithm.kl
         self._kl = KLController(kl.coef, kl.target, kl.horizon)
         self._moments = RunningMoments()
-        self._num_updates = config.learner.steps_per_batch * config.learner.epochs_per_batch
+        self._num_updates = config.updates_per_batch
 
     def train(self, parts: Sequence[Sequence[Group]], step: int, learner_number: int) -> StepStatistics:
         """All optimiser steps on one batch. Collective: every rank calls it with its own share, which may be empty.
@@ -171,22 +182,27 @@ class Trainer:
         learner = self._config.learner
         sums, number = StepSums(self._ranks.device), 0
         is_frozen = step <= self._config.algorithm.policy_frozen_steps
+        works = [work for part in experience.parts if (work := self._work(experience, columns, part)) is not None]
         for _ in range(learner.epochs_per_batch):
-            for part in experience.parts:
-                (num_tokens,) = self._ranks.sum([part.tokens.size])
-                if num_tokens == 0:  # the last batch of a run may have fewer groups than parts
-                    continue
-                weighed = self._weigh(columns, part)
-                layouts, num_passes = self._layouts(experience, part.sequences)
+            for work in works:
                 if self._critic is not None:
-                    batches = self._micro_batches(experience, layouts, num_passes, weighed)
-                    rate = learning_rate(learner.critic.optimizer, *self._position(step, number))
-                    sums.add_critic(self._critic.train(batches, num_passes, num_tokens, rate))
+                    rate = learning_rate(learner.critic.optimizer, *self._position(step, number, self._num_batches))
+                    batches = self._micro_batches(experience, work.layouts, work.num_passes, work.columns)
+                    sums.add_critic(self._critic.train(batches, work.num_passes, work.num_tokens, rate))
                 if not is_frozen:
-                    batches = self._micro_batches(experience, layouts, num_passes, weighed)
-                    sums.add_policy(self._train_policy(batches, num_passes, num_tokens, self._lr(step, number)))
+                    batches = self._micro_batches(experience, work.layouts, work.num_passes, work.columns)
+                    lr = self._lr(step, number)
+                    sums.add_policy(self._train_policy(batches, work.num_passes, work.num_tokens, lr))
                 number += 1
         return sums
+
+    def _work(self, experience: Experience, columns: TokenColumns, part: Part) -> _Work | None:
+        """What all optimiser steps on a part share; None where no rank has a token of it. Collective."""
+        (num_tokens,) = self._ranks.sum([part.tokens.size])
+        if num_tokens == 0:  # the last batch of a run may have fewer groups than parts
+            return None
+        layouts, num_passes = self._layouts(experience, part.sequences)
+        return _Work(layouts, num_passes, num_tokens, self._weigh(columns, part))
 
     def _train_policy(
         self, batches: Iterator[MicroBatch], num_passes: int, num_tokens: float, lr: float
@@ -214,6 +230,7 @@ class Trainer:
             kept[part.columns] = second_moment_mask(
                 columns.old[part.columns],
                 columns.behaviour[part.columns],
+                columns.advantages[part.columns],
                 section.correction.m2_limit,
                 self._sum_over_ranks,
             )
@@ -243,8 +260,13 @@ class Trainer:
             yield empty_micro_batch(columns)
 
     def _lr(self, step: int, number: int) -> float:
-        return learning_rate(self._config.learner.optimizer, *self._position(step, number))
+        """The policy's, whose schedule begins when it is no longer frozen; 0 before."""
+        frozen = self._config.algorithm.policy_frozen_steps
+        if step <= frozen:
+            return 0.0
+        position = self._position(step - frozen, number, self._num_batches - frozen)
+        return learning_rate(self._config.learner.optimizer, *position)
 
-    def _position(self, step: int, number: int) -> tuple[int, int]:
-        """The optimiser step, from 1, and how many there are, of the ``number``-th step on a batch."""
-        return (step - 1) * self._num_updates + number + 1, self._num_batches * self._num_updates
+    def _position(self, step: int, number: int, num_batches: int) -> tuple[int, int]:
+        """The optimiser step, from 1, and how many there are, of the ``number``-th step on the ``step``-th batch."""
+        return (step - 1) * self._num_updates + number + 1, num_batches * self._num_updates

@@ -4,8 +4,9 @@
 
     python -m tests.integration.gradients MESH_FILE BATCHES VARIANTS OUTPUT
 
-VARIANTS is JSON: for each name a list of overrides. OUTPUT gets, from rank 0, an array ``<variant>/<parameter>`` for
-each parameter, and the number of passes as ``<variant>/num_passes``.
+VARIANTS is JSON: for each name a list of overrides; a name that ends in ``half`` gets the first half of the batch.
+OUTPUT gets, from rank 0, an array ``<variant>/<parameter>`` for each parameter, of the first optimiser step, and the
+number of its passes as ``<variant>/num_passes``.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Recorder:
         for name, parameter in self._engine._engine.module.named_parameters():
             gradient = safe_get_full_grad(parameter)
             assert gradient is not None, name
-            self._found[f"{self._prefix}/{name}"] = gradient.detach().float().numpy().copy()
+            self._found.setdefault(f"{self._prefix}/{name}", gradient.detach().float().numpy().copy())
         return 0.0
 
 
@@ -66,7 +67,8 @@ def record(config: MeshConfig, ranks: Ranks, groups: list[Group], variant: str, 
         return train(micro_batches, num_passes, *rest)
 
     policy.train = count  # type: ignore[method-assign]
-    split = split_batch([group.num_tokens for group in groups], 1, ranks.world_size)
+    num_parts = config.learner.steps_per_batch
+    split = split_batch([group.num_tokens for group in groups], num_parts, ranks.world_size)
     mine = [[groups[index] for index in shares[ranks.rank]] for shares in split]
     statistics = Trainer(config, Learnables(policy, critic), ranks, 10).train(mine, 1, LEARNER_NUMBER)
     found[f"{variant}/num_passes"] = np.array(passes)
@@ -82,7 +84,7 @@ def main(mesh_file: str, batch: str, variants: str, output: str) -> None:
     for name, overrides in json.loads(variants).items():
         config = load_mesh(Path(mesh_file), overrides)
         ranks = ranks or Ranks.start(config)
-        record(config, ranks, groups, name, found)
+        record(config, ranks, groups[: len(groups) // 2] if name.endswith("half") else groups, name, found)
     assert ranks is not None
     if ranks.is_first:
         np.savez(output, **found)

@@ -34,7 +34,7 @@ ALONE = {
     "many": MANY,
     "many-padded": [*MANY, "learner.packing=false"],
 }
-SHARDED = {f"zero-{stage}": [f"learner.zero_stage={stage}", "learner.num_ranks=2"] for stage in (0, 2, 3)}
+SHARDED = {f"zero-{stage}": [f"learner.zero_stage={stage}"] for stage in (0, 2, 3)}
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,9 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _gradients(folder: Path, variants: dict[str, list[str]], num_ranks: int) -> dict[str, np.ndarray]:
     every = {f"{o}:{v}": [*overrides, *more] for o, overrides in OBJECTIVES.items() for v, more in variants.items()}
+    every |= {"grpo:half": OBJECTIVES["grpo"], "grpo:parts": [*OBJECTIVES["grpo"], "learner.steps_per_batch=2"]}
+    if num_ranks > 1:
+        every = {name: [*overrides, f"learner.num_ranks={num_ranks}"] for name, overrides in every.items()}
     output = folder / f"gradients-{num_ranks}.npz"
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
     command = [sys.executable, *(launcher if num_ranks > 1 else []), "-m", "tests.integration.gradients"]
@@ -87,7 +90,7 @@ def _assert_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray])
     assert largest > 1e-3, "the gradient vanishes, and the comparison says nothing"
     for name, gradient in expected.items():
         difference = np.abs(found[name] - gradient).max()
-        assert difference < TOLERANCE * max(1.0, largest), f"{name} differs by {difference:g}"
+        assert difference < TOLERANCE * largest, f"{name} differs by {difference:g}, the largest is {largest:g}"
 
 
 def test_the_batches_are_cut_as_differently_as_the_names_say(alone: dict[str, np.ndarray]) -> None:
@@ -111,6 +114,14 @@ def test_ranks_and_zero_stages_do_not_change_the_gradient(
     alone: dict[str, np.ndarray], sharded: dict[str, np.ndarray], objective: str, variant: str
 ) -> None:
     _assert_equal(_of(sharded, f"{objective}:{variant}"), _of(alone, f"{objective}:packed"))
+
+
+def test_the_first_of_several_steps_on_a_batch_is_that_of_its_part_alone(
+    alone: dict[str, np.ndarray], sharded: dict[str, np.ndarray]
+) -> None:
+    expected = _of(alone, "grpo:half")
+    _assert_equal(_of(alone, "grpo:parts"), expected)
+    _assert_equal(_of(sharded, "grpo:parts"), expected)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

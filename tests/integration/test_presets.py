@@ -23,7 +23,11 @@ from tests.unit.learner.samples import mesh_config, random_groups, write_tiny_mo
 pytestmark = pytest.mark.engine
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "algorithms.md"
-CORRECTIONS = ("none", "tis", "icepop", "seq_mask_tis", "decoupled", "m2po", "dppo")
+CORRECTIONS: dict[str, dict[str, Any]] = {
+    **{name: {"correction": {"type": name}} for name in ("none", "tis", "icepop", "seq_mask_tis", "decoupled", "dppo")},
+    "decoupled, approximated": {"correction": {"type": "decoupled", "proximal": "approximated"}},
+    "m2po": {"correction": {"type": "m2po"}, "loss": {"clip_low": 0.2, "clip_high": 0.28}},
+}
 NUM_BATCHES = 3
 
 
@@ -54,11 +58,14 @@ def _train(
         learner={"steps_per_batch": 2, "epochs_per_batch": 2},
     )
     critic = CriticEngine(config, ranks) if config.algorithm.needs_critic else None
-    trainer = Trainer(config, Learnables(PolicyEngine(config, ranks), critic), ranks, NUM_BATCHES)
-    steps = []
+    policy = PolicyEngine(config, ranks)
+    trainer = Trainer(config, Learnables(policy, critic), ranks, NUM_BATCHES)
+    steps, weights = [], []
     for step, groups in enumerate(_batches(), start=1):
         steps.append(trainer.train([groups[:2], groups[2:]], step, step + 4))
-    return config, steps
+        with policy.whole([policy.tensor_specs()[0].name]) as tensors:
+            weights += [float(tensor.double().sum()) for tensor in tensors.values()]
+    return config, steps, weights
 
 
 def _assert_sound(steps: list[StepStatistics]) -> None:
@@ -74,7 +81,7 @@ def _assert_sound(steps: list[StepStatistics]) -> None:
 def test_every_preset_trains_on_old_samples_and_stays_finite(
     model: Path, tmp_path: Path, ranks: Ranks, preset: str
 ) -> None:
-    config, steps = _train(model, tmp_path, ranks, {"type": preset})
+    config, steps, _ = _train(model, tmp_path, ranks, {"type": preset})
     _assert_sound(steps)
     has_value = "value/explained_variance" in steps[0].metrics
     assert has_value == config.algorithm.needs_critic == (preset == "ppo")
@@ -84,12 +91,12 @@ def test_every_preset_trains_on_old_samples_and_stays_finite(
 def test_every_correction_trains_on_old_samples_and_stays_finite(
     model: Path, tmp_path: Path, ranks: Ranks, correction: str
 ) -> None:
-    _, steps = _train(model, tmp_path, ranks, {"correction": {"type": correction, "proximal": "approximated"}})
+    _, steps, _ = _train(model, tmp_path, ranks, CORRECTIONS[correction])
     _assert_sound(steps)
 
 
 def test_every_metric_and_every_preset_is_documented(model: Path, tmp_path: Path, ranks: Ranks) -> None:
-    _, steps = _train(model, tmp_path, ranks, {"type": "ppo"})
+    _, steps, _ = _train(model, tmp_path, ranks, {"type": "ppo"})
     text = DOCS.read_text(encoding="utf-8")
     for name in steps[0].metrics:
         if not name.startswith("time/"):
@@ -99,13 +106,15 @@ def test_every_metric_and_every_preset_is_documented(model: Path, tmp_path: Path
 
 
 def test_a_frozen_policy_stays_while_the_critic_learns(model: Path, tmp_path: Path, ranks: Ranks) -> None:
-    _, steps = _train(model, tmp_path, ranks, {"type": "ppo", "policy_frozen_steps": 2})
+    _, steps, weights = _train(model, tmp_path, ranks, {"type": "ppo", "policy_frozen_steps": 2})
+    assert weights[0] == weights[1] != weights[2]
+    assert [statistics.metrics["optimizer/lr"] > 0 for statistics in steps] == [False, False, True]
     assert ["optimizer/grad_norm" in statistics.metrics for statistics in steps] == [False, False, True]
     assert all(statistics.metrics["value/grad_norm"] > 0 for statistics in steps)
 
 
 def test_the_coefficient_of_the_penalty_goes_after_its_target(model: Path, tmp_path: Path, ranks: Ranks) -> None:
-    _, steps = _train(model, tmp_path, ranks, {"kl": {"coef": 0.01, "target": 1e-4, "horizon": 32}})
+    _, steps, _ = _train(model, tmp_path, ranks, {"kl": {"coef": 0.01, "target": 1e-4, "horizon": 32}})
     coefficients = [statistics.metrics["kl/coef"] for statistics in steps]
     assert coefficients[0] == 0.01
     assert coefficients == sorted(set(coefficients)), "the divergence is over the target, and the price does not rise"

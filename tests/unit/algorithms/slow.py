@@ -296,9 +296,11 @@ def decoupled(anchor: Values, behaviour: Values, high: float) -> Values:
     return [w if w <= high else 0.0 for w in found]
 
 
-def second_moment_mask(old: Values, behaviour: Values, limit: float) -> tuple[list[bool], float]:
+def second_moment_mask(old: Values, behaviour: Values, advantages: Values, limit: float) -> tuple[list[bool], float]:
     """By sorting, equal tokens together; and how near a decision was, as a distance from the limit."""
-    squares = [log_ratio(p, b) ** 2 for p, b in zip(old, behaviour, strict=True)]
+    ratios = [log_ratio(p, b) for p, b in zip(old, behaviour, strict=True)]
+    outward = [(r > 0 and a > 0) or (r < 0 and a < 0) for r, a in zip(ratios, advantages, strict=True)]
+    squares = [r * r for r, goes_out in zip(ratios, outward, strict=True) if goes_out]
     threshold, margin = -1.0, math.inf
     for candidate in sorted(set(squares)):
         kept = [s for s in squares if s <= candidate]
@@ -306,7 +308,7 @@ def second_moment_mask(old: Values, behaviour: Values, limit: float) -> tuple[li
         margin = min(margin, abs(mean - limit))
         if mean <= limit:
             threshold = candidate
-    return [s <= threshold for s in squares], margin
+    return [not goes_out or r * r <= threshold for r, goes_out in zip(ratios, outward, strict=True)], margin
 
 
 def binary_divergence(behaviour: float, current: float, kind: str) -> float:

@@ -98,7 +98,7 @@ def test_only_gae_needs_a_critic_and_only_comparing_estimators_need_groups() -> 
         (
             {"type": "cispo", "loss": {"dual_clip": 3}},
             "algorithm.loss.dual_clip",
-            "belongs to ppo, not to cispo",
+            "belongs to ppo and gspo, not to cispo",
         ),
         (
             {"loss": {"constant_tokens": 100}},
@@ -115,6 +115,13 @@ def test_only_gae_needs_a_critic_and_only_comparing_estimators_need_groups() -> 
             "algorithm.correction.type",
             "dppo limits a ratio",
         ),
+        (
+            {"loss": {"type": "policy_gradient"}, "correction": {"ratio": "behaviour"}},
+            "algorithm.correction.ratio",
+            "behaviour corrects nothing",
+        ),
+        ({"type": "gspo", "correction": {"type": "m2po"}}, "algorithm.correction.type", "m2po weighs single tokens"),
+        ({"type": "gspo", "loss": {"clip_low": 1.0}}, "algorithm.loss.clip_low", "1 allows ratios below 0"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused_with_place_and_problem(

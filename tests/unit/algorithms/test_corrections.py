@@ -107,9 +107,16 @@ def test_the_second_moment_mask_is_the_one_found_by_sorting(
     count: int, seed: int, dtype: torch.dtype, limit: float
 ) -> None:
     policies = _policies([count], seed, dtype)
-    expected, margin = slow.second_moment_mask(policies.old.tolist(), policies.behaviour.tolist(), limit)
+    columns = (policies.old, policies.behaviour, policies.advantages)
+    expected, margin = slow.second_moment_mask(*(column.tolist() for column in columns), limit)
     assume(margin > 1e-9)
-    assert second_moment_mask(policies.old, policies.behaviour, limit).tolist() == expected
+    assert second_moment_mask(*columns, limit).tolist() == expected
+
+
+def test_only_tokens_that_move_away_are_dropped() -> None:
+    old, behaviour = torch.tensor([-2.5, -2.5, -1.0, -1.0]), torch.full((4,), -1.0)
+    away = second_moment_mask(old, behaviour, torch.tensor([-1.0, 1.0, 1.0, -1.0]), 0.04)
+    assert away.tolist() == [False, True, True, True]
 
 
 def test_m2po_drops_the_masked_tokens_and_without_a_mask_none() -> None:

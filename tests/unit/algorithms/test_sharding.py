@@ -66,11 +66,12 @@ def test_token_weights_are_the_same_on_any_number_of_ranks(
 def test_the_second_moment_mask_is_the_same_on_any_number_of_ranks(count: int, at: list[int], seed: int) -> None:
     generator = np.random.default_rng(seed)
     old, behaviour = logprobs(generator, count), logprobs(generator, count)
-    expected, margin = slow.second_moment_mask(old, behaviour, 0.04)
+    advantages = generator.normal(size=count).tolist()
+    expected, margin = slow.second_moment_mask(old, behaviour, advantages, 0.04)
     assume(margin > 1e-9)
-    parts = zip(cut(old, at), cut(behaviour, at), strict=True)
-    pairs = [tuple(torch.tensor(values, dtype=torch.float64) for values in part) for part in parts]
-    found = on_ranks([lambda total, pair=pair: second_moment_mask(*pair, 0.04, total) for pair in pairs])
+    parts = zip(cut(old, at), cut(behaviour, at), cut(advantages, at), strict=True)
+    shares = [tuple(torch.tensor(values, dtype=torch.float64) for values in part) for part in parts]
+    found = on_ranks([lambda total, share=share: second_moment_mask(*share, 0.04, total) for share in shares])
     assert torch.cat(found).tolist() == expected
 
 

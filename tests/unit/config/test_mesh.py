@@ -131,6 +131,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         (0, ["correction.type=m2po"], ("m2po", "behaviour")),
         (4, ["correction.type=dppo"], ("dppo", "behaviour")),
         (4, ["correction.type=decoupled"], ("decoupled", "old")),
+        (4, ["loss.type=policy_gradient"], ("tis", "old")),
     ],
 )
 def test_the_correction_follows_from_staleness_where_it_is_not_named(
@@ -147,6 +148,14 @@ def test_the_correction_follows_from_staleness_where_it_is_not_named(
         (["learner.steps_per_batch=2"], False),
         (["learner.epochs_per_batch=2", "algorithm.correction.type=tis"], True),
         (["algorithm.correction.type=tis"], False),
+        (
+            [
+                "learner.epochs_per_batch=2",
+                "algorithm.correction.type=decoupled",
+                "algorithm.correction.proximal=approximated",
+            ],
+            False,
+        ),
         (["algorithm.correction.type=m2po"], True),
         (["algorithm.kl.coef=0.1", "reference={}"], False),
         (["algorithm.kl.coef=0.1", "reference={}", "algorithm.kl.place=reward"], True),
@@ -165,9 +174,13 @@ def test_old_log_probabilities_are_computed_apart_only_where_they_differ_or_come
         (["sampling.top_p=0.9"], True),
         (["sampling.top_k=50", "training.max_staleness=0"], True),
         (["sampling.top_p=0.9", "algorithm.correction.type=none", "algorithm.correction.ratio=old"], False),
+        (["algorithm.kl.coef=0.1", "algorithm.kl.estimator=k1", "reference={}"], True),
+        (["algorithm.kl.coef=0.1", "algorithm.kl.place=reward", "reference={}"], True),
+        (["algorithm.filter.should_drop_zero_variance=true"], False),
+        (["algorithm.filter.should_drop_zero_variance=true", "algorithm.type=ppo"], True),
     ],
 )
-def test_ratios_against_a_truncated_distribution_are_warned_of(
+def test_settings_that_work_and_are_probably_not_meant_are_warned_of(
     mesh_file: Path, overrides: list[str], is_warned: bool
 ) -> None:
     assert bool(load_mesh(mesh_file, overrides).warnings) == is_warned
@@ -186,12 +199,31 @@ def test_ratios_against_a_truncated_distribution_are_warned_of(
         (["learner.steps_per_batch=1000"], "learner.steps_per_batch"),
         (["algorithm.type=gspo", "algorithm.correction.type=tis"], "algorithm.correction.type"),
         (["algorithm.type=grop"], "algorithm.type"),
+        (["algorithm.correction.type=m2po", "learner.epochs_per_batch=2"], "algorithm.correction.type"),
+        (
+            [
+                "training.max_staleness=0",
+                "algorithm.correction.type=decoupled",
+                "algorithm.correction.proximal=approximated",
+            ],
+            "algorithm.correction.proximal",
+        ),
+        (["algorithm.kl.target=0.1"], "algorithm.kl.target"),
+        (
+            ["algorithm.kl.coef=0.1", "algorithm.kl.target=0.1", "algorithm.kl.horizon=1", "reference={}"],
+            "algorithm.kl.horizon",
+        ),
     ],
 )
 def test_objectives_that_cannot_work_are_refused_by_name(mesh_file: Path, overrides: list[str], place: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_mesh(mesh_file, overrides)
     assert caught.value.place == place
+
+
+def test_a_critic_whose_optimiser_is_partly_set_keeps_its_own_rate(mesh_file: Path) -> None:
+    config = load_mesh(mesh_file, ["learner.critic.optimizer.warmup_steps=5"])
+    assert (config.learner.critic.optimizer.lr, config.learner.optimizer.lr) == (9e-6, 1e-6)
 
 
 def test_one_sample_for_a_prompt_is_enough_where_nothing_is_compared(mesh_file: Path) -> None:
