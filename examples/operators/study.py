@@ -199,6 +199,8 @@ def main() -> None:
         for label, folders in runs.items()
         if (complete := [folder for folder in folders if is_complete(folder, args.steps)])
     }
+    if not whole:
+        raise SystemExit("error: no run is complete; see the messages above")
     text = table(whole)
     (args.out / f"{args.study}.md").write_text(text, encoding="utf-8")
     draw(whole, args.out / f"{args.study}.png")

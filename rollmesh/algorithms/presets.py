@@ -1,6 +1,6 @@
 """The algorithms by name: what each one sets, over the defaults of `rollmesh.algorithms.config`. No torch here.
 
-A preset is a choice among the parts, with the paper's numbers. The mesh file may override every one of them.
+A preset is a choice among the parts. The mesh file may override every one of them.
 """
 
 from __future__ import annotations

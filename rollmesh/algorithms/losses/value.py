@@ -1,4 +1,4 @@
-"""The critic's loss and what says how good it is."""
+"""The critic's loss."""
 
 from __future__ import annotations
 
