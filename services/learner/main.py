@@ -20,14 +20,13 @@ LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
 def main(config: MeshConfig, name: str) -> int:
-    """Run the learner until the run is over.
+    """Run the learner until the run is over, and end the process.
 
     Args:
         config: the mesh's configuration.
         name: this member's; ranks other than 0 are not members.
 
-    Returns:
-        The exit code; 0 only if the run finished.
+    The exit code is 0 only if the run finished.
 
     Raises:
         ConfigError: the learner cannot start with this configuration.
@@ -40,8 +39,9 @@ def main(config: MeshConfig, name: str) -> int:
         _launch_ranks(config.learner.num_ranks, name)
     # torch, transformers and DeepSpeed take seconds to import.
     from services.learner.process import run
+    from services.learner.ranks import leave
 
-    return run(config, name)
+    leave(run(config, name))
 
 
 def _launch_ranks(num_ranks: int, name: str) -> None:

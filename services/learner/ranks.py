@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -102,6 +105,18 @@ class Ranks:
         if self.world_size > 1:
             dist.all_reduce(values, operation)
         return values
+
+
+def leave(exit_code: int) -> NoReturn:
+    """End the process at once, after all output is written.
+
+    To be called when everything of ours is closed: what would follow is the teardown of torch's and DeepSpeed's own
+    threads, which now and then aborts a process that has done all its work.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def resolve_device(name: str, local_rank: int) -> torch.device:

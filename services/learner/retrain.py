@@ -17,7 +17,7 @@ from rollmesh.errors import ConfigError
 from services.config import MeshConfig, load_mesh
 from services.learner.batching import split_batch
 from services.learner.checkpoint import Learnables
-from services.learner.ranks import Ranks
+from services.learner.ranks import Ranks, leave
 from services.learner.recording import load_recorded
 from services.learner.trainer import Trainer
 
@@ -47,7 +47,7 @@ def retrain(config: MeshConfig, batch_files: Sequence[Path], steps: int) -> list
     return losses
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Retrain, and let rank 0 write the losses as a JSON list."""
     parser = argparse.ArgumentParser(description="Train on recorded batches.")
     parser.add_argument("--config", type=Path, required=True, help="mesh file")
@@ -65,8 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if ranks.is_first:
         args.output.write_text(json.dumps(losses), encoding="utf-8")
     ranks.stop()
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()
+    leave(0)

@@ -26,7 +26,7 @@ from services.learner.checkpoint import Learnables
 from services.learner.critic import CriticEngine
 from services.learner.engine import PolicyEngine, TrainingEngine
 from services.learner.process import quiet_libraries
-from services.learner.ranks import Ranks
+from services.learner.ranks import Ranks, leave
 from services.learner.recording import load_recorded
 from services.learner.trainer import Trainer
 
@@ -93,3 +93,4 @@ def main(mesh_file: str, batch: str, variants: str, output: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave(0)

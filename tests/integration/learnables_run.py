@@ -21,7 +21,7 @@ from services.config import MeshConfig
 from services.learner.batching import split_batch
 from services.learner.checkpoint import CheckpointStore, Learnables
 from services.learner.engine import PolicyEngine
-from services.learner.ranks import Ranks
+from services.learner.ranks import Ranks, leave
 from services.learner.trainer import Trainer
 from tests.unit.learner.samples import mesh_config, random_groups
 
@@ -103,3 +103,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)
