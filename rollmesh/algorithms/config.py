@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from rollmesh.algorithms.presets import PRESETS, merge
-from rollmesh.config.section import Section
+from rollmesh.algorithms.presets import PRESETS
+from rollmesh.config.section import Section, merge
 from rollmesh.config.shared import PositiveFloat, PositiveInt
 from rollmesh.errors import ConfigError
 

@@ -5,7 +5,6 @@ A preset is a choice among the parts. The mesh file may override every one of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -59,12 +58,3 @@ PAPERS: dict[str, str] = {
     "gspo": "https://arxiv.org/abs/2507.18071",
     "cispo": "https://arxiv.org/abs/2506.13585",
 }
-
-
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """``above`` over ``below``, section by section."""
-    merged = dict(below)
-    for key, value in above.items():
-        under = merged.get(key)
-        merged[key] = merge(under, value) if isinstance(under, Mapping) and isinstance(value, Mapping) else value
-    return merged

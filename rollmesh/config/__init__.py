@@ -4,7 +4,7 @@
 section lies beside the service, and `services.config.MeshConfig` composes and cross-checks them.
 """
 
-from rollmesh.config.section import Section, load_yaml, validate
+from rollmesh.config.section import Section, load_yaml, merge, validate
 from rollmesh.config.shared import (
     DataSection,
     EvaluationSection,
@@ -27,5 +27,6 @@ __all__ = [
     "TrainingSection",
     "WeightsSection",
     "load_yaml",
+    "merge",
     "validate",
 ]

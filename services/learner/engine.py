@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rollmesh.config import merge
 from rollmesh.errors import ConfigError, RollMeshError
 from rollmesh.types import TensorSpec
 from services.config import MeshConfig
@@ -56,7 +57,7 @@ class TrainingEngine:
         self._max_grad_norm = optimizer.max_grad_norm
         is_float32 = section.dtype == "float32"
         self._zero_stage = 1 if section.zero_stage == 0 and not is_float32 else section.zero_stage
-        settings = _merge(self._settings(is_float32), section.deepspeed)
+        settings = merge(self._settings(is_float32), section.deepspeed)
         self._deepspeed = _import_deepspeed(ranks.device)
         model.train()
         if not self._is_partitioned:  # stage 3 moves each parameter when it has cut it, so that a large model fits
@@ -252,15 +253,6 @@ def _adamw(model: nn.Module, section: OptimizerSection) -> torch.optim.Optimizer
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=section.lr, betas=section.betas, eps=section.eps, fused=True)
-
-
-def _merge(settings: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
-    """``overlay`` over ``settings``, section by section."""
-    merged = dict(settings)
-    for key, value in overlay.items():
-        below = merged.get(key)
-        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-    return merged
 
 
 def _import_deepspeed(device: torch.device) -> Any:

@@ -10,7 +10,8 @@ from rollmesh.algorithms.advantages import ESTIMATORS
 from rollmesh.algorithms.config import AlgorithmSection, Estimator, PolicyLossType
 from rollmesh.algorithms.corrections import CORRECTIONS
 from rollmesh.algorithms.losses import POLICY_LOSSES
-from rollmesh.algorithms.presets import PAPERS, PRESETS, merge
+from rollmesh.algorithms.presets import PAPERS, PRESETS
+from rollmesh.config import merge
 from rollmesh.config.section import validate
 from rollmesh.errors import ConfigError
 
