@@ -4,26 +4,43 @@
 
     python examples/operators/study.py staleness                    # max_staleness 0, 1, 4
     python examples/operators/study.py algorithms --steps 40        # every preset of docs/algorithms.md
-    python examples/operators/study.py objectives                   # staleness x correction x learning rate
+    python examples/operators/study.py objectives --steps 40 --jobs 2  # staleness x objective x learning rate
 
 Each seed has its own warm-up, data and order. All runs of a study train the same number of samples. A run that is
-complete is not run again, so a study can be interrupted and extended.
+complete is not run again, so a study can be interrupted and extended. Beside the runs there will be the outcomes
+(.jsonl), its table (.md) and its pictures (.png); ``--from outcomes.jsonl`` makes the latter two again without a run.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import statistics
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+from study_report import (
+    Grid,
+    Outcome,
+    draw,
+    draw_grid,
+    draw_grid_ends,
+    grid_table,
+    is_complete,
+    read_lines,
+    read_outcome,
+    read_outcomes,
+    table,
+    write_outcomes,
+)
+
 PRESETS = ("grpo", "dapo", "dr_grpo", "gspo", "cispo", "rloo", "reinforce++", "reinforce++-baseline", "ppo")
 OBJECTIVES = {
     "no correction": ["algorithm.correction.type=none", "algorithm.correction.ratio=old"],
@@ -58,30 +75,69 @@ def algorithms_study() -> list[Variant]:
     return [Variant(name, (f"algorithm.type={name}", *more.get(name, ()))) for name in PRESETS]
 
 
+GRID = Grid(
+    tables=("lr 0.0003", "lr 0.001"),
+    columns=tuple(f"max_staleness {eta}" for eta in (0, 1, 4, 8)),
+    rows=tuple(OBJECTIVES),
+)
+PROXIMAL_OF_FRESH_SAMPLES = {("decoupled", "max_staleness 0"): ("algorithm.correction.proximal=recomputed",)}
+"""Samples that have no age have nothing to approximate by."""
+
+
 def objectives_study() -> list[Variant]:
-    """Small micro-batches make the learner the slower side, so that samples get as old as they may."""
+    """Each slot is leased as soon as it opens and the engine takes many samples at a time, so that generation is ahead
+    of the learner and samples get as old as they may."""
     return [
         Variant(
-            f"{objective}, max_staleness {eta}, lr {rate:g}",
+            GRID.label(rate, staleness, objective),
             (
-                f"training.max_staleness={eta}",
-                f"learner.optimizer.lr={rate}",
-                "learner.tokens_per_micro_batch=128",
-                *settings,
+                f"training.max_staleness={staleness.split()[1]}",
+                f"learner.optimizer.lr={rate.split()[1]}",
+                "learner.tokens_per_micro_batch=1024",
+                "rollout.engine.max_num_seqs=512",
+                "rollout.max_open_groups=320",
+                *OBJECTIVES[objective],
+                *PROXIMAL_OF_FRESH_SAMPLES.get((objective, staleness), ()),
             ),
         )
-        for rate in (3e-4, 1e-3)
-        for eta in (0, 1, 4, 8)
-        for objective, settings in OBJECTIVES.items()
+        for rate, staleness, objective in GRID.labels()
     ]
 
 
+def report(outcomes: Sequence[Outcome], path: Path) -> None:
+    """Tables to `path`.md, which is printed too, and a picture to `path`.png."""
+    text = table(outcomes)
+    draw(outcomes, path.with_suffix(".png"))
+    write_text(text, path)
+
+
+def report_grid(outcomes: Sequence[Outcome], path: Path) -> None:
+    """The same for a grid, with a second picture of the curves."""
+    text = grid_table(outcomes, GRID)
+    draw_grid_ends(outcomes, GRID, path.with_suffix(".png"))
+    draw_grid(outcomes, GRID, path.with_name(f"{path.name}-curves.png"))
+    write_text(text, path)
+
+
+def write_text(text: str, path: Path) -> None:
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs that are compared."""
+
+    mesh_file: str
+    variants: Callable[[], list[Variant]]
+    report: Callable[[Sequence[Outcome], Path], None] = report
+
+
 STUDIES = {
-    "staleness": ("mesh.yaml", staleness_study),
-    "algorithms": ("mesh-no-kl.yaml", algorithms_study),
-    "objectives": ("mesh-no-kl.yaml", objectives_study),
+    "staleness": Study("mesh.yaml", staleness_study),
+    "algorithms": Study("mesh-no-kl.yaml", algorithms_study),
+    "objectives": Study("mesh-no-kl.yaml", objectives_study, report_grid),
 }
-"""Mesh file and rows of each study."""
 
 
 def build(folder: Path, seed: int) -> None:
@@ -91,15 +147,21 @@ def build(folder: Path, seed: int) -> None:
     )
 
 
-def run_one(folder: Path, mesh_file: str, variant: Variant, seed: int, steps: int) -> Path:
-    """One run of the mesh; returns its folder. A run that fails is reported and left incomplete."""
-    name = f"{variant.slug}-seed{seed}"
-    run = folder / "runs" / name
+def folder_of(folder: Path, variant: Variant, seed: int) -> Path:
+    return folder / "runs" / f"{variant.slug}-seed{seed}"
+
+
+def run_one(folder: Path, mesh_file: str, variant: Variant, seed: int, steps: int, *, log: Path | None = None) -> None:
+    """One run of the mesh, unless it is complete. A run that fails is reported and left incomplete.
+
+    With `log`, what the run prints goes there, and OpenMP gets one thread: for runs side by side.
+    """
+    run = folder_of(folder, variant, seed)
     if is_complete(run, steps):
-        return run
+        return
     source = folder / f"seed{seed}"
     settings = {
-        "run.name": name,
+        "run.name": run.name,
         "run.directory": folder / "runs",
         "run.seed": seed,
         "model.path": source / "model",
@@ -112,99 +174,79 @@ def run_one(folder: Path, mesh_file: str, variant: Variant, seed: int, steps: in
     command = [sys.executable, "-m", "rollmesh.cli", "up", str(HERE / mesh_file), "--overwrite"]
     for setting in (*(f"{key}={value}" for key, value in settings.items()), *variant.settings):
         command += ["--set", setting]
-    if subprocess.run(command, check=False).returncode:
-        print(f"error: {name} failed; see {run}", file=sys.stderr)
-    return run
+    started = time.monotonic()
+    with open(log, "w", encoding="utf-8") if log else nullcontext() as output:
+        environment = os.environ | ({"OMP_NUM_THREADS": "1"} if log else {})
+        code = subprocess.run(
+            command, check=False, stdout=output, stderr=subprocess.STDOUT if log else None, env=environment
+        ).returncode
+    if code:
+        print(f"error: {run.name} failed; see {log or run}", file=sys.stderr, flush=True)
+    elif log:
+        last = read_lines(run / "evaluations.jsonl")[-1]["pass_at_1"]
+        print(f"{run.name}: pass@1 {last:.3f}, {time.monotonic() - started:.0f} s", flush=True)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+def run_all(
+    folder: Path, study: Study, only: Sequence[str] | None, seeds: Sequence[int], steps: int, jobs: int
+) -> None:
+    """All runs that are missing, seed by seed, so that an interrupted study has as much of each row as of another."""
+    for seed in seeds:
+        build(folder, seed)
+    (folder / "runs").mkdir(exist_ok=True)
+    with ThreadPoolExecutor(jobs) as pool:
+        running = [
+            pool.submit(
+                run_one,
+                folder,
+                study.mesh_file,
+                variant,
+                seed,
+                steps,
+                log=folder_of(folder, variant, seed).with_suffix(".log") if jobs > 1 else None,
+            )
+            for seed in seeds
+            for variant in chosen(study, only)
+        ]
+        for run in running:
+            run.result()
 
 
-def is_complete(run: Path, steps: int) -> bool:
-    evaluations = read_lines(run / "evaluations.jsonl")
-    return (run / "report.md").exists() and bool(evaluations) and evaluations[-1]["step"] == steps
-
-
-def mean_and_error(values: Sequence[float]) -> str:
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else float("nan")
-    return f"{statistics.mean(values):.3f} ± {error:.3f}"
-
-
-def table(runs: dict[str, list[Path]]) -> str:
-    """Held-out pass@1 by variant: mean and standard error over seeds, every seed's last, and how old samples were."""
-    steps = [evaluation["step"] for evaluation in read_lines(next(iter(runs.values()))[0] / "evaluations.jsonl")]
-    lines = [
-        f"|  | {' | '.join(f'step {step}' for step in steps)} | last, by seed | samples by staleness |",
-        "|---" * (len(steps) + 3) + "|",
-    ]
-    for label, folders in runs.items():
-        curves = [[e["pass_at_1"] for e in read_lines(folder / "evaluations.jsonl")] for folder in folders]
-        cells = [mean_and_error(column) for column in zip(*curves, strict=True)]
-        last = ", ".join(f"{curve[-1]:.3f}" for curve in curves)
-        lines.append(f"| {label} | {' | '.join(cells)} | {last} | {staleness_shares(folders)} |")
-    return "\n".join(lines) + "\n"
-
-
-def staleness_shares(folders: Sequence[Path]) -> str:
-    histogram: dict[int, int] = {}
-    for folder in folders:
-        for step in read_lines(folder / "metrics.jsonl"):
-            for behind, count in step["staleness_histogram"].items():
-                histogram[int(behind)] = histogram.get(int(behind), 0) + count
-    total = sum(histogram.values())
-    return ", ".join(f"{behind}: {count / total:.1%}" for behind, count in sorted(histogram.items()) if count)
-
-
-def draw(runs: dict[str, list[Path]], path: Path) -> None:
-    """Reward in training, one thin line a run, and the mean held-out pass@1, by variant."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    colors = plt.get_cmap("tab10" if len(runs) <= 10 else "turbo")(
-        range(len(runs)) if len(runs) <= 10 else [i / len(runs) for i in range(len(runs))]
-    )
-    for color, (label, folders) in zip(colors, runs.items(), strict=True):
-        for folder in folders:
-            metrics = read_lines(folder / "metrics.jsonl")
-            axes[0].plot([m["step"] for m in metrics], [m["reward/mean"] for m in metrics], color=color, lw=0.6)
-        curves = [read_lines(folder / "evaluations.jsonl") for folder in folders]
-        means = [statistics.mean(e["pass_at_1"] for e in column) for column in zip(*curves, strict=True)]
-        axes[1].plot([e["step"] for e in curves[0]], means, color=color, marker="o", ms=3, lw=1.2, label=label)
-    axes[0].set(title="Training reward (sampled)", xlabel="step", ylim=(0, 1))
-    axes[1].set(title="Held-out pass@1 (greedy), mean over seeds", xlabel="step", ylim=(0, 1))
-    axes[1].legend(loc="lower right", fontsize="small")
-    figure.savefig(path, dpi=110)
+def chosen(study: Study, only: Sequence[str] | None) -> list[Variant]:
+    return [variant for variant in study.variants() if not only or variant.label in only]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", choices=STUDIES)
-    parser.add_argument("--out", type=Path, default=Path("runs/study"), help="folder for models and runs")
+    parser.add_argument("--out", type=Path, default=Path("runs/study"), help="folder for models, runs and results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--only", nargs="+", help="labels of the rows to run; all by default")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side; each wants a core and 4 GiB")
+    parser.add_argument("--only", nargs="+", metavar="LABEL", help="labels of the rows to run; all by default")
+    parser.add_argument(
+        "--from", dest="stored", type=Path, metavar="FILE", help="outcomes to report on, in place of runs"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    for seed in args.seeds:
-        build(args.out, seed)
-    mesh_file, variants = STUDIES[args.study]
-    chosen = [variant for variant in variants() if not args.only or variant.label in args.only]
-    runs = {v.label: [run_one(args.out, mesh_file, v, seed, args.steps) for seed in args.seeds] for v in chosen}
-    whole = {
-        label: complete
-        for label, folders in runs.items()
-        if (complete := [folder for folder in folders if is_complete(folder, args.steps)])
-    }
-    if not whole:
+    study = STUDIES[args.study]
+    unknown = set(args.only or ()) - {variant.label for variant in study.variants()}
+    if unknown:
+        parser.error(f"--only: no row is called {sorted(unknown)}; there are {[v.label for v in study.variants()]}")
+    if args.stored:
+        outcomes = read_outcomes(args.stored)
+    else:
+        run_all(args.out, study, args.only, args.seeds, args.steps, args.jobs)
+        outcomes = [
+            read_outcome(run, variant.label, seed)
+            for variant in chosen(study, args.only)
+            for seed in args.seeds
+            if is_complete(run := folder_of(args.out, variant, seed), args.steps)
+        ]
+        write_outcomes(outcomes, args.out / f"{args.study}.jsonl")
+    if not outcomes:
         raise SystemExit("error: no run is complete; see the messages above")
-    text = table(whole)
-    (args.out / f"{args.study}.md").write_text(text, encoding="utf-8")
-    draw(whole, args.out / f"{args.study}.png")
-    print(text)
+    study.report(outcomes, args.out / args.study)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from rollmesh.errors import ConfigError, RollMeshError
 from rollmesh.types import TensorSpec
 from services.config import MeshConfig
 from services.learner.batching import MicroBatch
+from services.learner.checkpoint_names import CheckpointNames
 from services.learner.config import OptimizerSection
 from services.learner.policy import PolicyModel, load_causal_lm
 from services.learner.ranks import Ranks
@@ -183,13 +184,14 @@ class PolicyEngine(TrainingEngine):
         super().__init__(model, section.optimizer, config, ranks)
         self._causal_lm = causal_lm
         self._tokenizer_path = config.model.path
+        self._names = CheckpointNames(causal_lm, self.tensor_specs())
 
     def logprobs(self, batch: MicroBatch) -> Tensor:
         """Log-probabilities float32 [N] of a micro-batch, without gradient. Collective at stage 3."""
         return self.outputs(batch)[0]
 
     def tensor_specs(self) -> tuple[TensorSpec, ...]:
-        """The parameters under the names and shapes of the Hugging Face checkpoint; tied ones once."""
+        """The parameters as the model holds them, whole; tied ones once."""
         return tuple(
             TensorSpec(
                 name,
@@ -211,8 +213,19 @@ class PolicyEngine(TrainingEngine):
             yield {name: parameter.detach() for name, parameter in wanted.items()}
 
     @property
+    def checkpoint_specs(self) -> tuple[TensorSpec, ...]:
+        """The same weights under the names and shapes of the Hugging Face checkpoint."""
+        return self._names.specs
+
+    @contextlib.contextmanager
+    def checkpoint_tensors(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+        """Like `whole`, for names of `checkpoint_specs`; there may be others in it."""
+        with self.whole(self._names.parameters_of(names)) as parameters:
+            yield self._names.convert(parameters)
+
+    @property
     def needs_all_ranks(self) -> bool:
-        """Whether `whole` is a collective."""
+        """Whether `whole` and `checkpoint_tensors` are collectives."""
         return self._is_partitioned and self._ranks.world_size > 1
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

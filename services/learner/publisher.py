@@ -103,7 +103,7 @@ class Publisher:
         self._begin_timeout_s = section.prepare_timeout_s + max(
             config.rollout.start_timeout_s, config.learner.batch_timeout_s
         )
-        self.plan: WeightPlan = build_plan(engine.tensor_specs(), section.bucket_bytes)
+        self.plan: WeightPlan = build_plan(engine.checkpoint_specs, section.bucket_bytes)
         self._deadline_s = transfer_deadline_s(
             num_bytes(self.plan), section.transfer_timeout_s, section.floor_bandwidth_bytes_per_s
         )
@@ -245,7 +245,7 @@ class Publisher:
         """
         for index in range(num_buckets(self.plan)):
             bucket = self._buffer[:0]
-            with self._engine.whole(spec.name for spec in bucket_tensors(self.plan, index)) as tensors:
+            with self._engine.checkpoint_tensors(spec.name for spec in bucket_tensors(self.plan, index)) as tensors:
                 if self._ranks.is_first:
                     bucket = pack_bucket(self.plan, index, tensors, self._buffer)
             yield bucket

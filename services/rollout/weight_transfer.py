@@ -15,6 +15,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, UnquantizedEmbeddingMethod
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
@@ -83,6 +84,8 @@ class MeshWeightTransferEngine(WeightTransferEngine[NoInitInfo, LoadInfo]):  # t
         """Nothing to do: see `NoInitInfo`."""
 
     def start_weight_update(self) -> None:
+        if self.device.type == "cpu":
+            _forget_expert_kernels(self.model)
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -112,6 +115,18 @@ class MeshWeightTransferEngine(WeightTransferEngine[NoInitInfo, LoadInfo]):  # t
 
     def shutdown(self) -> None:
         self._inbox.abort()
+
+
+def _forget_expert_kernels(model: torch.nn.Module) -> None:
+    """Have the kernels of experts made anew by the reload on CPU.
+
+    vLLM packs the experts' weights when it makes their kernel and at no other time: a reload would leave them unpacked,
+    and the kernel would read them as if they were.
+    """
+    for module in model.modules():
+        method = getattr(module, "quant_method", None)
+        if isinstance(method, UnquantizedFusedMoEMethod):
+            method.moe_kernel = None
 
 
 def _repack_heads(model: torch.nn.Module) -> None:

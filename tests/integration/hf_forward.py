@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from transformers import DynamicCache, Qwen2ForCausalLM
+from transformers import DynamicCache, PreTrainedModel
 
 from rollmesh.types import PolicyVersion, VersionSpan
 
 
 @torch.no_grad()
-def logprobs_of_one_version(model: Qwen2ForCausalLM, prompt: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+def logprobs_of_one_version(model: PreTrainedModel, prompt: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
     """float32 [G] at temperature 1, everything computed with one set of weights."""
     ids = torch.tensor([[*prompt, *tokens]])
     logits = model(ids).logits[0, len(prompt) - 1 : -1]
@@ -20,7 +20,7 @@ def logprobs_of_one_version(model: Qwen2ForCausalLM, prompt: Sequence[int], toke
 
 @torch.no_grad()
 def logprobs_across_versions(
-    models: Mapping[PolicyVersion, Qwen2ForCausalLM],
+    models: Mapping[PolicyVersion, PreTrainedModel],
     prompt: Sequence[int],
     tokens: Sequence[int],
     spans: Sequence[VersionSpan],

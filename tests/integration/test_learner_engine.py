@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from rollmesh.errors import ConfigError
@@ -276,3 +277,21 @@ def test_the_experts_of_a_mixture_are_balanced_under_every_way_of_training(
         assert other.metrics["optimizer/grad_norm"] == pytest.approx(plain.metrics["optimizer/grad_norm"], rel=1e-3)
     first, *_, last = (statistics.metrics["policy/aux_loss"] for statistics in runs[0])
     assert last < first - 0.01
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_experts_are_sent_and_exported_one_by_one_as_the_checkpoint_stores_them(
+    tmp_path: Path, ranks: Ranks, zero_stage: int
+) -> None:
+    mixture = _write_tiny_mixture(tmp_path / "mixture")
+    stored = load_file(mixture / "model.safetensors")
+    engine = PolicyEngine(mesh_config(mixture, tmp_path, learner={"zero_stage": zero_stage}), ranks)
+
+    assert {spec.name: spec.shape for spec in engine.checkpoint_specs} == {n: tuple(t.shape) for n, t in stored.items()}
+    wanted = [f"model.layers.1.mlp.experts.{expert}.up_proj.weight" for expert in (0, 3)]
+    with engine.checkpoint_tensors(wanted) as tensors:
+        assert all(torch.equal(tensors[name], stored[name]) for name in wanted)
+    engine.export(tmp_path / "exported")
+    exported = load_file(tmp_path / "exported" / "model.safetensors")
+    assert exported.keys() == stored.keys()
+    assert all(torch.equal(exported[name], stored[name]) for name in stored)

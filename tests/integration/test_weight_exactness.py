@@ -7,6 +7,7 @@ weights, a wrong version or an index that is off by one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import random
 import threading
@@ -18,19 +19,20 @@ from typing import TypeVar
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen2ForCausalLM
+from transformers import PreTrainedModel
 
 from rollmesh.config import validate
 from rollmesh.errors import DeadlineError, InvalidArgumentError, UnavailableError, WeightTransferError
 from rollmesh.types import PolicyVersion, SamplingSpec, StopReason, TensorSpec
 from rollmesh.weights.plan import build_plan
 from services.config import MeshConfig
+from services.learner.checkpoint_names import CheckpointNames
 from services.rollout.engine import Completion, Engine
 from services.rollout.model_folder import ModelFolder
 from tests.fakes.waiting import until
 from tests.integration.hf_forward import logprobs_across_versions, logprobs_of_one_version
 from tests.integration.publisher import Publisher
-from tests.integration.tiny_model import BOS_ID, EOS_ID, make_tiny_model
+from tests.integration.tiny_model import BOS_ID, EOS_ID, make_tiny_mixture, make_tiny_model
 
 pytestmark = pytest.mark.engine
 
@@ -51,8 +53,8 @@ class Bench:
     run: Callable[[Awaitable[T]], T]
     engine: Engine
     publisher: Publisher
-    base: Qwen2ForCausalLM
-    models: dict[PolicyVersion, Qwen2ForCausalLM] = field(default_factory=dict)
+    base: PreTrainedModel
+    models: dict[PolicyVersion, PreTrainedModel] = field(default_factory=dict)
 
     async def publish_next(self):
         """Publish weights that give visibly other log-probs than all before."""
@@ -61,7 +63,7 @@ class Bench:
         return await self.publisher.publish(version, weights_of(self.models[version]))
 
     @property
-    def newest(self) -> Qwen2ForCausalLM:
+    def newest(self) -> PreTrainedModel:
         return self.models[max(self.models)]
 
     async def generate_many(self, count: int, prompts: list[list[int]]) -> list[tuple[list[int], Completion]]:
@@ -99,7 +101,7 @@ class Bench:
         return done
 
 
-def changed(model: Qwen2ForCausalLM, seed: int) -> Qwen2ForCausalLM:
+def changed(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     generator = torch.Generator().manual_seed(seed)
     other = copy.deepcopy(model)
     with torch.no_grad():
@@ -108,10 +110,11 @@ def changed(model: Qwen2ForCausalLM, seed: int) -> Qwen2ForCausalLM:
     return other
 
 
-def weights_of(model: Qwen2ForCausalLM) -> dict[str, torch.Tensor]:
-    """As the checkpoint stores them: a tied head once."""
-    is_tied = model.config.tie_word_embeddings
-    return {n: t for n, t in model.state_dict().items() if not (is_tied and n == "lm_head.weight")}
+def weights_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """As the checkpoint stores them: a tied head once, experts apart."""
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    specs = [TensorSpec(name, "float32", tuple(tensor.shape)) for name, tensor in parameters.items()]
+    return CheckpointNames(model, specs).convert(parameters)
 
 
 def prompts_of(lengths: list[int], seed: int = 0) -> list[list[int]]:
@@ -141,10 +144,8 @@ def mesh_config(folder: Path) -> MeshConfig:
     )
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
-def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    folder = tmp_path_factory.mktemp("model")
-    base = make_tiny_model(folder, is_tied=request.param)
+@contextlib.contextmanager
+def start_bench(folder: Path, base: PreTrainedModel) -> Iterator[Bench]:
     with asyncio.Runner() as runner:
         engine = runner.run(Engine.start(mesh_config(folder)))
         try:
@@ -155,6 +156,13 @@ def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             yield bench
         finally:
             runner.run(engine.stop())
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    folder = tmp_path_factory.mktemp("model")
+    with start_bench(folder, make_tiny_model(folder, is_tied=request.param)) as bench:
+        yield bench
 
 
 def assert_exact(expected: torch.Tensor, completion: Completion) -> None:
@@ -394,3 +402,12 @@ def test_a_load_that_fails_taints_the_engine_for_good(bench: Bench, monkeypatch:
             await bench.engine.prepare(publisher.plan, publisher.epoch, 1, 1.0)
 
     bench.run(drive())
+
+
+def test_every_version_of_a_mixture_of_experts_arrives_whole(tmp_path: Path) -> None:
+    with start_bench(tmp_path, make_tiny_mixture(tmp_path)) as bench:
+        for _ in range(2):  # the second finds experts that a first update has left behind
+            bench.run(bench.publish_next())
+            for prompt, completion in bench.run(bench.generate_many(10, prompts_of([5, 40]))):
+                expected = logprobs_of_one_version(bench.newest, prompt, completion.token_ids.tolist())
+                assert_exact(expected, completion)

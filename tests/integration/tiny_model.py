@@ -8,7 +8,13 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 VOCABULARY = ["<pad>", "<bos>", "<eos>", *map(str, range(51)), "+", "-", "*", "/", "=", ";", "?", ":", "ok", "no"]
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
@@ -35,6 +41,32 @@ def make_tiny_model(folder: Path, *, is_tied: bool = True, seed: int = 0) -> Qwe
     """Write a model folder (configuration, float32 weights, word-level tokenizer) and return the model."""
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(tiny_config(is_tied=is_tied)).float().eval()
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return model
+
+
+def make_tiny_mixture(folder: Path, *, seed: int = 0) -> Qwen3MoeForCausalLM:
+    """The same with four experts a layer, of which two compute each token."""
+    torch.manual_seed(seed)
+    config = Qwen3MoeConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=64,
+        intermediate_size=128,
+        moe_intermediate_size=64,
+        num_experts=4,
+        num_experts_per_tok=2,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=512,
+        initializer_range=0.1,
+        pad_token_id=PAD_ID,
+        bos_token_id=BOS_ID,
+        eos_token_id=EOS_ID,
+    )
+    model = Qwen3MoeForCausalLM(config).float().eval()
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return model

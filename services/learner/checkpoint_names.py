@@ -1,0 +1,74 @@
+"""How a checkpoint names the weights that a model in training holds.
+
+transformers fuses what checkpoints store apart, such as the experts of a mixture, and takes it apart again when it
+saves. Engines load checkpoints, so that is also how weights have to be sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rollmesh.errors import ConfigError
+from rollmesh.types import TensorSpec
+
+
+class CheckpointNames:
+    """From parameters to the tensors of the checkpoint.
+
+    Args:
+        model: of transformers.
+        parameters: what it holds, whole, in the order in which it is to be sent.
+
+    Attributes:
+        specs: the same weights as the checkpoint has them. Those of one parameter follow each other.
+
+    Raises:
+        ConfigError: the checkpoint has as one tensor what the model holds as several.
+    """
+
+    def __init__(self, model: Any, parameters: Sequence[TensorSpec]) -> None:
+        self._model = model
+        empty = {spec.name: _empty(spec) for spec in parameters}
+        parts = {name: _converted(model, {name: tensor}) for name, tensor in empty.items()}
+        flat = {name: tensor for tensors in parts.values() for name, tensor in tensors.items()}
+        if _shapes(flat) != _shapes(_converted(model, empty)):
+            problem = f"{type(model).__name__} holds several parameters that its checkpoint stores as one tensor"
+            raise ConfigError("model.path", problem, "train another model: weights of this one cannot be published")
+        self._parameter = {part: name for name, tensors in parts.items() for part in tensors}
+        self._is_converted = {name: _shapes(tensors) != _shapes({name: empty[name]}) for name, tensors in parts.items()}
+        dtypes = {spec.name: spec.dtype for spec in parameters}
+        self.specs = tuple(
+            TensorSpec(part, dtypes[name], tuple(tensor.shape))
+            for name, tensors in parts.items()
+            for part, tensor in tensors.items()
+        )
+
+    def parameters_of(self, names: Iterable[str]) -> list[str]:
+        """The parameters that hold the named tensors of the checkpoint, each once."""
+        return list(dict.fromkeys(self._parameter[name] for name in names))
+
+    def convert(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters, whole, to what the checkpoint has of them. What needs no conversion is not copied."""
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in parameters.items():
+            tensors |= _converted(self._model, {name: tensor}) if self._is_converted[name] else {name: tensor}
+        return tensors
+
+
+def _converted(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    from transformers.core_model_loading import revert_weight_conversion
+
+    converted: dict[str, Tensor] = revert_weight_conversion(model, tensors)
+    return converted
+
+
+def _empty(spec: TensorSpec) -> Tensor:
+    return torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device="meta")
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
