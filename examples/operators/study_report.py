@@ -124,7 +124,10 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
 
 @dataclass(frozen=True)
 class Grid:
-    """A study over three things at once: a table or row of pictures each, its columns, and its rows or lines."""
+    """A study over three settings at once: what gets tables of its own, their columns, and their rows.
+
+    The names of columns end with the value of their setting.
+    """
 
     tables: tuple[str, ...]
     columns: tuple[str, ...]
@@ -215,7 +218,8 @@ def draw_grid_ends(outcomes: Sequence[Outcome], grid: Grid, path: Path) -> None:
                 axis.scatter([x + aside] * len(ends), ends, color=colors[index], s=12, alpha=0.6, linewidths=0)
             means = [statistics.mean(ends) for ends in places.values()]
             axis.plot([x + aside for x in places], means, color=colors[index], marker="_", ms=9, lw=1.3, label=row)
-        axis.set(title=table, ylim=(0, 1), xticks=range(len(grid.columns)), xticklabels=grid.columns)
+        name, values = zip(*(column.rsplit(maxsplit=1) for column in grid.columns), strict=True)
+        axis.set(title=table, ylim=(0, 1), xlabel=name[0], xticks=range(len(values)), xticklabels=values)
     axes[0][0].set_ylabel("held-out pass@1 (greedy)")
     axes[0][0].legend(loc="lower left", fontsize="small")
     figure.savefig(path, dpi=110)
