@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rollmesh.errors import ConfigError
 from rollmesh.types import Group, PolicyVersion
@@ -19,7 +19,8 @@ from services.learner.experience import build_experience
 from services.learner.metrics import StepStatistics
 from services.learner.ranks import Ranks
 from services.learner.trainer import Trainer
-from tests.unit.learner.samples import VOCABULARY, mesh_config, random_groups, write_tiny_model
+from tests.integration.tiny_model import make_tiny_mixture
+from tests.unit.learner.samples import mesh_config, random_groups, write_tiny_model
 
 pytestmark = pytest.mark.engine
 
@@ -27,26 +28,6 @@ pytestmark = pytest.mark.engine
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-def _write_tiny_mixture(folder: Path) -> Path:
-    """A Qwen3 mixture of four experts, of which two compute each token."""
-    torch.manual_seed(0)
-    config = Qwen3MoeConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-        intermediate_size=64,
-        moe_intermediate_size=16,
-        num_experts=4,
-        num_experts_per_tok=2,
-        initializer_range=0.2,
-    )
-    Qwen3MoeForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 def _train(config: MeshConfig, ranks: Ranks, batches: list[list[Group]]) -> tuple[PolicyEngine, list[StepStatistics]]:
@@ -262,7 +243,8 @@ def test_a_checkpoint_is_refused_where_it_does_not_fit(model: Path, tmp_path: Pa
 def test_the_experts_of_a_mixture_are_balanced_under_every_way_of_training(
     tmp_path: Path, ranks: Ranks, zero_stage: int, is_saving: bool
 ) -> None:
-    mixture = _write_tiny_mixture(tmp_path / "mixture")
+    mixture = tmp_path / "mixture"
+    make_tiny_mixture(mixture)
     runs = []
     for stage, saving in ((0, False), (zero_stage, is_saving)):
         config = mesh_config(
@@ -283,7 +265,8 @@ def test_the_experts_of_a_mixture_are_balanced_under_every_way_of_training(
 def test_experts_are_sent_and_exported_one_by_one_as_the_checkpoint_stores_them(
     tmp_path: Path, ranks: Ranks, zero_stage: int
 ) -> None:
-    mixture = _write_tiny_mixture(tmp_path / "mixture")
+    mixture = tmp_path / "mixture"
+    make_tiny_mixture(mixture)
     stored = load_file(mixture / "model.safetensors")
     engine = PolicyEngine(mesh_config(mixture, tmp_path, learner={"zero_stage": zero_stage}), ranks)
 

@@ -20,27 +20,25 @@ VOCABULARY = ["<pad>", "<bos>", "<eos>", *map(str, range(51)), "+", "-", "*", "/
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
 
 
-def tiny_config(*, is_tied: bool = True) -> Qwen2Config:
-    return Qwen2Config(
-        vocab_size=len(VOCABULARY),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.1,
-        tie_word_embeddings=is_tied,
-        pad_token_id=PAD_ID,
-        bos_token_id=BOS_ID,
-        eos_token_id=EOS_ID,
-    )
+SIZES = {
+    "vocab_size": len(VOCABULARY),
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.1,
+    "pad_token_id": PAD_ID,
+    "bos_token_id": BOS_ID,
+    "eos_token_id": EOS_ID,
+}
 
 
 def make_tiny_model(folder: Path, *, is_tied: bool = True, seed: int = 0) -> Qwen2ForCausalLM:
     """Write a model folder (configuration, float32 weights, word-level tokenizer) and return the model."""
     torch.manual_seed(seed)
-    model = Qwen2ForCausalLM(tiny_config(is_tied=is_tied)).float().eval()
+    config = Qwen2Config(**SIZES, num_hidden_layers=3, tie_word_embeddings=is_tied)
+    model = Qwen2ForCausalLM(config).float().eval()
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return model
@@ -50,21 +48,7 @@ def make_tiny_mixture(folder: Path, *, seed: int = 0) -> Qwen3MoeForCausalLM:
     """The same with four experts a layer, of which two compute each token."""
     torch.manual_seed(seed)
     config = Qwen3MoeConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=64,
-        intermediate_size=128,
-        moe_intermediate_size=64,
-        num_experts=4,
-        num_experts_per_tok=2,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=512,
-        initializer_range=0.1,
-        pad_token_id=PAD_ID,
-        bos_token_id=BOS_ID,
-        eos_token_id=EOS_ID,
+        **SIZES, num_hidden_layers=2, head_dim=32, moe_intermediate_size=64, num_experts=4, num_experts_per_tok=2
     )
     model = Qwen3MoeForCausalLM(config).float().eval()
     model.save_pretrained(folder)
