@@ -7,6 +7,9 @@
 writes ``data/train.jsonl`` and ``data/heldout.jsonl`` and the folder ``model/`` beside this file, in about a minute
 on one core. The warm-up teaches the arithmetic and the bad habit of a flawed teacher (`task.teacher_answer`): the
 model gives up after one wrong try. Reinforcement learning is what makes it search on.
+
+What the model has to know for that is whether a try was right. It learns that suddenly and not on every machine by the
+same step, so the warm-up goes on until it does.
 """
 
 from __future__ import annotations
@@ -32,6 +35,9 @@ from task import BOS, EOS, MAX_ANSWER_TOKENS, PAD, VOCABULARY, Problem, draw_pro
 PROMPT_TOKENS = 9
 TOKENS_PER_STEP = 1200
 PEAK_LR, FINAL_LR_RATIO, WARMUP_STEPS = 4e-3, 0.1, 20
+VERDICTS = ("ok", "no")
+MORE_STEPS, MOST_ROUNDS = 1000, 5
+"""The warm-up is prolonged by so many steps, and that at most so often, where verdicts are not learnt yet."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -86,32 +92,63 @@ def batches(rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> Iterator[
         yield from chunks
 
 
-def warm_up(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, num_steps: int) -> float:
-    """Supervised training on the answers alone; returns the last loss."""
+def warm_up(model: Qwen3ForCausalLM, source: Iterator[list[list[int]]], pad_token_id: int, num_steps: int) -> None:
+    """Supervised training on the answers alone."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.01)
-    source = batches(random.Random(seed), tokenizer)
-    started, loss_value = time.monotonic(), float("nan")
+    started = time.monotonic()
     for step in range(1, num_steps + 1):
         progress = max(0.0, (step - WARMUP_STEPS) / max(1, num_steps - WARMUP_STEPS))
         scale = min(1.0, step / WARMUP_STEPS) * (1 - (1 - FINAL_LR_RATIO) * progress)
         for group in optimizer.param_groups:
             group["lr"] = PEAK_LR * scale
-        rows = [torch.tensor(tokens) for tokens in next(source)]
-        tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
+        tokens = padded(next(source), pad_token_id)
         targets = tokens.clone()
         targets[:, :PROMPT_TOKENS] = -100
-        targets[tokens == tokenizer.pad_token_id] = -100
+        targets[tokens == pad_token_id] = -100
         logits = model(input_ids=tokens).logits
         loss = F.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), targets[:, 1:].reshape(-1))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        loss_value = loss.item()
         if step % 100 == 0 or step == num_steps:
             elapsed = time.monotonic() - started
-            print(f"  warm-up step {step}/{num_steps}  loss {loss_value:.3f}  {elapsed:.0f} s", flush=True)
-    return loss_value
+            print(f"  warm-up step {step}/{num_steps}  loss {loss.item():.3f}  {elapsed:.0f} s", flush=True)
+
+
+def padded(rows: list[list[int]], pad_token_id: int) -> torch.Tensor:
+    """int64 [rows, longest]."""
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], True, pad_token_id)
+
+
+@torch.no_grad()
+def share_of_right_verdicts(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> float:
+    """How often the model prefers the teacher's verdict to the other, on held-out problems."""
+    rng, ids = random.Random(0), tokenizer.get_vocab()
+    problems = draw_problems(rng, 256, is_held_out=True)
+    rows = [[ids[word] for word in f"{problem.prompt} {teacher_answer(problem, rng)}".split()] for problem in problems]
+    tokens = padded(rows, tokenizer.pad_token_id)
+    ok, no = (ids[verdict] for verdict in VERDICTS)
+    logits, following = model(input_ids=tokens).logits[:, :-1], tokens[:, 1:]
+    is_verdict = (following == ok) | (following == no)
+    says_ok = logits[..., ok] > logits[..., no]
+    return (says_ok == (following == ok))[is_verdict].double().mean().item()
+
+
+def warm_up_until_it_can_tell(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, num_steps: int, enough: float
+) -> None:
+    """Train until ``enough`` of its verdicts are right. Raises SystemExit where that takes too long."""
+    source = batches(random.Random(seed), tokenizer)
+    warm_up(model, source, tokenizer.pad_token_id, num_steps)
+    for _ in range(MOST_ROUNDS):
+        share = share_of_right_verdicts(model, tokenizer)
+        print(f"  {share:.1%} of its verdicts on tries are right", flush=True)
+        if share >= enough:
+            return
+        print(f"  it cannot tell right tries from wrong ones yet: {MORE_STEPS} steps more", flush=True)
+        warm_up(model, source, tokenizer.pad_token_id, MORE_STEPS)
+    raise SystemExit("error: the warm-up taught no verdicts; choose another --seed or more --steps")
 
 
 def main() -> None:
@@ -121,6 +158,9 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=1, help="seed of the model, its warm-up and the datasets")
     parser.add_argument("--steps", type=int, default=2300, help="optimiser steps of the warm-up")
+    parser.add_argument(
+        "--verdicts", type=float, default=0.95, help="share of right verdicts below which the warm-up is prolonged"
+    )
     parser.add_argument("--prompts", type=int, default=2560, help="training prompts")
     parser.add_argument("--heldout", type=int, default=512, help="held-out prompts")
     parser.add_argument("--untied", action="store_true", help="give the output layer weights of its own")
@@ -140,7 +180,7 @@ def main() -> None:
     tokenizer.model_max_length = PROMPT_TOKENS + MAX_ANSWER_TOKENS
     model = build_model(tokenizer, is_tied=not args.untied)
     print(f"Warming up a model of {model.num_parameters():,} parameters on a teacher that gives up too early:")
-    warm_up(model, tokenizer, args.seed, args.steps)
+    warm_up_until_it_can_tell(model, tokenizer, args.seed, args.steps, args.verdicts)
     partial = model_folder.with_name("model.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
