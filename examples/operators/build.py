@@ -35,7 +35,6 @@ from task import BOS, EOS, MAX_ANSWER_TOKENS, PAD, VOCABULARY, Problem, draw_pro
 PROMPT_TOKENS = 9
 TOKENS_PER_STEP = 1200
 PEAK_LR, FINAL_LR_RATIO, WARMUP_STEPS = 4e-3, 0.1, 20
-VERDICTS = ("ok", "no")
 MORE_STEPS, MOST_ROUNDS = 1000, 5
 """The warm-up is prolonged by so many steps, and that at most so often, where verdicts are not learnt yet."""
 
@@ -81,7 +80,7 @@ def batches(rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> Iterator[
         while len(pool) < 384:
             problem = draw_problem(rng)
             if not problem.is_held_out:
-                pool.append([ids[word] for word in f"{problem.prompt} {teacher_answer(problem, rng)}".split()])
+                pool.append(taught(problem, rng, ids))
         pool.sort(key=len)
         chunks: list[list[list[int]]] = [[]]
         for tokens in pool:
@@ -90,6 +89,11 @@ def batches(rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> Iterator[
             chunks[-1].append(tokens)
         rng.shuffle(chunks)
         yield from chunks
+
+
+def taught(problem: Problem, rng: random.Random, ids: dict[str, int]) -> list[int]:
+    """The tokens of a problem with an answer of the teacher's."""
+    return [ids[word] for word in f"{problem.prompt} {teacher_answer(problem, rng)}".split()]
 
 
 def warm_up(model: Qwen3ForCausalLM, source: Iterator[list[list[int]]], pad_token_id: int, num_steps: int) -> None:
@@ -126,9 +130,8 @@ def share_of_right_verdicts(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokeni
     """How often the model prefers the teacher's verdict to the other, on held-out problems."""
     rng, ids = random.Random(0), tokenizer.get_vocab()
     problems = draw_problems(rng, 256, is_held_out=True)
-    rows = [[ids[word] for word in f"{problem.prompt} {teacher_answer(problem, rng)}".split()] for problem in problems]
-    tokens = padded(rows, tokenizer.pad_token_id)
-    ok, no = (ids[verdict] for verdict in VERDICTS)
+    tokens = padded([taught(problem, rng, ids) for problem in problems], tokenizer.pad_token_id)
+    ok, no = ids["ok"], ids["no"]
     logits, following = model(input_ids=tokens).logits[:, :-1], tokens[:, 1:]
     is_verdict = (following == ok) | (following == no)
     says_ok = logits[..., ok] > logits[..., no]
@@ -140,14 +143,14 @@ def warm_up_until_it_can_tell(
 ) -> None:
     """Train until ``enough`` of its verdicts are right. Raises SystemExit where that takes too long."""
     source = batches(random.Random(seed), tokenizer)
-    warm_up(model, source, tokenizer.pad_token_id, num_steps)
-    for _ in range(MOST_ROUNDS):
+    for number, steps in enumerate((num_steps, *[MORE_STEPS] * MOST_ROUNDS)):
+        if number:
+            print(f"  it cannot tell right tries from wrong ones yet: {steps} steps more", flush=True)
+        warm_up(model, source, tokenizer.pad_token_id, steps)
         share = share_of_right_verdicts(model, tokenizer)
         print(f"  {share:.1%} of its verdicts on tries are right", flush=True)
         if share >= enough:
             return
-        print(f"  it cannot tell right tries from wrong ones yet: {MORE_STEPS} steps more", flush=True)
-        warm_up(model, source, tokenizer.pad_token_id, MORE_STEPS)
     raise SystemExit("error: the warm-up taught no verdicts; choose another --seed or more --steps")
 
 

@@ -7,8 +7,8 @@
     python examples/operators/study.py objectives --steps 40 --jobs 2  # staleness x objective x learning rate
 
 Each seed has its own warm-up, data and order. All runs of a study train the same number of samples. A run that is
-complete is not run again, so a study can be interrupted and extended. Beside the runs there will be the outcomes
-(.jsonl), its table (.md) and its pictures (.png); ``--from outcomes.jsonl`` makes the latter two again without a run.
+complete is not run again, so a study can be interrupted and extended. Beside the runs there will be their
+outcomes (.jsonl), tables (.md) and pictures (.png); ``--from outcomes.jsonl`` makes the latter two again without a run.
 """
 
 from __future__ import annotations
@@ -151,10 +151,10 @@ def folder_of(folder: Path, variant: Variant, seed: int) -> Path:
     return folder / "runs" / f"{variant.slug}-seed{seed}"
 
 
-def run_one(folder: Path, mesh_file: str, variant: Variant, seed: int, steps: int, *, log: Path | None = None) -> None:
+def run_one(folder: Path, mesh_file: str, variant: Variant, seed: int, steps: int, *, is_alone: bool) -> None:
     """One run of the mesh, unless it is complete. A run that fails is reported and left incomplete.
 
-    With `log`, what the run prints goes there, and OpenMP gets one thread: for runs side by side.
+    What a run prints that is not alone goes to a file beside its folder, and OpenMP gets one thread.
     """
     run = folder_of(folder, variant, seed)
     if is_complete(run, steps):
@@ -174,6 +174,7 @@ def run_one(folder: Path, mesh_file: str, variant: Variant, seed: int, steps: in
     command = [sys.executable, "-m", "rollmesh.cli", "up", str(HERE / mesh_file), "--overwrite"]
     for setting in (*(f"{key}={value}" for key, value in settings.items()), *variant.settings):
         command += ["--set", setting]
+    log = None if is_alone else run.with_suffix(".log")
     started = time.monotonic()
     with open(log, "w", encoding="utf-8") if log else nullcontext() as output:
         environment = os.environ | ({"OMP_NUM_THREADS": "1"} if log else {})
@@ -188,7 +189,7 @@ def run_one(folder: Path, mesh_file: str, variant: Variant, seed: int, steps: in
 
 
 def run_all(
-    folder: Path, study: Study, only: Sequence[str] | None, seeds: Sequence[int], steps: int, jobs: int
+    folder: Path, mesh_file: str, variants: Sequence[Variant], seeds: Sequence[int], steps: int, jobs: int
 ) -> None:
     """All runs that are missing, seed by seed, so that an interrupted study has as much of each row as of another."""
     for seed in seeds:
@@ -196,24 +197,12 @@ def run_all(
     (folder / "runs").mkdir(exist_ok=True)
     with ThreadPoolExecutor(jobs) as pool:
         running = [
-            pool.submit(
-                run_one,
-                folder,
-                study.mesh_file,
-                variant,
-                seed,
-                steps,
-                log=folder_of(folder, variant, seed).with_suffix(".log") if jobs > 1 else None,
-            )
+            pool.submit(run_one, folder, mesh_file, variant, seed, steps, is_alone=jobs == 1)
             for seed in seeds
-            for variant in chosen(study, only)
+            for variant in variants
         ]
         for run in running:
             run.result()
-
-
-def chosen(study: Study, only: Sequence[str] | None) -> list[Variant]:
-    return [variant for variant in study.variants() if not only or variant.label in only]
 
 
 def main() -> None:
@@ -230,16 +219,17 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     study = STUDIES[args.study]
-    unknown = set(args.only or ()) - {variant.label for variant in study.variants()}
-    if unknown:
-        parser.error(f"--only: no row is called {sorted(unknown)}; there are {[v.label for v in study.variants()]}")
+    labels = [variant.label for variant in study.variants()]
+    if unknown := set(args.only or ()) - set(labels):
+        parser.error(f"--only: no row is called {sorted(unknown)}; there are {labels}")
     if args.stored:
         outcomes = read_outcomes(args.stored)
     else:
-        run_all(args.out, study, args.only, args.seeds, args.steps, args.jobs)
+        variants = [variant for variant in study.variants() if not args.only or variant.label in args.only]
+        run_all(args.out, study.mesh_file, variants, args.seeds, args.steps, args.jobs)
         outcomes = [
             read_outcome(run, variant.label, seed)
-            for variant in chosen(study, args.only)
+            for variant in variants
             for seed in args.seeds
             if is_complete(run := folder_of(args.out, variant, seed), args.steps)
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,18 +45,23 @@ def is_complete(run: Path, steps: int) -> bool:
 def read_outcome(run: Path, label: str, seed: int) -> Outcome:
     """The outcome of a complete run, from its folder."""
     evaluations, metrics = read_lines(run / "evaluations.jsonl"), read_lines(run / "metrics.jsonl")
-    staleness: dict[int, int] = {}
-    for step in metrics:
-        for behind, count in step["staleness_histogram"].items():
-            staleness[int(behind)] = staleness.get(int(behind), 0) + count
+    staleness = added({int(behind): count for behind, count in step["staleness_histogram"].items()} for step in metrics)
     return Outcome(
         label=label,
         seed=seed,
         steps=[evaluation["step"] for evaluation in evaluations],
         pass_at_1=[round(evaluation["pass_at_1"], 4) for evaluation in evaluations],
         reward=[round(step["reward/mean"], 4) for step in metrics],
-        staleness=dict(sorted(staleness.items())),
+        staleness=staleness,
     )
+
+
+def added(histograms: Iterable[Mapping[int, int]]) -> dict[int, int]:
+    """The sum of histograms, in order of their keys."""
+    total: Counter[int] = Counter()
+    for histogram in histograms:
+        total.update(histogram)
+    return dict(sorted(total.items()))
 
 
 def write_outcomes(outcomes: Iterable[Outcome], path: Path) -> None:
@@ -85,12 +91,9 @@ def mean_and_error(values: Sequence[float]) -> str:
 
 
 def staleness_shares(outcomes: Iterable[Outcome]) -> str:
-    histogram: dict[int, int] = {}
-    for outcome in outcomes:
-        for behind, count in outcome.staleness.items():
-            histogram[behind] = histogram.get(behind, 0) + count
+    histogram = added(outcome.staleness for outcome in outcomes)
     total = sum(histogram.values())
-    return ", ".join(f"{behind}: {count / total:.1%}" for behind, count in sorted(histogram.items()) if count)
+    return ", ".join(f"{behind}: {count / total:.1%}" for behind, count in histogram.items() if count)
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -180,20 +183,19 @@ def draw_grid(outcomes: Sequence[Outcome], grid: Grid, path: Path) -> None:
         len(grid.tables), len(grid.columns), figsize=size, layout="constrained", sharex=True, sharey=True, squeeze=False
     )
     colors = dict(zip(grid.rows, plt.get_cmap("tab10").colors, strict=False))
-    for (table, column, row), axis in (
-        (place, axes[grid.tables.index(place[0])][grid.columns.index(place[1])]) for place in grid.labels()
-    ):
-        rewards = [outcome.reward for outcome in groups.get(grid.label(table, column, row), [])]
-        for reward in rewards:
-            axis.plot(range(1, len(reward) + 1), reward, color=colors[row], lw=0.4, alpha=0.5)
-        means = [statistics.mean(step) for step in zip(*rewards, strict=False)]
-        axis.plot(range(1, len(means) + 1), means, color=colors[row], lw=1.6, label=row)
-        axis.set_title(f"{column}, {table}", fontsize="medium")
-        axis.set_ylim(0, 1)
+    for table, panels in zip(grid.tables, axes, strict=True):
+        panels[0].set_ylabel("training reward")
+        for column, axis in zip(grid.columns, panels, strict=True):
+            axis.set_title(f"{column}, {table}", fontsize="medium")
+            axis.set_ylim(0, 1)
+            for row, color in colors.items():
+                rewards = [outcome.reward for outcome in groups.get(grid.label(table, column, row), [])]
+                for reward in rewards:
+                    axis.plot(range(1, len(reward) + 1), reward, color=color, lw=0.4, alpha=0.5)
+                means = [statistics.mean(step) for step in zip(*rewards, strict=False)]
+                axis.plot(range(1, len(means) + 1), means, color=color, lw=1.6, label=row)
     for axis in axes[-1]:
         axis.set_xlabel("step")
-    for row in axes:
-        row[0].set_ylabel("training reward")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(grid.rows), frameon=False)
     figure.savefig(path, dpi=110)

@@ -11,7 +11,7 @@ from transformers.core_model_loading import Concatenate, WeightConverter
 from rollmesh.errors import ConfigError
 from rollmesh.types import TensorSpec
 from services.learner.checkpoint_names import CheckpointNames
-from tests.integration.tiny_model import make_tiny_mixture, make_tiny_model
+from tests.integration.tiny_model import SIZES, make_tiny_mixture, make_tiny_model
 
 
 def specs_of(model: PreTrainedModel) -> list[TensorSpec]:
@@ -19,16 +19,7 @@ def specs_of(model: PreTrainedModel) -> list[TensorSpec]:
 
 
 def make_mixtral(folder: Path) -> PreTrainedModel:
-    config = MixtralConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        num_local_experts=3,
-        num_experts_per_tok=2,
-    )
+    config = MixtralConfig(**SIZES, num_hidden_layers=2, num_local_experts=3, num_experts_per_tok=2)
     model = MixtralForCausalLM(config)
     model.save_pretrained(folder)
     return model

@@ -45,5 +45,10 @@ def test_a_warm_up_is_prolonged_until_verdicts_are_right(monkeypatch: pytest.Mon
 def test_a_warm_up_that_teaches_no_verdicts_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = build.build_tokenizer()
     monkeypatch.setattr(build, "MORE_STEPS", 1)
+    judge, judged = build.share_of_right_verdicts, []
+    monkeypatch.setattr(
+        build, "share_of_right_verdicts", lambda *arguments: judged.append(judge(*arguments)) or judged[-1]
+    )
     with pytest.raises(SystemExit, match="taught no verdicts; choose another --seed"):
         build.warm_up_until_it_can_tell(build.build_model(tokenizer), tokenizer, seed=0, num_steps=1, enough=1.0)
+    assert len(judged) == 1 + build.MOST_ROUNDS  # the last prolongation is judged as well
