@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -86,6 +86,14 @@ class LossSection(Section):
     aggregation: Aggregation = "token_mean"
     constant_tokens: PositiveInt | None = None
     """With `constant`: what each sequence's sum is divided by; none is sampling.max_new_tokens."""
+
+
+class ResolvedCorrection(NamedTuple):
+    """The off-policy correction of a run, with every `auto` resolved."""
+
+    type: str
+    ratio: str
+    """The policy that the loss's ratio is taken against: "behaviour" or "old"."""
 
 
 class CorrectionSection(Section):
@@ -188,6 +196,40 @@ class AlgorithmSection(Section):
     @property
     def needs_groups(self) -> bool:
         return self.advantage.estimator in GROUP_ESTIMATORS
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl.coef > 0
+
+    def resolve_correction(self, max_staleness: int) -> ResolvedCorrection:
+        """The correction of a run with training.max_staleness ``max_staleness``.
+
+        The preset grpo gives ("tis", "old") at 0 and ("none", "behaviour") above.
+        """
+        section, loss, is_asynchronous = self.correction, self.loss.type, max_staleness > 0
+        kind: str = section.type
+        if kind == "auto":
+            weighs_tokens = loss == "policy_gradient" or (not is_asynchronous and loss != "gspo")
+            kind = "tis" if weighs_tokens and section.ratio != "behaviour" else "none"
+        if kind in ("m2po", "dppo"):
+            return ResolvedCorrection(kind, "behaviour")
+        if kind != "none":
+            return ResolvedCorrection(kind, "old")
+        if section.ratio != "auto":
+            return ResolvedCorrection(kind, section.ratio)
+        return ResolvedCorrection(kind, "behaviour" if is_asynchronous else "old")
+
+    def needs_old_pass(self, max_staleness: int, updates_per_batch: int) -> bool:
+        """Whether the learner computes log-probabilities before the first optimiser step of a batch.
+
+        It does where the reward has a KL term, where the correction chooses its tokens once for the batch, and where
+        several optimiser steps move away from the policy that the ratio is taken against.
+        """
+        kind, ratio = self.resolve_correction(max_staleness)
+        has_kl_in_reward = self.needs_reference and self.kl.place == "reward"
+        is_approximated = kind == "decoupled" and self.correction.proximal == "approximated"
+        moves_from_old = updates_per_batch > 1 and ratio == "old" and not is_approximated
+        return has_kl_in_reward or kind == "m2po" or moves_from_old
 
 
 def _check_limits(section: AlgorithmSection) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rollmesh.config.section import Section
+from rollmesh.errors import ConfigError
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -85,6 +86,23 @@ class TrainingSection(Section):
     def num_slots(self) -> int:
         return self.slots or (self.max_staleness + 1) * self.prompts_per_step
 
+    @model_validator(mode="after")
+    def _check_slots(self) -> TrainingSection:
+        batch, most = self.prompts_per_step, (self.max_staleness + 1) * self.prompts_per_step
+        if self.num_slots < batch:
+            raise ConfigError(
+                "training.slots",
+                f"{self.slots} open groups can never fill a batch of training.prompts_per_step = {batch} (deadlock)",
+                f"use {batch} to {most}",
+            )
+        if self.num_slots > most:
+            raise ConfigError(
+                "training.slots",
+                f"{self.slots} breaks the staleness bound: slots ≤ (max_staleness + 1) × prompts_per_step = {most}",
+                f"use {batch} to {most} or raise training.max_staleness",
+            )
+        return self
+
 
 class SamplingSection(Section):
     """How training samples are drawn. Learner and reference use the same temperature."""
@@ -97,6 +115,20 @@ class SamplingSection(Section):
     """Generated tokens of a sample at most."""
     is_seeded: bool = False
     """Give every sample its own seed, derived from run.seed and its prompt; slower."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no token is cut from the distribution that is sampled from."""
+        return self.top_p == 1 and self.top_k == 0
+
+    def check_room(self, model: ModelSection) -> None:
+        """Raises ConfigError if the response leaves no room for a prompt."""
+        if self.max_new_tokens >= model.max_length:
+            raise ConfigError(
+                "sampling.max_new_tokens",
+                f"{self.max_new_tokens} leaves no room for a prompt in model.max_length {model.max_length}",
+                "lower the one or raise the other",
+            )
 
 
 class EvaluationSection(Section):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rollmesh.config.section import Section
 from rollmesh.config.shared import PositiveFloat, PositiveInt
+from rollmesh.errors import ConfigError
 
 
 class CoordinatorSection(Section):
@@ -26,3 +27,13 @@ class CoordinatorSection(Section):
     """The run stops when more than this part of the groups that ended (and at least a batch of them) FAILED."""
     stall_timeout_s: PositiveFloat = 600.0
     """The run fails, saying who waits for whom, after so long without any progress."""
+
+    @model_validator(mode="after")
+    def _check_timeout(self) -> CoordinatorSection:
+        if self.member_timeout_s <= 2 * self.heartbeat_interval_s:
+            raise ConfigError(
+                "coordinator.member_timeout_s",
+                f"{self.member_timeout_s:g} is not more than two heartbeats of {self.heartbeat_interval_s:g} s",
+                "raise it",
+            )
+        return self

@@ -62,7 +62,7 @@ def check(config: MeshConfig) -> Iterator[Finding]:
 
 
 def _describe_algorithm(config: MeshConfig) -> Finding:
-    section, (correction, anchor) = config.algorithm, config.correction
+    section, (correction, anchor) = config.algorithm, config.algorithm.resolve_correction(config.training.max_staleness)
     loss = f"{section.loss.type} loss, {section.loss.aggregation.replace('_', ' ')}"
     ratio = f"ratio against the {'behaviour' if anchor == 'behaviour' else 'old'} policy"
     weights = "" if correction == "none" else f", {correction}"

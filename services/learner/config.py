@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rollmesh.config.section import Section
-from rollmesh.config.shared import PositiveFloat, PositiveInt
+from rollmesh.config.shared import ModelSection, PositiveFloat, PositiveInt, TrainingSection
+from rollmesh.errors import ConfigError
+
+_ATTENTION = re.compile(r"(paged\|)?(eager|sdpa|flex_attention|flash_attention_\d+)")
 
 
 class OptimizerSection(Section):
@@ -83,3 +87,44 @@ class LearnerSection(Section):
     """How long to wait for a batch before the run fails; begins anew if groups were filtered meanwhile."""
     should_record_batches: bool = False
     """Write every batch to the run folder (`batches/`), so that a step can be repeated and studied."""
+
+    @property
+    def updates_per_batch(self) -> int:
+        """Optimiser steps on each batch."""
+        return self.steps_per_batch * self.epochs_per_batch
+
+    @model_validator(mode="after")
+    def _check_attention(self) -> LearnerSection:
+        """Implementations have a few names in transformers, and `owner/name` where they come from elsewhere."""
+        if "/" not in self.attention and not _ATTENTION.fullmatch(self.attention):
+            raise ConfigError(
+                "learner.attention",
+                f"{self.attention!r} is not known",
+                "use eager, sdpa, flex_attention or flash_attention_2",
+            )
+        return self
+
+    def check_sample_fits(self, model: ModelSection) -> None:
+        """Raises ConfigError if the longest sample is larger than a micro-batch."""
+        if model.max_length > self.tokens_per_micro_batch:
+            raise ConfigError(
+                "learner.tokens_per_micro_batch",
+                f"{self.tokens_per_micro_batch} cannot hold one sample of model.max_length {model.max_length}",
+                "raise it to at least that",
+            )
+
+    def check_batch_divides(self, training: TrainingSection) -> None:
+        """Raises ConfigError if a batch cannot be dealt to the ranks, or cut into the optimiser steps."""
+        batch = training.prompts_per_step
+        if batch % self.num_ranks:
+            raise ConfigError(
+                "training.prompts_per_step",
+                f"{batch} is not divisible by learner.num_ranks {self.num_ranks}",
+                f"use a multiple of {self.num_ranks}",
+            )
+        if self.steps_per_batch > batch:
+            raise ConfigError(
+                "learner.steps_per_batch",
+                f"{self.steps_per_batch} optimiser steps need more groups than training.prompts_per_step {batch}",
+                f"use at most {batch}",
+            )

@@ -51,10 +51,10 @@ class Objective:
     """
 
     def __init__(self, config: MeshConfig) -> None:
-        section, correction = config.algorithm, config.correction
+        section = config.algorithm
         self._policy_loss = POLICY_LOSSES[section.loss.type]
         self._clip = Clip(section.loss.clip_low, section.loss.clip_high, section.loss.dual_clip)
-        self._correction = CORRECTIONS[correction]
+        self._correction = CORRECTIONS[section.resolve_correction(config.training.max_staleness)]
         self._limits = Limits(
             low=section.correction.low,
             high=section.correction.high,

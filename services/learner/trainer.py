@@ -69,7 +69,10 @@ class Trainer:
         kl = config.algorithm.kl
         self._kl = KLController(kl.coef, kl.target, kl.horizon)
         self._moments = RunningMoments()
-        self._num_updates = config.updates_per_batch
+        self._num_updates = config.learner.updates_per_batch
+        staleness = config.training.max_staleness
+        self._correction = config.algorithm.resolve_correction(staleness)
+        self._needs_old_pass = config.algorithm.needs_old_pass(staleness, self._num_updates)
 
     def train(self, parts: Sequence[Sequence[Group]], step: int, learner_number: int) -> StepStatistics:
         """All optimiser steps on one batch. Collective: every rank calls it with its own share, which may be empty.
@@ -130,7 +133,7 @@ class Trainer:
             reference=experience.reference,
         )
         old = values = None
-        if self._config.needs_old_pass or self._critic is not None:
+        if self._needs_old_pass or self._critic is not None:
             old, values = self._evaluate(experience, columns)
         result = self._advantages(experience, old, values)
         columns = replace(
@@ -167,7 +170,7 @@ class Trainer:
 
     def _evaluate(self, experience: Experience, columns: TokenColumns) -> tuple[Tensor | None, Tensor | None]:
         """Log-probabilities of the policy and values of the critic before the first step, each float32 [N]."""
-        old = torch.zeros(experience.tokens.size) if self._config.needs_old_pass else None
+        old = torch.zeros(experience.tokens.size) if self._needs_old_pass else None
         values = torch.zeros(experience.tokens.size) if self._critic is not None else None
         layouts, num_passes = self._layouts(experience, slice(0, len(experience.sequences)))
         for batch in self._micro_batches(experience, layouts, num_passes, columns):
@@ -224,7 +227,7 @@ class Trainer:
             section.loss.aggregation, part.tokens, part.groups, constant, self._sum_over_ranks
         )
         kept = columns.is_kept
-        if self._config.correction[0] == "m2po":
+        if self._correction.type == "m2po":
             assert columns.old is not None
             kept = torch.ones(len(columns.old), dtype=torch.bool)
             kept[part.columns] = second_moment_mask(

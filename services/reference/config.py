@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from rollmesh.config.section import Section
-from rollmesh.config.shared import PositiveInt
+from rollmesh.config.shared import ModelSection, PositiveInt
+from rollmesh.errors import ConfigError
 
 
 class ReferenceSection(Section):
@@ -20,3 +21,12 @@ class ReferenceSection(Section):
     """Tokens in one forward pass, padding included."""
     num_threads: PositiveInt = 1
     """Threads of the forward pass on CPU."""
+
+    def check_sample_fits(self, model: ModelSection) -> None:
+        """Raises ConfigError if the longest sample is larger than a forward pass."""
+        if model.max_length > self.tokens_per_batch:
+            raise ConfigError(
+                "reference.tokens_per_batch",
+                f"{self.tokens_per_batch} cannot hold one sample of model.max_length {model.max_length}",
+                "raise it to at least that",
+            )

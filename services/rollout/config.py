@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field
@@ -46,3 +47,12 @@ class RolloutSection(Section):
     """Tries to score one sample before its group fails."""
     start_timeout_s: PositiveFloat = 600.0
     """Time the engine may take to start."""
+
+    def open_groups(self, samples_per_prompt: int) -> int:
+        """Groups that one worker holds at the same time, with the default of `max_open_groups` worked out.
+
+        64 sequences and groups of 8 give 16: eight groups generate while eight wait or are being scored.
+        """
+        if self.max_open_groups is not None:
+            return self.max_open_groups
+        return max(1, math.ceil(2 * self.engine.max_num_seqs / samples_per_prompt))

@@ -109,7 +109,9 @@ class Worker:
             has_reference=self._reference is not None,
             progress=self._progress,
         )
-        pool = GroupPool(runner, self._delivery, self._progress, config.max_open_groups)
+        pool = GroupPool(
+            runner, self._delivery, self._progress, config.rollout.open_groups(config.training.samples_per_prompt)
+        )
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._redis.aclose)
             await stack.enter_async_context(self._client)

@@ -92,7 +92,7 @@ class WorkerRig:
 
     async def engine_alone(self, samplings: Sequence[SamplingSpec]) -> Throughput:
         """The same prompts and samples with as many groups open at a time; nothing is done with the answers."""
-        room = asyncio.Semaphore(self._config.max_open_groups)
+        room = asyncio.Semaphore(self._config.rollout.open_groups(self._config.training.samples_per_prompt))
 
         async def generate(index: int, sampling: SamplingSpec) -> int:
             async with room:

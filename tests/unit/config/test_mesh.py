@@ -138,7 +138,7 @@ def test_the_correction_follows_from_staleness_where_it_is_not_named(
     mesh_file: Path, staleness: int, overrides: list[str], resolved: tuple[str, str]
 ) -> None:
     settings = [f"training.max_staleness={staleness}", *(f"algorithm.{override}" for override in overrides)]
-    assert load_mesh(mesh_file, settings).correction == resolved
+    assert load_mesh(mesh_file, settings).algorithm.resolve_correction(staleness) == resolved
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,9 @@ def test_the_correction_follows_from_staleness_where_it_is_not_named(
 def test_old_log_probabilities_are_computed_apart_only_where_they_differ_or_come_first(
     mesh_file: Path, overrides: list[str], is_needed: bool
 ) -> None:
-    assert load_mesh(mesh_file, overrides).needs_old_pass == is_needed
+    config = load_mesh(mesh_file, overrides)
+    staleness, updates = config.training.max_staleness, config.learner.updates_per_batch
+    assert config.algorithm.needs_old_pass(staleness, updates) == is_needed
 
 
 @pytest.mark.parametrize(
