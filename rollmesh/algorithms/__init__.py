@@ -11,7 +11,6 @@ summed by a function that the caller gives (`reduction`), so no result depends o
 `corrections`        what is done about tokens of older policies
 `aggregate`          tokens to one number per step
 `kl`                 divergence from the reference
-`logprobs`           logits to log-probabilities and entropies
 `statistics`         what the metrics say about importance weights and values
 ==================  ==========================================================
 """

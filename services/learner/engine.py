@@ -24,17 +24,17 @@ from torch import Tensor, nn
 
 from rollmesh.config import merge
 from rollmesh.errors import ConfigError, RollMeshError
+from rollmesh.models.loading import ModelSource, load_causal_lm
 from rollmesh.types import TensorSpec
 from services.config import MeshConfig
 from services.learner.batching import MicroBatch
 from services.learner.checkpoint_names import CheckpointNames
 from services.learner.config import OptimizerSection
-from services.learner.policy import PolicyModel, load_causal_lm
+from services.learner.policy import PolicyModel
 from services.learner.ranks import Ranks
 
 LossFunction = Callable[[tuple[Tensor, ...], MicroBatch], tuple[Tensor, Tensor]]
 """The module's outputs and the micro-batch on the device to its share of the loss, and to float64 sums for metrics."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class TrainingEngine:
@@ -176,7 +176,9 @@ class PolicyEngine(TrainingEngine):
         section = config.learner
         torch.manual_seed(config.run.seed)
         causal_lm = load_causal_lm(
-            config.model.path, DTYPES[section.dtype], section.attention, config.model.trust_remote_code
+            ModelSource(
+                config.model.path, section.dtype, section.attention, config.model.trust_remote_code, "model.path"
+            )
         )
         if section.gradient_checkpointing:
             causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

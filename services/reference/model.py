@@ -9,16 +9,15 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
 from rollmesh.errors import ConfigError, UnavailableError
+from rollmesh.models.loading import ModelSource, describe, load_causal_lm
+from rollmesh.models.logprobs import target_logprobs
+from rollmesh.models.wanted import WantedLogits
 from rollmesh.types import Float32Array, Int32Array
-
-_SOFTMAX_ROWS = 1024
-"""Positions whose logits are held in float32 at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +49,7 @@ class FrozenPolicy:
     def __init__(self, model: Any, device: torch.device) -> None:
         self._model = model
         self._device = device
-        self._wanted: torch.Tensor | None = None
-        # Only wanted positions pass the output layer: on large vocabularies it and the softmax cost most of the memory.
-        # Hooked in front of it, because what some models do after it (scaling, soft caps) has to stay.
-        model.get_output_embeddings().register_forward_pre_hook(self._keep_wanted)
-
-    def _keep_wanted(self, _: Any, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (arguments[0][self._wanted],)
+        self._logits = WantedLogits(model)
 
     @classmethod
     def load(cls, path: Path, *, dtype: str, device: str, place: str, trust_remote_code: bool = False) -> Self:
@@ -75,21 +68,7 @@ class FrozenPolicy:
         target = choose_device(device)
         _check_folder(path, place, trust_remote_code)
         disable_progress_bar()
-        try:
-            model, info = AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype="auto" if dtype == "auto" else getattr(torch, dtype),
-                trust_remote_code=trust_remote_code,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            problem = f"the model in {path} cannot be loaded ({_first_line(error)})"
-            raise ConfigError(place, problem, "name a complete Hugging Face folder of a causal LM") from error
-        missing = sorted(info["missing_keys"])
-        if missing:  # they would be random numbers
-            problem = f"{path} lacks {len(missing)} weights of {type(model).__name__} (first: {missing[0]})"
-            raise ConfigError(place, problem, "name a folder with all weights of a causal LM")
+        model = load_causal_lm(ModelSource(path, dtype, None, trust_remote_code, place))
         return cls(model.to(target).eval().requires_grad_(False), target)
 
     @property
@@ -125,28 +104,18 @@ class FrozenPolicy:
         positions = torch.arange(shape[1], device=self._device)
         is_token = positions < num_tokens[:, None]
         token_ids = torch.from_numpy(ids).to(self._device)
-        self._wanted = torch.from_numpy(wanted).to(self._device)
-        logits = self._model(
+        predictors = torch.from_numpy(np.flatnonzero(wanted)).to(self._device)
+        logits = self._logits(
+            predictors,
             input_ids=token_ids,
             attention_mask=is_token.long(),
             position_ids=torch.minimum(positions, num_tokens[:, None] - 1),
-            use_cache=False,
-        ).logits
-        targets = token_ids.roll(-1, dims=1)[self._wanted]
+        ).logits[0]
+        targets = token_ids.flatten()[predictors + 1]
         counts = [job.num_response_tokens for job in jobs]
         temperatures = np.repeat(np.array([job.temperature for job in jobs], np.float32), counts)
-        logprobs = _pick(logits, targets, torch.from_numpy(temperatures).to(self._device)).cpu().numpy()
+        logprobs = target_logprobs(logits, targets, torch.from_numpy(temperatures).to(self._device)).cpu().numpy()
         return np.split(logprobs, np.cumsum(counts)[:-1])
-
-
-def _pick(logits: torch.Tensor, targets: torch.Tensor, temperatures: torch.Tensor) -> torch.Tensor:
-    """[N, V], [N], [N] → float32 [N]."""
-    parts = []
-    for start in range(0, len(targets), _SOFTMAX_ROWS):
-        rows = slice(start, start + _SOFTMAX_ROWS)
-        scaled = logits[rows].float() / temperatures[rows, None]
-        parts.append(scaled.gather(1, targets[rows, None]).squeeze(1) - scaled.logsumexp(1))
-    return torch.cat(parts)
 
 
 def choose_device(name: str) -> torch.device:
@@ -165,13 +134,9 @@ def _check_folder(path: Path, place: str, trust_remote_code: bool) -> None:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise ConfigError(place, f"{path}/config.json is not usable ({_first_line(error)})", "correct it") from error
+        raise ConfigError(place, f"{path}/config.json is not usable ({describe(error)})", "correct it") from error
     architectures = getattr(config, "architectures", None) or []
     known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     if architectures and not known.intersection(architectures) and not getattr(config, "auto_map", None):
         problem = f"{path} holds a {architectures[0]}, which is not a causal language model"
         raise ConfigError(place, problem, "name the folder of a causal LM")
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no details'}"

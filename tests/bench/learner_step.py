@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from rollmesh.algorithms.pipeline import Trajectories, estimate_advantages
+from rollmesh.models.loading import ModelSource, load_causal_lm
 from rollmesh.types import Group
 from services.config import MeshConfig
 from services.learner.batching import MicroBatch, TokenColumns, pack, plan_layouts
 from services.learner.checkpoint import Learnables
 from services.learner.engine import PolicyEngine
 from services.learner.experience import build_experience
-from services.learner.policy import load_causal_lm
 from services.learner.ranks import Ranks
 from services.learner.trainer import Trainer
 from tests.bench.figures import Figure, median, paired, timed
@@ -97,7 +97,8 @@ class _BareLoop:
     def __init__(self, config: MeshConfig, batches: list[MicroBatch]) -> None:
         section = config.learner.optimizer
         self.batches = batches
-        self.model = load_causal_lm(config.model.path, torch.float32, config.learner.attention, False)
+        source = ModelSource(config.model.path, "float32", config.learner.attention, False, "model.path")
+        self.model = load_causal_lm(source)
         self.model.train()
         self._clip = config.algorithm.loss
         self._max_grad_norm = section.max_grad_norm

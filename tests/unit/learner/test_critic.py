@@ -16,7 +16,7 @@ from rollmesh.algorithms.statistics import explained_variance
 from rollmesh.errors import ConfigError
 from services.config import MeshConfig
 from services.learner.batching import TokenColumns, empty_micro_batch, pack, plan_layouts
-from services.learner.critic import load_value_model, value_loss
+from services.learner.critic import load_critic, value_loss
 from services.learner.experience import build_experience
 from tests.unit.learner.samples import mesh_config, random_groups, write_tiny_model
 
@@ -50,7 +50,7 @@ def test_a_fresh_head_is_small_and_the_same_on_every_rank(policy: Path, tmp_path
     heads = []
     for seed in (1, 2):
         torch.manual_seed(seed)  # what else was drawn before
-        heads.append(load_value_model(_config(policy, tmp_path)).head.weight.detach())
+        heads.append(load_critic(_config(policy, tmp_path)).head.weight.detach())
     assert torch.equal(*heads)
     assert heads[0].shape == (1, 64)
     assert heads[0].std().item() == pytest.approx(1 / 65, rel=0.3)
@@ -58,7 +58,7 @@ def test_a_fresh_head_is_small_and_the_same_on_every_rank(policy: Path, tmp_path
 
 def test_a_reward_models_head_is_kept_and_its_values_are_the_rewards(policy: Path, tmp_path: Path) -> None:
     reward_model = _reward_model(policy, tmp_path / "reward")
-    model = load_value_model(_config(policy, tmp_path, tmp_path / "reward"))
+    model = load_critic(_config(policy, tmp_path, tmp_path / "reward"))
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     with torch.no_grad():
         (values,) = model(ids, torch.arange(5)[None], torch.tensor([4]), torch.tensor([0]))
@@ -74,7 +74,7 @@ def test_the_head_may_have_the_name_that_the_folder_says(policy: Path, tmp_path:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = {**json.loads((folder / "config.json").read_text()), "value_head_prefix": "value_head"}
     (folder / "config.json").write_text(json.dumps(config))
-    assert torch.equal(load_value_model(_config(policy, tmp_path, folder)).head.weight.detach(), weight)
+    assert torch.equal(load_critic(_config(policy, tmp_path, folder)).head.weight.detach(), weight)
 
 
 def test_a_reward_model_without_its_head_is_refused(policy: Path, tmp_path: Path) -> None:
@@ -84,24 +84,24 @@ def test_a_reward_model_without_its_head_is_refused(policy: Path, tmp_path: Path
     del tensors["score.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConfigError, match=r"learner\.critic\.model_path: .* is a reward model without a score\.weight"):
-        load_value_model(_config(policy, tmp_path, folder))
+        load_critic(_config(policy, tmp_path, folder))
 
 
 def test_a_folder_that_is_not_there_is_refused(policy: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"learner\.critic\.model_path: '.*absent' is not a folder"):
-        load_value_model(_config(policy, tmp_path, tmp_path / "absent"))
+        load_critic(_config(policy, tmp_path, tmp_path / "absent"))
 
 
 def test_a_head_of_several_numbers_is_refused(policy: Path, tmp_path: Path) -> None:
     _reward_model(policy, tmp_path / "classes", num_labels=3)
     with pytest.raises(ConfigError, match=r"has shape \(3, 64\), not \(1, 64\)"):
-        load_value_model(_config(policy, tmp_path, tmp_path / "classes"))
+        load_critic(_config(policy, tmp_path, tmp_path / "classes"))
 
 
 @pytest.mark.parametrize("is_single_row", [False, True])
 def test_packed_values_equal_those_of_each_sequence_alone(policy: Path, tmp_path: Path, is_single_row: bool) -> None:
     _reward_model(policy, tmp_path / "reward")
-    model = load_value_model(_config(policy, tmp_path, tmp_path / "reward"))
+    model = load_critic(_config(policy, tmp_path, tmp_path / "reward"))
     experience = build_experience([random_groups(3, 4, lengths=(1, 30))], False)
     sequences, columns = experience.sequences, _columns(experience.tokens.size)
     packed, alone = torch.zeros(experience.tokens.size), []
@@ -117,7 +117,7 @@ def test_packed_values_equal_those_of_each_sequence_alone(policy: Path, tmp_path
 
 
 def test_values_of_bfloat16_weights_are_float32(policy: Path, tmp_path: Path) -> None:
-    model = load_value_model(_config(policy, tmp_path, dtype="bfloat16"))
+    model = load_critic(_config(policy, tmp_path, dtype="bfloat16"))
     (values,) = model(torch.tensor([[5, 6]]), torch.arange(2)[None], torch.tensor([0]), torch.tensor([6]))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert values.dtype == torch.float32
@@ -139,7 +139,7 @@ def test_the_loss_is_the_clipped_one_averaged_over_the_tokens_of_the_whole_step(
 
 
 def test_an_empty_micro_batch_has_gradients_of_exactly_0(policy: Path, tmp_path: Path) -> None:
-    model = load_value_model(_config(policy, tmp_path))
+    model = load_critic(_config(policy, tmp_path))
     batch = empty_micro_batch(_columns(4, values=torch.ones(4), returns=torch.ones(4)))
     (values,) = model(batch.input_ids, batch.position_ids, batch.predictors, batch.targets)
     loss, sums = value_loss(values, batch, 10.0, 0.5)

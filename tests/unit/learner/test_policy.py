@@ -10,7 +10,8 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM, Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from rollmesh.errors import ConfigError
-from services.learner.policy import PolicyModel, load_causal_lm
+from rollmesh.models.loading import ModelSource, load_causal_lm
+from services.learner.policy import PolicyModel
 from tests.unit.learner.samples import VOCABULARY, write_tiny_model
 
 SIZES: dict[str, Any] = {
@@ -35,8 +36,12 @@ def _mixture() -> Qwen3MoeForCausalLM:
     return Qwen3MoeForCausalLM(config)
 
 
+def _source(folder: Path) -> ModelSource:
+    return ModelSource(folder, "float32", "sdpa", False, "model.path")
+
+
 def _dense(folder: Path) -> Any:
-    return load_causal_lm(write_tiny_model(folder), torch.float32, "sdpa", False)
+    return load_causal_lm(_source(write_tiny_model(folder)))
 
 
 def _gradients(model: torch.nn.Module) -> list[torch.Tensor]:
@@ -101,17 +106,6 @@ def test_an_entropy_bonus_reaches_the_weights_at_the_sampling_temperature(tmp_pa
 def test_dropout_and_the_routers_noise_are_off(tmp_path: Path) -> None:
     config = MixtralConfig(**SIZES, num_local_experts=4, router_jitter_noise=0.3, attention_dropout=0.4)
     MixtralForCausalLM(config).save_pretrained(tmp_path)
-    model = PolicyModel(load_causal_lm(tmp_path, torch.float32, "sdpa", False), 1.0).train()
+    model = PolicyModel(load_causal_lm(_source(tmp_path)), 1.0).train()
     first, second = (model(INPUT_IDS, POSITION_IDS, PREDICTORS, TARGETS)[0] for _ in range(2))
     assert torch.equal(first, second)
-
-
-def test_a_folder_that_lacks_weights_is_refused(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    write_tiny_model(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    del tensors["model.layers.1.mlp.up_proj.weight"]
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ConfigError, match=r"model\.path: .* lacks 1 weights .*model\.layers\.1\.mlp\.up_proj\.weight"):
-        load_causal_lm(tmp_path, torch.float32, "sdpa", False)

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Co
 
 from rollmesh.errors import ConfigError
 from rollmesh.types import Float32Array
-from services.reference import model as model_module
 from services.reference.model import FrozenPolicy, LogProbJob, choose_device
 from tests.unit.reference.conftest import VOCAB_SIZE
 
@@ -51,14 +50,6 @@ def test_any_batch_gives_what_each_sequence_gives_alone(any_model_path: Path) ->
         for logprobs, wanted in zip(policy.compute_logprobs(jobs[start:end]), expected[start:end], strict=True):
             assert logprobs.dtype == np.float32
             np.testing.assert_allclose(logprobs, wanted, atol=1e-5)
-
-
-def test_the_softmax_in_several_parts_gives_the_same(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy, jobs = load(model_path), random_jobs(5)
-    whole = policy.compute_logprobs(jobs)
-    monkeypatch.setattr(model_module, "_SOFTMAX_ROWS", 7)
-    for part, all_at_once in zip(policy.compute_logprobs(jobs), whole, strict=True):
-        np.testing.assert_allclose(part, all_at_once, atol=1e-6)
 
 
 def test_bfloat16_is_near_float32_and_its_answers_are_float32(model_path: Path) -> None:

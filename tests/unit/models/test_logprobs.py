@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rollmesh.algorithms.logprobs import token_logprobs
+from rollmesh.models.logprobs import target_logprobs, token_logprobs
 
 
 def _plain(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,6 +47,17 @@ def test_the_gradient_of_the_entropies_equals_that_of_plain_autograd_in_float64(
         loss = loss + (logprobs * weights[0]).sum()
     (gradient,) = torch.autograd.grad(loss, logits)
     torch.testing.assert_close(gradient.double(), expected, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk_elements", [1, 13 * 4, 10**9])
+def test_log_probabilities_alone_have_a_temperature_for_each_token(chunk_elements: int) -> None:
+    torch.manual_seed(4)
+    logits, targets = 3 * torch.randn(11, 13), torch.randint(0, 13, (11,))
+    temperatures = torch.tensor([0.5, 1.0, 1.3])[torch.arange(11) % 3]
+    expected = (logits / temperatures[:, None]).log_softmax(-1)[torch.arange(11), targets]
+    logprobs = target_logprobs(logits, targets, temperatures, chunk_elements)
+    torch.testing.assert_close(logprobs, expected, atol=1e-6, rtol=1e-6)
+    assert target_logprobs(logits[:0], targets[:0], temperatures[:0]).shape == (0,)
 
 
 def test_the_gradient_is_that_of_finite_differences() -> None:

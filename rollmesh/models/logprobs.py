@@ -38,6 +38,29 @@ def token_logprobs(
     return logprobs, entropies
 
 
+def target_logprobs(
+    logits: Tensor, targets: Tensor, temperatures: Tensor, max_chunk_elements: int = MAX_CHUNK_ELEMENTS
+) -> Tensor:
+    """Log-probabilities alone, each at a temperature of its own: half the work where nothing is trained.
+
+    Args:
+        logits: [N, V].
+        targets: int64 [N].
+        temperatures: float32 [N], greater than 0.
+        max_chunk_elements: elements of ``logits`` converted at one time.
+
+    Returns:
+        float32 [N].
+    """
+    parts = []
+    chunk = max(1, max_chunk_elements // logits.shape[1])
+    for start in range(0, len(targets), chunk):
+        rows = slice(start, start + chunk)
+        scaled = logits[rows].float() / temperatures[rows, None]
+        parts.append(scaled.gather(1, targets[rows, None]).squeeze(1) - scaled.logsumexp(1))
+    return torch.cat(parts) if parts else temperatures.new_zeros(0)
+
+
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(

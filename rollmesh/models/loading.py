@@ -1,0 +1,86 @@
+"""Loading models from local folders. Nothing is downloaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from rollmesh.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model folder, and how to load the model in it.
+
+    Attributes:
+        path: the folder.
+        dtype: of the parameters: "float32", "bfloat16", "float16", or "auto" for the dtype of the checkpoint.
+        attention: transformers' attn_implementation; None leaves the choice to transformers.
+        trust_remote_code: run Python code that lies in the folder.
+        place: the configuration path that named the folder, for errors.
+    """
+
+    path: Path
+    dtype: str
+    attention: str | None
+    trust_remote_code: bool
+    place: str
+
+
+def load_causal_lm(source: ModelSource) -> Any:
+    """Load a causal language model; see `load_pretrained`."""
+    from transformers import AutoModelForCausalLM
+
+    return load_pretrained(AutoModelForCausalLM, source)
+
+
+def load_pretrained(auto_class: Any, source: ModelSource) -> Any:
+    """Load a model with every dropout and the routers' noise off.
+
+    Dropout and noise would make the policy that trains another than the policy that was sampled.
+
+    Args:
+        auto_class: of transformers.
+        source: the folder.
+
+    Raises:
+        ConfigError: the model cannot be loaded, or the folder lacks some of the model's weights.
+    """
+    from transformers import AutoConfig
+
+    options = {"local_files_only": True, "trust_remote_code": source.trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(source.path, **options)
+        _turn_randomness_off(config)
+        model, info = auto_class.from_pretrained(
+            source.path,
+            config=config,
+            dtype="auto" if source.dtype == "auto" else getattr(torch, source.dtype),
+            attn_implementation=source.attention,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        problem = f"the model in {source.path} cannot be loaded ({describe(error)})"
+        raise ConfigError(source.place, problem, "name a complete Hugging Face model folder") from error
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers fills them with random numbers
+        problem = f"{source.path} lacks {len(missing)} weights of {type(model).__name__} (first: {missing[0]})"
+        raise ConfigError(source.place, problem, "name a folder with all of them")
+    return model
+
+
+def _turn_randomness_off(config: Any) -> None:
+    for name, value in vars(config).items():
+        if isinstance(value, float) and ("dropout" in name or name.endswith(("_pdrop", "_jitter_noise"))):
+            setattr(config, name, 0.0)
+
+
+def describe(error: BaseException) -> str:
+    """The type of an error and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no details'}"
