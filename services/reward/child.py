@@ -15,15 +15,15 @@ The function is called in the main thread: code that sets alarms works.
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
+import importlib.abc
+import importlib.machinery
 import importlib.util
 import inspect
 import io
 import json
 import math
 import os
-import signal
 import socket
 import struct
 import sys
@@ -44,8 +44,9 @@ MAX_KEY = 200
 MAX_TRACEBACK = 8000
 MAX_EXTRA_LOGS = 256
 _LENGTH = struct.Struct("<I")
-_PR_SET_PDEATHSIG = 1
 _FUNCTION = "reward_func"
+_PATH_VARIABLE = "ROLLMESH_REWARD_FUNCTION"
+"""Tells the processes that the user's code starts where the user's file is."""
 _FIX_SIGNATURE = f"define `def {_FUNCTION}(queries, prompts, labels)`"
 
 
@@ -89,10 +90,30 @@ def load_function(path: str) -> RewardFunction:
     return function  # type: ignore[no-any-return]
 
 
+class _FunctionFinder(importlib.abc.MetaPathFinder):
+    """Finds the user's file under the name ``reward_func``, whatever the file is called.
+
+    Processes that `multiprocessing` starts by spawn or forkserver import the module of what they unpickle by its name.
+    They run this script as ``__mp_main__`` first, and so have this finder too.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != _FUNCTION:
+            return None
+        return importlib.util.spec_from_file_location(_FUNCTION, self._path)
+
+
 def _import_file(path: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(_FUNCTION, path)
     if spec is None or spec.loader is None:
         raise LoadError("is not a Python file", "name a file that ends in .py")
+    os.environ[_PATH_VARIABLE] = path
+    sys.meta_path.insert(0, _FunctionFinder(path))
     module = importlib.util.module_from_spec(spec)
     sys.modules[_FUNCTION] = module
     sys.path.insert(0, os.path.dirname(path))
@@ -263,19 +284,9 @@ def _receive_exactly(connection: socket.socket, length: int) -> bytes | None:
     return data
 
 
-def _die_with_parent(parent: int) -> None:
-    """Be killed when the parent dies, even in the middle of the user's code. Linux only; elsewhere the closed socket
-    ends the child as soon as the function returns."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the call
-            os._exit(1)
-
-
 def main(arguments: Sequence[str]) -> int:
-    """Arguments: the socket's file descriptor, the parent's process id, the absolute path of the user's file."""
-    descriptor, parent, path = int(arguments[0]), int(arguments[1]), arguments[2]
-    _die_with_parent(parent)
+    """Arguments: the socket's file descriptor, and the absolute path of the user's file."""
+    descriptor, path = int(arguments[0]), arguments[1]
     connection = socket.socket(fileno=descriptor)
     connection.set_inheritable(False)
     # A process that the user's code forks must not keep the socket open: its closing tells the parent of our end.
@@ -297,3 +308,5 @@ def main(arguments: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
+elif __name__ == "__mp_main__" and _PATH_VARIABLE in os.environ:  # started by the user's code
+    sys.meta_path.insert(0, _FunctionFinder(os.environ[_PATH_VARIABLE]))

@@ -1,13 +1,12 @@
 """Starting and ending one child process, and reading its first words. Blocking calls, none of them long.
 
-The child is a fresh interpreter (no fork of a process that has gRPC loaded) running `child.py` as a script, in its own
-session, with one end of a socket pair. ``-P`` keeps this folder off its module search path, so that the user's ``import
-config`` finds the user's file.
+The child is a fresh interpreter (no fork of a process that has gRPC loaded) running `child.py` as a script under a
+keeper (`rollmesh.aio.keeper`), with one end of a socket pair. ``-P`` keeps this folder off its module search path, so
+that the user's ``import config`` finds the user's file.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -21,6 +20,7 @@ from typing import Any
 
 import msgpack
 
+from rollmesh.aio.keeper import end_kept, kept
 from rollmesh.errors import ConfigError
 
 LENGTH = struct.Struct("<I")
@@ -29,12 +29,11 @@ MAX_REPLY_BYTES = 8 * 1024 * 1024
 PLACE = "reward.function"
 
 _CHILD = Path(__file__).with_name("child.py")
-_KILL_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
 class Launched:
-    """A running child and our end of its socket."""
+    """A running child, known by its keeper's process, and our end of its socket."""
 
     process: subprocess.Popen[bytes]
     connection: socket.socket
@@ -54,11 +53,7 @@ class Launched:
 
     def end(self) -> None:
         """Kill the child and what it has started. Harmless to repeat; the socket stays its owner's to close."""
-        if self.process.returncode is None:  # not reaped, so the group's number is still its own
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the kernel
-            self.process.wait(_KILL_TIMEOUT_S)
+        end_kept(self.process)
 
 
 def find_file(path: Path) -> Path:
@@ -80,9 +75,9 @@ def launch(path: Path, output: int) -> Launched:
     """Start a child for the file; ``output`` is the descriptor that its standard output and error go to."""
     ours, theirs = socket.socketpair()
     try:
-        command = [sys.executable, "-P", str(_CHILD), str(theirs.fileno()), str(os.getpid()), str(path)]
+        command = [sys.executable, "-P", str(_CHILD), str(theirs.fileno()), str(path)]
         process = subprocess.Popen(
-            command,
+            kept(command),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -25,7 +25,8 @@ from services.rollout.episode import Generator, run_episode
 from services.rollout.scoring import Scorer
 
 MIN_SAMPLES = {LeaseKind.TRAIN: 2, LeaseKind.EVALUATE: 1}
-"""A group that is trained needs samples to compare; an evaluation averages what there is."""
+"""Valid samples that a group needs. The samples of a group to train on are compared with each other, so two have to be
+valid. An evaluation averages the valid samples. A group that is leased with fewer samples needs all of them."""
 
 
 class TooFewSamplesError(RollMeshError):
@@ -123,7 +124,7 @@ class GroupRunner:
 
 def _valid(lease: Lease, outcomes: list[Sample | InvalidSample]) -> tuple[Sample, ...]:
     samples = tuple(outcome for outcome in outcomes if isinstance(outcome, Sample))
-    if len(samples) < MIN_SAMPLES[lease.kind]:
+    if len(samples) < min(MIN_SAMPLES[lease.kind], lease.num_samples):
         reason = next(outcome.reason for outcome in outcomes if isinstance(outcome, InvalidSample))
         raise TooFewSamplesError(f"{len(samples)} of {len(outcomes)} samples are valid ({reason})")
     return samples

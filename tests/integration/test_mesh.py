@@ -60,6 +60,16 @@ def synchronous(demo: Path, tmp_path_factory: pytest.TempPathFactory, request: p
     return run_mesh(demo, runs, "synchronous", overrides, timeout_s=500)
 
 
+@pytest.mark.parametrize("preset", ["reinforce++", "ppo"])
+def test_one_sample_for_each_prompt_trains_where_the_algorithm_compares_no_samples(
+    demo: Path, tmp_path: Path, preset: str
+) -> None:
+    overrides = ["training.prompts_per_step=8", "training.samples_per_prompt=1", "training.steps=2", "evaluation=null"]
+    run = run_mesh(demo, tmp_path, "single", [*overrides, f"algorithm.type={preset}"])
+    assert run.accounting["num_trained"] == 2 * 8
+    assert run.accounting["num_groups"]["failed"] == 0
+
+
 def _batches(run: MeshRun) -> Iterator[list[Group]]:
     import msgpack
 

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -183,7 +184,7 @@ def test_calls_run_side_by_side_in_as_many_processes_as_configured(write_functio
         import os, time
         def reward_func(queries, prompts, labels):
             time.sleep(0.5)
-            return os.getpid()
+            return os.getppid()
         """
     path = write_function(source)
 
@@ -260,44 +261,61 @@ def test_a_sample_that_waits_beyond_its_deadline_is_answered_and_never_called(wr
 
 
 def test_a_child_that_is_killed_between_calls_is_replaced(write_function: WriteFunction) -> None:
-    async def body(pool: RewardPool) -> None:
-        (pid,) = pool.pids
-        os.kill(pid, signal.SIGKILL)
-        outcome = await pool.submit(work("1"))
-        assert isinstance(outcome, RetryableFailure)
-        assert await pool.submit(work("2")) == Score(2.0, 2.0, {"length": 1.0})
-        assert pool.pids != (pid,)
+    path = write_function("import os\ndef reward_func(queries, prompts, labels):\n    return os.getpid()")
 
-    in_pool(write_function(DISPATCH), body)
+    async def body(pool: RewardPool) -> None:
+        first = await pool.submit(work("1"))
+        assert isinstance(first, Score)
+        os.kill(int(first.reward), signal.SIGKILL)
+        assert isinstance(await pool.submit(work("2")), RetryableFailure)
+        second = await pool.submit(work("3"))
+        assert isinstance(second, Score)
+        assert second.reward != first.reward
+
+    in_pool(path, body)
+
+
+STARTS_PROCESSES = """
+    import os, pathlib, subprocess, sys, time
+    DAEMON = "import os, time; os.fork() and os._exit(0); os.setsid(); print(os.getpid(), flush=True); time.sleep(600)"
+    def reward_func(queries, prompts, labels):
+        child = subprocess.Popen(["sleep", "600"])
+        session = subprocess.Popen(["sleep", "600"], start_new_session=True, env={})
+        daemon = subprocess.Popen([sys.executable, "-c", DAEMON], stdout=subprocess.PIPE, start_new_session=True)
+        fork = os.fork()
+        if fork == 0:
+            time.sleep(600)
+        pids = f"{os.getpid()} {child.pid} {session.pid} {int(daemon.stdout.readline())} {fork}"
+        pathlib.Path(__file__).with_name("written").write_text(pids)
+        pathlib.Path(__file__).with_name("written").rename(pathlib.Path(__file__).with_name(queries[0]))
+        if queries[0] == "exit":
+            os._exit(3)
+        if queries[0] == "group":
+            os.killpg(0, 15)
+        if queries[0] != "return":
+            time.sleep(600)
+        return 1.0
+    """
+"""A grader like those that run code: it leaves a child, a fork, a process in its own session, and a daemon."""
 
 
 def test_processes_that_the_function_started_end_with_its_own(write_function: WriteFunction) -> None:
-    source = """
-        import os, pathlib, subprocess, time
-        def reward_func(queries, prompts, labels):
-            child = subprocess.Popen(["sleep", "600"])
-            fork = os.fork()
-            if fork == 0:
-                time.sleep(600)
-            pathlib.Path(__file__).with_name(queries[0]).write_text(f"{child.pid} {fork}")
-            if queries[0] == "exit":
-                os._exit(3)
-            time.sleep(600)
-        """
-    path = write_function(source)
-    outcomes = score_all(path, ["exit", "sleep"], timeout_s=3.0)
-    reasons = [outcome.reason for outcome in outcomes if isinstance(outcome, RetryableFailure)]
-    assert reasons == [
+    path = write_function(STARTS_PROCESSES)
+    names = ["exit", "group", "sleep", "return"]
+    outcomes = score_all(path, names, timeout_s=3.0)
+    assert [outcome.reason if isinstance(outcome, RetryableFailure) else outcome for outcome in outcomes] == [
         "the reward process ended with exit code 3 during the call",
+        "the reward process was killed by SIGTERM during the call",
         "reward_func took longer than the 3 s of reward.timeout_s",
+        Score(1.0, 1.0),
     ]
-    for name in ("exit", "sleep"):
-        for pid in map(int, path.with_name(name).read_text().split()):
-            assert wait_until(lambda pid=pid: not is_alive(pid)), f"{name}: {pid} lives on"  # type: ignore[misc]
+    for name in names:
+        left = [pid for pid in map(int, path.with_name(name).read_text().split()) if is_alive(pid)]
+        assert not left, f"{name}: {left} live on"
 
 
 def test_no_child_outlives_a_service_that_is_killed(write_function: WriteFunction) -> None:
-    path = write_function("import time\ndef reward_func(q, p, l):\n    time.sleep(600)")
+    path = write_function(STARTS_PROCESSES)
     script = """
 import asyncio, pathlib, sys
 from services.reward.pool import RewardPool
@@ -305,7 +323,7 @@ from tests.unit.reward.conftest import running_pool
 from services.reward.process import Work
 async def main():
     async with running_pool(pathlib.Path(sys.argv[1]), num_processes=2) as pool:
-        pool.submit(Work("s", "", "", ""))
+        pool.submit(Work("s", "sleep", "", ""))
         print(*pool.pids, flush=True)
         await asyncio.sleep(600)
 asyncio.run(main())
@@ -315,11 +333,43 @@ asyncio.run(main())
         assert parent.stdout is not None
         pids = [int(word) for word in parent.stdout.readline().split()]
         assert len(pids) == 2
+        assert wait_until(path.with_name("sleep").exists)
+        pids += map(int, path.with_name("sleep").read_text().split())
         assert all(map(is_alive, pids))
     finally:
         parent.kill()
         parent.communicate(timeout=10)
     assert wait_until(lambda: not any(map(is_alive, pids)))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("executor", ["Pool(1).map", "ProcessPoolExecutor(1).map"])
+@pytest.mark.parametrize("name", ["graders.py", "my-reward.v2.py"])
+def test_a_function_may_use_a_pool_of_processes(tmp_path: Path, method: str, executor: str, name: str) -> None:
+    path = tmp_path / name
+    path.write_text(
+        textwrap.dedent(
+            f"""
+            import multiprocessing, concurrent.futures
+            from dataclasses import dataclass
+            POOL = None
+            class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
+                pass
+            @dataclass
+            class Task:
+                text: str
+            def grade(task):
+                return float(len(task.text))
+            def reward_func(queries, prompts, labels):
+                global POOL
+                context = multiprocessing.get_context("{method}")
+                if POOL is None:
+                    POOL = {"context.Pool(1)" if "Executor" not in executor else "ProcessPoolExecutor(1, context)"}
+                return list(POOL.map(grade, map(Task, queries)))
+            """
+        )
+    )
+    assert score_all(path, ["abc", "de"], timeout_s=15.0) == [Score(3.0, 3.0), Score(2.0, 2.0)]
 
 
 def test_a_child_imports_nothing_that_the_file_does_not(write_function: WriteFunction) -> None:

@@ -122,6 +122,23 @@ def test_a_group_with_fewer_than_two_valid_samples_fails_for_good(redis_url: str
     asyncio.run(scenario())
 
 
+def test_a_group_of_one_sample_is_trained_if_that_sample_is_valid_and_fails_for_good_if_not(
+    redis_url: str, run_id: str
+) -> None:
+    async def function(call: ScoreCall) -> ScoreOutcome:
+        return InvalidSample("bad label") if call.sample.sample_id.startswith("train:0:1/") else Score(1.0, 1.0)
+
+    async def scenario() -> None:
+        async with running_rig(redis_url, run_id, reward=FakeRewardServicer(function), num_samples=1) as rig:
+            await rig.open(0, 1)
+            await rig.until(GroupState.READY, 1)
+            await rig.until(GroupState.FAILED, 1)
+            assert await rig.state(0) is GroupState.READY
+            assert await rig.reason(1) == "0 of 1 samples are valid (bad label)"
+
+    asyncio.run(scenario())
+
+
 def test_a_sample_without_score_fails_its_group_after_all_attempts_and_the_worker_goes_on(
     redis_url: str, run_id: str
 ) -> None:
