@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from pydantic import Field, model_validator
 
 from rollmesh.algorithms.config import AlgorithmSection
@@ -20,6 +19,7 @@ from rollmesh.config import (
     Section,
     TrainingSection,
     WeightsSection,
+    dump_yaml,
     load_yaml,
     validate,
 )
@@ -91,4 +91,4 @@ def load_mesh(path: Path, overrides: Sequence[str] = ()) -> MeshConfig:
 
 def dump_mesh(config: MeshConfig) -> str:
     """The resolved configuration as YAML that `load_mesh` reads back to the same value."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return dump_yaml(config.model_dump(mode="json"))

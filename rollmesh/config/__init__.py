@@ -1,10 +1,10 @@
 """The configuration: one YAML file describes the mesh, every process reads all of it.
 
-`section` has the base class and the loader, `shared` the sections that no single service owns. Each service's own
-section lies beside the service, and `services.config.MeshConfig` composes and cross-checks them.
+`yaml_file` reads and writes the file, `section` has the base class, `shared` the sections that no single service owns.
+Each service's own section lies beside the service, and `services.config.MeshConfig` composes and cross-checks them.
 """
 
-from rollmesh.config.section import Section, load_yaml, merge, validate
+from rollmesh.config.section import Section, merge, validate
 from rollmesh.config.shared import (
     DataSection,
     EvaluationSection,
@@ -15,6 +15,7 @@ from rollmesh.config.shared import (
     TrainingSection,
     WeightsSection,
 )
+from rollmesh.config.yaml_file import dump_yaml, load_yaml
 
 __all__ = [
     "DataSection",
@@ -26,6 +27,7 @@ __all__ = [
     "Section",
     "TrainingSection",
     "WeightsSection",
+    "dump_yaml",
     "load_yaml",
     "merge",
     "validate",

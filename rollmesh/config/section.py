@@ -1,14 +1,12 @@
-"""Base of all configuration sections, and the way from a YAML file and overrides to a validated model."""
+"""Base of all configuration sections, and the way from a parsed mesh file to a validated model."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -34,59 +32,6 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
         under = merged.get(key)
         merged[key] = merge(under, value) if isinstance(under, Mapping) and isinstance(value, Mapping) else value
     return merged
-
-
-def load_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a mesh file and apply ``dotted.key=value`` overrides, values in YAML syntax.
-
-    Raises:
-        ConfigError: the file is missing, is not YAML, is not a mapping, or an override is malformed.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(str(path), f"cannot be read ({error.strerror})", "name a mesh file that can") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(str(path), "is not text in UTF-8", "name a mesh file (YAML)") from error
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        place, problem = _locate(path, error)
-        raise ConfigError(place, f"is not valid YAML ({problem})", "correct the syntax there") from error
-    if tree is None:
-        tree = {}
-    if not isinstance(tree, dict):
-        raise ConfigError(str(path), f"holds a {type(tree).__name__}", "write a mapping of sections")
-    for override in overrides:
-        _apply_override(tree, override)
-    return tree
-
-
-def _locate(path: Path, error: yaml.YAMLError) -> tuple[str, str]:
-    """Where in the file, and what."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f"{path}, line {mark.line + 1}, column {mark.column + 1}", error.problem or "unreadable"
-    return str(path), " ".join(str(error).split())
-
-
-def _apply_override(tree: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError("--set", f"{override!r} has no '='", "write it as dotted.key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {key}", f"{text!r} is not a YAML value", "quote it") from error
-    *parents, last = key.split(".")
-    node = tree
-    for parent in parents:
-        if node.get(parent) is None:
-            node[parent] = {}
-        node = node[parent]
-        if not isinstance(node, dict):
-            raise ConfigError(f"--set {key}", f"{parent!r} is a value, not a section", "correct the path")
-    node[last] = value
 
 
 def validate(model: type[SectionT], tree: dict[str, Any]) -> SectionT:

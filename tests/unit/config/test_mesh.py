@@ -90,7 +90,12 @@ def test_a_fault_names_the_place_and_the_fix(mesh_file: Path, override: str, pla
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("run: [", "is not valid YAML"), ("- a", "holds a list"), ("", "is missing")],
+    [
+        ("run: [", "is not valid YAML"),
+        ("- a", "holds a list"),
+        ("", "is empty"),
+        ("run: {name: x}", "model: is missing"),
+    ],
 )
 def test_a_file_that_is_no_mesh_is_refused(tmp_path: Path, text: str, problem: str) -> None:
     path = tmp_path / "mesh.yaml"
