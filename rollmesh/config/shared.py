@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from rollmesh.config.section import Section
 from rollmesh.errors import ConfigError
@@ -14,11 +14,15 @@ PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 
+def _as_name(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 class RunSection(Section):
     """Who this run is and where it leaves its files."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
-    """Names the run folder and the prefix of every key, metric and log line."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80), BeforeValidator(_as_name)]
+    """Names the run folder and the prefix of every key, metric and log line. A whole number is a name as well."""
     directory: Path = Path("runs")
     """Parent of the run folder; relative to the working directory."""
     seed: int = 1
