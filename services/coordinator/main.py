@@ -17,6 +17,7 @@ from rollmesh.aio.service import run_service
 from rollmesh.aio.supervisor import Supervisor
 from rollmesh.data.datasets import PromptDataset, open_dataset
 from rollmesh.errors import ConfigError, RunEndedError, UnavailableError
+from rollmesh.replay.accounting import account, write_accounting
 from rollmesh.replay.connection import check_server, connect
 from rollmesh.replay.ledger import Ledger
 from rollmesh.rpc.channel import parse_address
@@ -26,7 +27,6 @@ from rollmesh.telemetry import logs
 from rollmesh.types import EvaluationResult, GroupState, RunState
 from rollmesh.v1.coordinator_pb2_grpc import add_CoordinatorServiceServicer_to_server
 from services.config import MeshConfig
-from services.coordinator.accounting import account, write_accounting
 from services.coordinator.admission import Admission
 from services.coordinator.coordinator import Coordinator
 from services.coordinator.evaluation import EvaluationRound, Evaluator
@@ -223,9 +223,12 @@ async def _write_books(coordinator: Coordinator, ledger: Ledger, path: Path) -> 
         async with asyncio.timeout(ACCOUNTING_TIMEOUT_S):
             books = await account(ledger)
     except (UnavailableError, TimeoutError) as error:
-        logger.warning("the run's accounting could not be written: %s", error)
+        logger.warning("the run's accounting could not be read from Redis: %s", error)
         return
     books["shortfall"] = coordinator.shortfall({state: books["num_groups"][state.value] for state in GroupState})
     if books["shortfall"]:
         logger.warning("%s", books["shortfall"])
-    write_accounting(path, books)
+    try:
+        write_accounting(path, books)
+    except OSError as error:
+        logger.warning("the run's accounting could not be written to %s: %s", path, error.strerror)

@@ -12,9 +12,9 @@ import logging
 from collections.abc import Hashable
 
 from rollmesh.errors import UnavailableError
+from rollmesh.replay.accounting import most_frequent_failure
 from rollmesh.replay.ledger import Ledger, LedgerSnapshot
 from rollmesh.types import RunState
-from services.coordinator.accounting import most_frequent_failure
 from services.coordinator.admission import failed_too_often
 from services.coordinator.coordinator import Coordinator
 from services.coordinator.members import Clock

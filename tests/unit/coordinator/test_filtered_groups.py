@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from rollmesh.replay.accounting import ReasonCounter, account
 from rollmesh.types import GroupState, Lease, PolicyVersion, RunState
-from services.coordinator.accounting import account
-from services.coordinator.reasons import ReasonCounter
 from tests.unit.coordinator.harness import WAIT_S, Mesh, Worker
 
 

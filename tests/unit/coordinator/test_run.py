@@ -18,9 +18,9 @@ from rollmesh.errors import (
     UnavailableError,
     UnknownMemberError,
 )
+from rollmesh.replay.accounting import account
 from rollmesh.replay.ledger import CommitOutcome
 from rollmesh.types import GroupState, Lease, LeaseKind, PolicyVersion, Role, RunState
-from services.coordinator.accounting import account
 from tests.unit.coordinator.harness import (
     Mesh,
     Worker,

@@ -1,15 +1,23 @@
-"""The books of a finished run: where every group ended, and that none was used twice."""
+"""The accounting of a run: where every group ended, why, and that no group was used twice.
+
+`account` reads the ledger and nothing else. The coordinator therefore writes the accounting when it ends, and the
+launcher writes it where the coordinator could not.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from rollmesh.replay.ledger import Ledger
 from rollmesh.types import GroupState
-from services.coordinator.reasons import ReasonCounter
+
+VARYING = "…"
+"""Stands for the words in which sentences of one kind differ."""
 
 
 async def account(ledger: Ledger) -> dict[str, Any]:
@@ -67,5 +75,41 @@ async def most_frequent_failure(ledger: Ledger) -> str:
 
 
 def write_accounting(path: Path, books: dict[str, Any]) -> None:
+    """Write the accounting as JSON. A reader finds the file that was there before or the whole new one.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written; what was there before stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(books, indent=2) + "\n", encoding="utf-8")
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(json.dumps(books, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class ReasonCounter:
+    """Counts reasons. Two are alike if they have the same words, where a word with a digit in it is like any other.
+
+    Keeps one sentence for each kind, whatever the number of groups.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._words: dict[str, list[str]] = {}
+
+    def add(self, reason: str) -> None:
+        words = reason.split()
+        kind = " ".join(VARYING if re.search(r"\d", word) else word for word in words)
+        known = self._words.setdefault(kind, words)
+        self._words[kind] = [old if old == new else VARYING for old, new in zip(known, words, strict=True)]
+        self._counts[kind] += 1
+
+    @property
+    def total(self) -> int:
+        return self._counts.total()
+
+    def most_common(self) -> dict[str, int]:
+        """Number of groups by reason, the most frequent first; what differs within a reason is `VARYING`."""
+        return {" ".join(self._words[kind]): count for kind, count in self._counts.most_common()}
