@@ -108,9 +108,9 @@ def test_saved_folders_of_the_datasets_library_are_read(tmp_path: Path) -> None:
             r"line 2: has no key 'input'; its keys are prompt, x; set data",
         ),
         ([{"input": "a"}], {"label_key": "gold"}, r"line 1: has no key 'gold'; .*set data\.label_key"),
-        ([{"input": 5}], {}, r"line 1: has a number under 'input'; prompts are text"),
-        ([{"input": "  "}], {}, r"line 1: has an empty 'input'"),
-        ([{"input": []}], {}, r"line 1: has a list under 'input'"),
+        ([{"input": 5}], {}, r"line 1, input: is a number; prompts are text"),
+        ([{"input": "  "}], {}, r"line 1, input: is empty"),
+        ([{"input": []}], {}, r"line 1, input: is a list; prompts are text"),
         ([{"input": [{"role": "user"}]}], {}, r"lists of messages with a role and a content"),
         (['{"input": "a", "label": NaN}'], {"label_key": "label"}, r"line 1, label: nan is not a JSON number"),
     ],
@@ -132,19 +132,19 @@ def test_files_that_are_missing_unknown_or_broken_are_refused(tmp_path: Path) ->
     with pytest.raises(ConfigError, match="is not a Parquet file"):
         opened(tmp_path / "d.parquet")
     (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match=r"holds neither Parquet files nor what `datasets\.save_to_disk` writes"):
+        opened(tmp_path / "folder")
+    (tmp_path / "folder" / "state.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"was not written by `datasets\.save_to_disk`"):
         opened(tmp_path / "folder")
-    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="cannot be read"):
-        opened(tmp_path / "binary.jsonl")
 
 
 def test_columns_and_cells_that_a_table_lacks_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"question": ["a", None]}), tmp_path / "d.parquet")
     with pytest.raises(ConfigError, match=r"data\.input_key: 'input' is not a column .* has question"):
         opened(tmp_path / "d.parquet")
-    with pytest.raises(ConfigError, match=r"row 2: has null under 'question'"):
-        opened(tmp_path / "d.parquet", input_key="question")
+    with pytest.raises(ConfigError, match=r"d\.parquet, row 2, question: is null"):
+        opened(tmp_path / "d.parquet", input_key="question").check_rows(10.0)
 
 
 def test_the_place_of_another_section_is_named(tmp_path: Path) -> None:
