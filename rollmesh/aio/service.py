@@ -24,10 +24,16 @@ _CANCEL_TIMEOUT_S = 5.0
 ServiceMain = Callable[[asyncio.Event], Coroutine[Any, Any, int]]
 
 
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """The signals that end a process in order: SIGTERM, SIGINT, and SIGHUP unless it is ignored, as under `nohup`."""
+    always = (signal.SIGTERM, signal.SIGINT)
+    return always if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (*always, signal.SIGHUP)
+
+
 def run_service(main: ServiceMain, name: str, *, stop_timeout_s: float = 30.0) -> int:
     """Run a service until its main coroutine ends.
 
-    The first SIGTERM or SIGINT sets the event that ``main`` was given: finish, hand back, return. A second one, or
+    The first of `stop_signals` sets the event that ``main`` was given: finish, hand back, return. A second one, or
     ``stop_timeout_s`` after the first, cancels it. Nothing that ignores its cancellation can hold the process up for
     more than a few seconds more.
 
@@ -95,12 +101,12 @@ async def _drive(main: ServiceMain, name: str, stop_timeout_s: float) -> int:
 
 @contextlib.contextmanager
 def _signals_to(receive: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Deliver SIGTERM and SIGINT to ``receive`` on the loop; only the main thread can."""
+    """Deliver the `stop_signals` to ``receive`` on the loop; only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     loop = asyncio.get_running_loop()
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = stop_signals()
     for number in numbers:
         loop.add_signal_handler(number, functools.partial(receive, number))
     try:

@@ -105,6 +105,11 @@ class EmbeddedServer:
     def is_running(self) -> bool:
         return not self._ended.is_set()
 
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; -9 for one that SIGKILL ended."""
+        return self._process.returncode if self._ended.is_set() else None
+
     def __enter__(self) -> EmbeddedServer:
         return self
 

@@ -1,14 +1,8 @@
-"""`rollmesh up`, read top to bottom: check, prepare, start, watch, stop, report.
+"""`rollmesh up`, read top to bottom: check, prepare the run folder, start Redis, then hand over to `local_run`.
 
 ::
 
-    preflight ─► run folder ─► Redis ─► coordinator ─► reward, reference, rollout-*, learner
-                                            │ status, once a second
-                                            ▼
-                                   progress line ─► run over ─► stop in order ─► report
-
-Consumes the coordinator's status; waits for nothing without a deadline. Any service that ends before the run is over
-ends the run, with that service's last error as the reason.
+    preflight ─► run folder ─► Redis ─► local_run: services ─► run over ─► stop in order ─► accounting, report
 """
 
 from __future__ import annotations
@@ -18,36 +12,17 @@ import contextlib
 import fcntl
 import os
 import shutil
-import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rollmesh.errors import ConfigError, RollMeshError
+from rollmesh.errors import ConfigError
 from rollmesh.replay.server import EmbeddedServer
 from rollmesh.rpc.channel import Address, parse_address
-from rollmesh.rpc.coordinator_client import CoordinatorClient
-from rollmesh.types import MeshStatus, RunState
 from services.config import MeshConfig, dump_mesh
 from services.launcher import preflight
 from services.launcher.address_check import reserve_any
-from services.launcher.processes import ProcessGroup, ServiceDiedError, ServiceProcess, service_command
-from services.launcher.progress import ProgressLine
-from services.launcher.report import read_json, write_report
-
-COORDINATOR_START_S = 30.0
-LEAVE_S = 60.0
-"""Time for services to end by themselves once the run is over (the learner may be exporting)."""
-STOP_S = 15.0
-"""Time for one service to end after SIGTERM."""
-STATUS_SILENCE_S = 30.0
-"""The coordinator may fail to answer for so long before the run is given up."""
-EARLY_END_S = 10.0
-"""A service may end so long before the coordinator says that the run is over."""
-STAGES = {"coordinator": 0, "reward": 1, "reference": 1, "rollout": 2, "learner": 2}
-"""Who uses whom: the end goes from the highest down."""
-EXIT_INTERRUPTED = 128 + signal.SIGINT
+from services.launcher.local_run import LocalRun
 
 
 def up(config: MeshConfig, *, should_overwrite: bool) -> int:
@@ -62,17 +37,18 @@ def up(config: MeshConfig, *, should_overwrite: bool) -> int:
     print(f"  {'run':<11}{folder} · {config.training.steps} steps at most", flush=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(claim_folder(folder))
+        server = None
         if config.replay.url is None:
             server = stack.enter_context(EmbeddedServer.start(folder / "redis"))
             config = _with_redis(config, server.url)
         config = assign_ports(config)
         (folder / "mesh.yaml").write_text(dump_mesh(config), encoding="utf-8")
-        return asyncio.run(_run(config, folder))
+        return asyncio.run(_run(config, folder, server))
 
 
-async def _run(config: MeshConfig, folder: Path) -> int:
+async def _run(config: MeshConfig, folder: Path, server: EmbeddedServer | None) -> int:
     # Made here because its gRPC channel belongs to the loop that runs when it is made.
-    return await _Launcher(config, folder).run()
+    return await LocalRun(config, folder, server).run()
 
 
 def print_findings(config: MeshConfig) -> None:
@@ -168,137 +144,3 @@ def assign_ports(config: MeshConfig) -> MeshConfig:
                 address = Address(wanted.host, listener.getsockname()[1])
                 updates[server] = section.model_copy(update={"address": str(address)})
     return config.model_copy(update=updates)
-
-
-def member_names(config: MeshConfig) -> list[str]:
-    """The members that are started here, in that order."""
-    names = ["reward"] if config.reward.function else []
-    names += ["reference"] if config.has_reference else []
-    return [*names, *(f"rollout-{index}" for index in range(config.rollout.num_workers)), "learner"]
-
-
-class _Launcher:
-    """One run of a local mesh."""
-
-    def __init__(self, config: MeshConfig, folder: Path) -> None:
-        self._config = config
-        self._folder = folder
-        self._config_path = folder / "mesh.yaml"
-        self._group = ProcessGroup()
-        self._client = CoordinatorClient(config.coordinator.address, "launcher", "launcher")
-        self._progress = ProgressLine(sys.stderr, member_names(config))
-        self._interrupted = asyncio.Event()
-        self._last_answer = time.monotonic()
-        self._first_end: float | None = None
-
-    async def run(self) -> int:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._interrupt)
-        exit_code = 1
-        try:
-            await self._start_all()
-            status = await self._watch()
-            exit_code = await self._conclude(status)
-        except RollMeshError as error:
-            self._progress.finish()
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        finally:
-            await self._stop()
-        self._report()
-        return exit_code
-
-    def _interrupt(self) -> None:
-        if self._interrupted.is_set():
-            os.write(2, b"\nstill stopping; services that do not answer are killed\n")
-        self._interrupted.set()
-
-    async def _start_all(self) -> None:
-        await self._start("coordinator", "coordinator")
-        await self._wait_for_coordinator()
-        for name in member_names(self._config):
-            await self._start(name.partition("-")[0], name)
-
-    async def _start(self, service: str, name: str) -> None:
-        command = service_command(service, name, self._config_path)
-        log = self._folder / "logs" / f"{name}.log"
-        await self._group.start(ServiceProcess(name, command, log, stage=STAGES[service]))
-
-    async def _wait_for_coordinator(self) -> None:
-        deadline = time.monotonic() + COORDINATOR_START_S
-        while not self._interrupted.is_set():
-            self._raise_if_dead()
-            if await self._status() is not None:
-                return
-            if time.monotonic() > deadline:
-                raise ServiceDiedError(
-                    f"coordinator does not answer on {self._config.coordinator.address} after "
-                    f"{COORDINATOR_START_S:.0f} s; see {self._folder / 'logs' / 'coordinator.log'}"
-                )
-            await asyncio.sleep(0.1)
-
-    async def _status(self) -> MeshStatus | None:
-        try:
-            status = await self._client.status()
-        except RollMeshError:
-            return None
-        self._last_answer = time.monotonic()
-        return status
-
-    def _raise_if_dead(self) -> None:
-        failed = self._group.first_failure()
-        if failed is not None:
-            raise ServiceDiedError(failed.failure())
-
-    def _raise_if_left_early(self) -> None:
-        """A service that ended well although the run goes on; at the run's end the last status may lag behind."""
-        ended = self._group.ended()
-        if not ended:
-            self._first_end = None
-            return
-        self._first_end = self._first_end or time.monotonic()
-        if time.monotonic() - self._first_end > EARLY_END_S:
-            raise ServiceDiedError(f"{ended[0].name} ended although the run goes on; see {ended[0].log}")
-
-    async def _watch(self) -> MeshStatus | None:
-        """Show progress until the run is over; None if it was interrupted."""
-        while not self._interrupted.is_set():
-            status = await self._status()
-            if status is not None:
-                self._progress.show(status)
-                if status.run_state.is_over:
-                    self._progress.finish()
-                    return status
-            self._raise_if_dead()
-            self._raise_if_left_early()
-            if time.monotonic() - self._last_answer > STATUS_SILENCE_S:
-                raise ServiceDiedError(f"coordinator has not answered for {STATUS_SILENCE_S:.0f} s")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._interrupted.wait(), 1.0)
-        self._progress.finish()
-        return None
-
-    async def _conclude(self, status: MeshStatus | None) -> int:
-        if status is None:
-            print("interrupted: stopping the services in order", file=sys.stderr, flush=True)
-            return EXIT_INTERRUPTED
-        if status.run_state is RunState.FAILED:
-            raise ServiceDiedError(" ".join(status.failure.split()))
-        late = await self._group.wait_all(member_names(self._config), LEAVE_S)
-        if late:
-            print(f"warning: {', '.join(late)} did not end in {LEAVE_S:.0f} s", file=sys.stderr, flush=True)
-        self._raise_if_dead()
-        return 0
-
-    async def _stop(self) -> None:
-        await self._group.stop_all(STOP_S)
-        await self._client.close()
-
-    def _report(self) -> None:
-        if shortfall := read_json(self._folder / "accounting.json").get("shortfall"):
-            print(f"warning: {shortfall}", file=sys.stderr, flush=True)
-        if (self._folder / "metrics.jsonl").exists():
-            path = write_report(self._folder)
-            print(f"report: {path}", flush=True)
-        else:
-            print(f"logs: {self._folder / 'logs'}", file=sys.stderr, flush=True)

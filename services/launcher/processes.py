@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,18 @@ TAIL_BYTES = 16_384
 
 
 class ServiceDiedError(RollMeshError):
-    """A service ended that should not have."""
+    """A process of the mesh ended that should not have.
+
+    Args:
+        message: what happened, in one sentence.
+        culprit: the process's name.
+        log: its log file.
+    """
+
+    def __init__(self, message: str, culprit: str, log: Path | None = None) -> None:
+        super().__init__(message)
+        self.culprit = culprit
+        self.log = log
 
 
 @dataclass
@@ -34,7 +46,10 @@ class ServiceProcess:
     environment: Mapping[str, str] = field(default_factory=dict)
     stage: int = 0
     """Services use those of lower stages, and are ended before them."""
+    ended_at: float | None = None
+    """Monotonic seconds; None while it runs or before it started."""
     _process: asyncio.subprocess.Process | None = None
+    _watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -53,6 +68,11 @@ class ServiceProcess:
                 env=environment,
                 start_new_session=True,
             )
+        self._watch = asyncio.create_task(self._note_end(), name=f"end of {self.name}")
+
+    async def _note_end(self) -> None:
+        await self.wait()
+        self.ended_at = time.monotonic()
 
     @property
     def exit_code(self) -> int | None:
@@ -81,11 +101,10 @@ class ServiceProcess:
         await self._process.wait()
 
     def failure(self) -> str:
-        """One sentence: how it ended, and the last error it printed."""
-        code = self.exit_code
-        how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exited with {code}"
+        """One sentence: how it ended, the last error that it printed, and where its log is."""
         reason = self._last_error()
-        return f"{self.name} {how}: {reason}" if reason else f"{self.name} {how}; see {self.log}"
+        sentence = f"{self.name} {describe_exit(self.exit_code)}"
+        return f"{sentence}: {reason}; its log is {self.log}" if reason else f"{sentence}; its log is {self.log}"
 
     def _last_error(self) -> str:
         with self.log.open("rb") as source:
@@ -93,6 +112,16 @@ class ServiceProcess:
             lines = source.read().decode(errors="replace").splitlines()
         errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         return errors[-1] if errors else ""
+
+
+def describe_exit(code: int | None) -> str:
+    """How a process ended, e.g. "was killed by SIGKILL"."""
+    if code is None or code >= 0:
+        return f"exited with {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:  # real-time signals have no name of their own
+        return f"was killed by signal {-code}"
 
 
 def service_command(service: str, name: str, config: Path) -> list[str]:
@@ -110,9 +139,9 @@ class ProcessGroup:
         await service.start()
 
     def first_failure(self) -> ServiceProcess | None:
-        """A service that ended with anything but success; the one that says why comes before one that does not."""
+        """The service that was the first to end with anything but success: the others may have ended because of it."""
         dead = [s for s in self._services if s.exit_code not in (None, 0)]
-        return min(dead, key=lambda s: not s._last_error(), default=None)
+        return min(dead, key=lambda s: s.ended_at or time.monotonic(), default=None)
 
     def ended(self) -> list[ServiceProcess]:
         return [s for s in self._services if s.exit_code is not None]

@@ -1,6 +1,7 @@
 """A run's report: Markdown and curves, made from nothing but the run folder.
 
 Reads `metrics.jsonl`, `evaluations.jsonl`, `accounting.json` and `mesh.yaml`; writes `report.md` and `report.png`.
+A run that ended before its first step has a report too: how it ended is the part that its reader needs.
 """
 
 from __future__ import annotations
@@ -12,25 +13,44 @@ from typing import Any
 
 from rollmesh.config import load_yaml
 from rollmesh.errors import ConfigError
+from services.launcher.outcome import ACCOUNTING, equation, read_json
 
 Record = dict[str, Any]
+
+FILES = {
+    "mesh.yaml": "resolved configuration",
+    "metrics.jsonl": "one line a step",
+    "evaluations.jsonl": "one line an evaluation",
+    "accounting.json": "how the run and its groups ended",
+    "logs": "one file a process",
+    "checkpoints": "to go on from",
+    "export": "Hugging Face model",
+}
+"""What a run may leave in its folder, and what that is."""
 
 
 def write_report(folder: Path) -> Path:
     """Write the report of a run; returns the Markdown file.
 
     Raises:
-        ConfigError: the folder is not a run's, or no step has ended in it.
+        ConfigError: the folder is not a run's, or the run has neither ended nor made a step.
+        OSError: the report cannot be written.
     """
     steps = _read_lines(folder / "metrics.jsonl")
-    if not steps:
-        raise ConfigError(str(folder), "holds no metrics.jsonl with a step in it", "name the folder of a run")
+    accounting = read_json(folder / ACCOUNTING)
+    if not (folder / "mesh.yaml").exists() or not (steps or accounting):
+        problem = f"holds no mesh.yaml, or neither {ACCOUNTING} nor a metrics.jsonl with a step in it"
+        raise ConfigError(str(folder), problem, "name the folder of a run")
     evaluations = _read_lines(folder / "evaluations.jsonl")
     config = load_yaml(folder / "mesh.yaml")
-    accounting = read_json(folder / "accounting.json")
-    plot = _draw(folder / "report.png", steps, evaluations, config)
+    picture = folder / "report.png"
+    try:
+        if steps:
+            _draw(picture, steps, evaluations, config)
+    except OSError:  # a full disk may still have room for the page
+        picture.unlink(missing_ok=True)
     path = folder / "report.md"
-    path.write_text(_page(config, steps, evaluations, accounting, plot), encoding="utf-8")
+    path.write_text(_page(folder, config, steps, evaluations, accounting), encoding="utf-8")
     return path
 
 
@@ -48,11 +68,6 @@ def _read_lines(path: Path) -> list[Record]:
     return records
 
 
-def read_json(path: Path) -> Record:
-    """The object in a file; empty where there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
 def staleness_histogram(steps: list[Record]) -> dict[int, int]:
     """Samples of the whole run by staleness."""
     total: Counter[int] = Counter()
@@ -62,13 +77,45 @@ def staleness_histogram(steps: list[Record]) -> dict[int, int]:
     return dict(sorted(total.items()))
 
 
-def _page(config: Record, steps: list[Record], evaluations: list[Record], accounting: Record, plot: bool) -> str:
-    name = config["run"]["name"]
-    last = steps[-1]
-    lines = [f"# Run {name}", ""]
-    if plot:
+def _page(folder: Path, config: Record, steps: list[Record], evaluations: list[Record], accounting: Record) -> str:
+    lines = [f"# Run {config['run']['name']}", "", *_end_section(accounting)]
+    if (folder / "report.png").exists():
         lines += ["![Curves of the run](report.png)", ""]
-    lines += ["| | |", "|---|---|", f"| optimiser batches | {last['step']} of {config['training']['steps']} |"]
+    if steps:
+        lines += _result_section(config, steps, evaluations)
+        lines += [*_staleness_section(steps), *_time_section(steps)]
+    lines += [*_evaluation_section(evaluations), *_accounting_section(accounting), _file_section(folder), ""]
+    return "\n".join(lines)
+
+
+def _end_section(accounting: Record) -> list[str]:
+    """How the run ended; nothing for the books of a coordinator that ran without a launcher."""
+    if "state" not in accounting:
+        return []
+    rows = [f"| the run | {accounting['state']} |"]
+    if accounting["reason"]:
+        rows.append(f"| reason | {_cell(accounting['reason'])} |")
+    if cause := accounting["first_cause"]:
+        rows.append(f"| failed first | {cause['process']}, log `{cause['log']}` |")
+    checkpoint = accounting["checkpoint"]
+    rows.append(f"| last checkpoint | {f'`{checkpoint}`' if checkpoint else 'none was written'} |")
+    return ["| | |", "|---|---|", *rows, ""]
+
+
+def _cell(text: str) -> str:
+    """``text`` in one cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _file_section(folder: Path) -> str:
+    """The files and folders of the run that exist."""
+    named = [f"`{name}` ({meaning})" for name, meaning in FILES.items() if (folder / name).exists()]
+    return f"Files: {', '.join(named)}."
+
+
+def _result_section(config: Record, steps: list[Record], evaluations: list[Record]) -> list[str]:
+    last = steps[-1]
+    lines = ["| | |", "|---|---|", f"| optimiser batches | {last['step']} of {config['training']['steps']} |"]
     if evaluations:
         first, final = evaluations[0], evaluations[-1]
         change = f"{first['pass_at_1']:.3f} → {final['pass_at_1']:.3f} ± {final['pass_at_1_stderr']:.3f}"
@@ -80,15 +127,8 @@ def _page(config: Record, steps: list[Record], evaluations: list[Record], accoun
         f"| wall clock of all steps | {sum(s['time/step_s'] for s in steps):.0f} s |",
         f"| max_staleness | {config['training']['max_staleness']} |",
         "",
-        *_staleness_section(steps),
-        *_time_section(steps),
-        *_evaluation_section(evaluations),
-        *_accounting_section(accounting),
-        "Files: `mesh.yaml` (resolved configuration), `metrics.jsonl`, `evaluations.jsonl`, `logs/`, `checkpoints/`, "
-        "`export/` (Hugging Face).",
-        "",
     ]
-    return "\n".join(lines)
+    return lines
 
 
 def _staleness_section(steps: list[Record]) -> list[str]:
@@ -133,14 +173,8 @@ def _evaluation_section(evaluations: list[Record]) -> list[str]:
 def _accounting_section(accounting: Record) -> list[str]:
     if not accounting:
         return []
-    counts = accounting["num_groups"]
-    trained = counts["trained"] + counts["retired"]
-    still_open = sum(counts[state] for state in ("pending", "leased", "ready", "batched"))
-    equation = (
-        f"{accounting['num_opened']} groups opened = {trained} trained + {counts['filtered']} filtered + "
-        f"{counts['failed']} failed + {still_open} still open."
-    )
-    lines = ["## Accounting", "", equation, ""]
+    sentence = equation(accounting)
+    lines = ["## Accounting", "", f"{sentence[0].upper()}{sentence[1:]}.", ""]
     if accounting.get("shortfall"):
         lines += [f"Warning: {accounting['shortfall']}.", ""]
     if accounting.get("reasons"):
@@ -150,12 +184,12 @@ def _accounting_section(accounting: Record) -> list[str]:
     return lines
 
 
-def _draw(path: Path, steps: list[Record], evaluations: list[Record], config: Record) -> bool:
-    """Four curves; False where matplotlib is not installed."""
+def _draw(path: Path, steps: list[Record], evaluations: list[Record], config: Record) -> None:
+    """Four curves; nothing where matplotlib is not installed."""
     try:
         import matplotlib as mpl
     except ModuleNotFoundError:
-        return False
+        return
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -197,4 +231,3 @@ def _draw(path: Path, steps: list[Record], evaluations: list[Record], config: Re
 
     figure.savefig(path, dpi=110)
     plt.close(figure)
-    return True

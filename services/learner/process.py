@@ -13,6 +13,7 @@ from types import FrameType
 
 import transformers
 
+from rollmesh.aio import stop_signals
 from rollmesh.errors import RollMeshError, RunEndedError
 from rollmesh.replay.admission import window
 from rollmesh.replay.connection import check_server, connect_blocking
@@ -119,14 +120,14 @@ def _leave(control: Control | None, failure: str) -> None:
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Turn the first SIGTERM or SIGINT into `Stopped` in the main thread, so that the mesh hears of the end."""
+    """Turn the first of the `stop_signals` into `Stopped` in the main thread, so that the mesh hears of the end."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
         for each in previous:
             signal.signal(each, signal.SIG_DFL)
         raise Stopped(number)
 
-    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.getsignal(number) for number in stop_signals()}
     for number in previous:
         signal.signal(number, stop)
     try:

@@ -37,7 +37,8 @@ def test_a_dead_service_tells_its_last_error(tmp_path: Path) -> None:
         await service.wait()
         return service.failure()
 
-    assert asyncio.run(scenario()) == "learner exited with 2: model.path: nothing there"
+    log = tmp_path / "logs" / "learner.log"
+    assert asyncio.run(scenario()) == f"learner exited with 2: model.path: nothing there; its log is {log}"
 
 
 def test_a_killed_service_names_the_signal_and_the_log(tmp_path: Path) -> None:
@@ -52,19 +53,19 @@ def test_a_killed_service_names_the_signal_and_the_log(tmp_path: Path) -> None:
     assert "rollout-0.log" in message
 
 
-def test_the_failure_with_a_reason_comes_before_the_one_it_caused(tmp_path: Path) -> None:
+def test_the_first_that_died_is_the_cause_also_if_only_a_later_one_says_why(tmp_path: Path) -> None:
     async def scenario() -> str:
         group = ProcessGroup()
-        silent = _service(tmp_path, "coordinator", "raise SystemExit(1)")
         telling = _service(tmp_path, "learner", "print('error: no batch came'); raise SystemExit(1)")
-        for service in (silent, telling):
+        silent = _service(tmp_path, "coordinator", "raise SystemExit(1)")
+        for service in (silent, telling):  # the silent one has ended before the other one starts
             await group.start(service)
-            await service.wait()
+            await until(lambda service=service: service.ended_at is not None)  # type: ignore[misc]
         failed = group.first_failure()
         assert failed is not None
         return failed.name
 
-    assert asyncio.run(scenario()) == "learner"
+    assert asyncio.run(scenario()) == "coordinator"
 
 
 def test_a_service_that_ignores_sigterm_is_killed_with_its_children(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rollmesh.errors import ConfigError
+from services.launcher.outcome import EndState, Outcome, read_json, record
 from services.launcher.report import staleness_histogram, write_report
 
 
@@ -81,10 +82,52 @@ def test_half_a_line_of_a_killed_run_is_ignored(folder: Path) -> None:
     assert "| optimiser batches | 4 of 4 |" in write_report(folder).read_text()
 
 
-def test_a_folder_without_a_step_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds no metrics\.jsonl"):
+def test_a_folder_that_is_no_runs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds no mesh\.yaml"):
         write_report(tmp_path)
 
 
 def test_histograms_of_steps_add_up() -> None:
     assert staleness_histogram([_step(1), _step(2)]) == {0: 6, 1: 10}
+
+
+def _fail(folder: Path) -> None:
+    books = read_json(folder / "accounting.json")
+    log = folder / "logs" / "rollout-0.log"
+    record(folder, Outcome(EndState.FAILED, 1, "rollout-0 was killed | by SIGKILL", "rollout-0", log), books)
+
+
+def test_the_page_of_a_failed_run_says_so_and_why_and_where_to_go_on(folder: Path) -> None:
+    for name in ("step-000002", "step-000010", "step-000012.partial"):
+        (folder / "checkpoints" / name).mkdir(parents=True)
+        (folder / "checkpoints" / name / "manifest.json").write_text("{}")
+    _fail(folder)
+    page = write_report(folder).read_text()
+    assert "| the run | failed |" in page
+    assert "| reason | rollout-0 was killed \\| by SIGKILL |" in page
+    assert "| failed first | rollout-0, log `logs/rollout-0.log` |" in page
+    assert "| last checkpoint | `checkpoints/step-000010` |" in page
+    assert "17 groups opened = 16 trained" in page
+
+
+def test_a_run_that_failed_before_its_first_step_has_a_page(folder: Path) -> None:
+    (folder / "metrics.jsonl").unlink()
+    (folder / "evaluations.jsonl").unlink()
+    (folder / "accounting.json").write_text(json.dumps({"missing": "Redis is gone"}))
+    _fail(folder)
+    page = write_report(folder).read_text()
+    assert "| last checkpoint | none was written |" in page
+    assert "There is no accounting: Redis is gone." in page
+
+
+def test_the_page_lists_no_file_that_does_not_exist(folder: Path) -> None:
+    (folder / "evaluations.jsonl").unlink()
+    files = write_report(folder).read_text().splitlines()[-1]
+    assert "`metrics.jsonl`" in files
+    assert "export" not in files
+    assert "evaluations" not in files
+
+
+def test_an_accounting_that_was_cut_off_counts_as_none(folder: Path) -> None:
+    (folder / "accounting.json").write_text("")
+    assert "## Accounting" not in write_report(folder).read_text()

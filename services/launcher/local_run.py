@@ -1,0 +1,258 @@
+"""One run of a mesh on this machine: start the services, watch them, end them in order, record how the run ended.
+
+::
+
+    coordinator ─► reward, reference, rollout-*, learner
+        │ status, once a second
+        ▼
+    progress line ─► run over | a process died | a signal ─► stop in order ─► accounting.json, report.md
+
+Consumes the coordinator's status; waits for nothing without a deadline. Any process that ends before the run is over
+ends the run. The first one that ended is the cause; those that end after it, or that are stopped here, are not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+import time
+from pathlib import Path
+
+from rollmesh.aio.service import stop_signals
+from rollmesh.errors import RollMeshError
+from rollmesh.replay.server import EmbeddedServer
+from rollmesh.rpc.coordinator_client import CoordinatorClient
+from rollmesh.telemetry.crash import full_disk, report_crash
+from rollmesh.types import MeshStatus, RunState
+from services.config import MeshConfig
+from services.launcher.outcome import (
+    EndState,
+    Outcome,
+    complete_accounting,
+    drop_incomplete,
+    equation,
+    last_checkpoint,
+    record,
+)
+from services.launcher.processes import (
+    ProcessGroup,
+    ServiceDiedError,
+    ServiceProcess,
+    describe_exit,
+    service_command,
+)
+from services.launcher.progress import ProgressLine
+from services.launcher.report import write_report
+
+COORDINATOR_START_S = 30.0
+LEAVE_S = 60.0
+"""Time for services to end by themselves once the run is over (the learner may be exporting)."""
+STOP_S = 15.0
+"""Time for one service to end after SIGTERM."""
+STATUS_SILENCE_S = 30.0
+"""The coordinator may fail to answer for so long before the run is given up."""
+EARLY_END_S = 10.0
+"""A service may end so long before the coordinator says that the run is over."""
+STAGES = {"coordinator": 0, "reward": 1, "reference": 1, "rollout": 2, "learner": 2}
+"""Who uses whom: the end goes from the highest down."""
+EXIT_OK, EXIT_FAILED = 0, 1
+
+
+def member_names(config: MeshConfig) -> list[str]:
+    """The members that are started here, in that order."""
+    names = ["reward"] if config.reward.function else []
+    names += ["reference"] if config.has_reference else []
+    return [*names, *(f"rollout-{index}" for index in range(config.rollout.num_workers)), "learner"]
+
+
+class LocalRun:
+    """One run of a mesh on this machine.
+
+    Args:
+        config: resolved; every address has its port, and Redis its URL.
+        folder: of the run.
+        server: the run's own Redis; None where the configuration names one.
+    """
+
+    def __init__(self, config: MeshConfig, folder: Path, server: EmbeddedServer | None) -> None:
+        self._config = config
+        self._folder = folder
+        self._server = server
+        self._config_path = folder / "mesh.yaml"
+        self._group = ProcessGroup()
+        self._client = CoordinatorClient(config.coordinator.address, "launcher", "launcher")
+        self._progress = ProgressLine(sys.stderr, member_names(config))
+        self._interrupted = asyncio.Event()
+        self._signal = signal.SIGINT
+        self._last_answer = time.monotonic()
+        self._first_end: float | None = None
+
+    async def run(self) -> int:
+        """Run the mesh to its end, whatever that is, and record it; returns the exit code."""
+        self._catch_signals()
+        try:
+            outcome = await self._until_over()
+            if outcome.reason:
+                kind = "error" if outcome.state is EndState.FAILED else outcome.state.value
+                print(f"{kind}: {outcome.reason}", file=sys.stderr, flush=True)
+        finally:
+            await self._stop()
+        await self._record(outcome)
+        return outcome.exit_code
+
+    def _catch_signals(self) -> None:
+        """End in order on SIGINT, SIGTERM and SIGHUP. A SIGHUP that is ignored (`nohup`) stays ignored."""
+        loop = asyncio.get_running_loop()
+        for number in stop_signals():
+            loop.add_signal_handler(number, self._interrupt, number)
+
+    def _interrupt(self, number: signal.Signals) -> None:
+        if self._interrupted.is_set():
+            print("\nstill stopping; services that do not answer are killed", file=sys.stderr, flush=True)
+            return
+        self._signal = number
+        self._interrupted.set()
+
+    async def _until_over(self) -> Outcome:
+        """Start everything and watch until the run is over. Never raises."""
+        try:
+            await self._start_all()
+            status = await self._watch()
+            return await self._conclude(status)
+        except ServiceDiedError as error:
+            return Outcome(EndState.FAILED, EXIT_FAILED, str(error), error.culprit, error.log)
+        except RollMeshError as error:
+            return Outcome(EndState.FAILED, EXIT_FAILED, str(error))
+        except Exception as error:  # noqa: BLE001 - the services have to be ended, and the end recorded, all the same
+            return Outcome(EndState.FAILED, EXIT_FAILED, report_crash(error), "launcher")
+        finally:
+            self._progress.finish()
+
+    async def _start_all(self) -> None:
+        await self._start("coordinator", "coordinator")
+        await self._wait_for_coordinator()
+        for name in member_names(self._config):
+            if self._interrupted.is_set():
+                return
+            await self._start(name.partition("-")[0], name)
+
+    async def _start(self, service: str, name: str) -> None:
+        command = service_command(service, name, self._config_path)
+        await self._group.start(ServiceProcess(name, command, self._log(name), stage=STAGES[service]))
+
+    def _log(self, name: str) -> Path:
+        return self._folder / "logs" / f"{name}.log"
+
+    async def _wait_for_coordinator(self) -> None:
+        deadline = time.monotonic() + COORDINATOR_START_S
+        while not self._interrupted.is_set():
+            await self._raise_if_dead()
+            if await self._status() is not None:
+                return
+            if time.monotonic() > deadline:
+                place = self._config.coordinator.address
+                raise self._silence(f"does not answer on {place} after {COORDINATOR_START_S:.0f} s")
+            await asyncio.sleep(0.1)
+
+    def _silence(self, problem: str) -> ServiceDiedError:
+        log = self._log("coordinator")
+        return ServiceDiedError(f"coordinator {problem}; its log is {log}", "coordinator", log)
+
+    async def _status(self) -> MeshStatus | None:
+        """None where the coordinator does not answer; at once where its process has ended."""
+        if any(service.name == "coordinator" for service in self._group.ended()):
+            return None
+        try:
+            status = await self._client.status()
+        except RollMeshError:
+            return None
+        self._last_answer = time.monotonic()
+        return status
+
+    async def _raise_if_dead(self) -> None:
+        """Redis comes first: without it every service ends, in any order."""
+        if self._server is not None and not self._server.is_running:
+            log, how = self._folder / "redis" / "server.log", describe_exit(self._server.exit_code)
+            raise ServiceDiedError(f"redis, which keeps the run's groups, {how}; its log is {log}", "redis", log)
+        failed = self._group.first_failure()
+        if failed is None:
+            return
+        # A member that ends because the run failed may be noticed before the coordinator's word for it.
+        status = await self._status()
+        if status is not None and status.run_state is RunState.FAILED:
+            raise self._failed(status)
+        raise ServiceDiedError(failed.failure() + full_disk(self._folder), failed.name, failed.log)
+
+    def _failed(self, status: MeshStatus) -> ServiceDiedError:
+        """The coordinator's reason for the end; it begins with the name of the member that reported it, if one did."""
+        reason = " ".join(status.failure.split())
+        name = reason.partition(": ")[0]
+        culprit = name if name in member_names(self._config) else ""
+        log = self._log(culprit) if culprit else None
+        suffix = f"; its log is {log}" if log else ""
+        return ServiceDiedError(reason + full_disk(self._folder) + suffix, culprit, log)
+
+    def _raise_if_left_early(self) -> None:
+        """A service that ended well although the run goes on; at the run's end the last status may lag behind."""
+        ended = self._group.ended()
+        if not ended:
+            self._first_end = None
+            return
+        self._first_end = self._first_end or time.monotonic()
+        if time.monotonic() - self._first_end > EARLY_END_S:
+            left = ended[0]
+            problem = f"{left.name} ended although the run goes on; its log is {left.log}"
+            raise ServiceDiedError(problem, left.name, left.log)
+
+    async def _watch(self) -> MeshStatus | None:
+        """Show progress until the run is over; None if it was interrupted."""
+        while not self._interrupted.is_set():
+            status = await self._status()
+            if status is not None:
+                self._progress.show(status)
+                if status.run_state.is_over:
+                    return status
+            await self._raise_if_dead()
+            self._raise_if_left_early()
+            if time.monotonic() - self._last_answer > STATUS_SILENCE_S:
+                raise self._silence(f"has not answered for {STATUS_SILENCE_S:.0f} s")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._interrupted.wait(), 1.0)
+        return None
+
+    async def _conclude(self, status: MeshStatus | None) -> Outcome:
+        if status is None:
+            reason = f"the launcher was told to stop by {self._signal.name}"
+            return Outcome(EndState.INTERRUPTED, 128 + self._signal, reason)
+        if status.run_state is RunState.FAILED:
+            raise self._failed(status)
+        late = await self._group.wait_all(member_names(self._config), LEAVE_S)
+        if late:
+            print(f"warning: {', '.join(late)} did not end in {LEAVE_S:.0f} s", file=sys.stderr, flush=True)
+        await self._raise_if_dead()
+        return Outcome(EndState.COMPLETED, EXIT_OK)
+
+    async def _stop(self) -> None:
+        await self._group.stop_all(STOP_S)
+        await self._client.close()
+
+    async def _record(self, outcome: Outcome) -> None:
+        """Write the accounting and the report, and say on the terminal what they say."""
+        assert self._config.replay.url is not None
+        drop_incomplete(self._folder)
+        books = await complete_accounting(self._folder, self._config.run.name, self._config.replay.url, self._server)
+        if shortfall := books.get("shortfall"):
+            print(f"warning: {shortfall}", file=sys.stderr, flush=True)
+        print(f"{outcome.state.value}: {equation(books)}", file=sys.stderr, flush=True)
+        checkpoint = last_checkpoint(self._folder)
+        if outcome.state is not EndState.COMPLETED:
+            kept = f"the last complete checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written"
+            print(f"{outcome.state.value}: {kept}", file=sys.stderr, flush=True)
+        try:
+            record(self._folder, outcome, books)
+            print(f"report: {write_report(self._folder)}", flush=True)
+        except OSError as error:
+            problem = f"the report could not be written to {self._folder} ({error.strerror})"
+            print(f"warning: {problem}; the logs are in {self._folder / 'logs'}", file=sys.stderr, flush=True)

@@ -1,0 +1,128 @@
+"""Whatever ends a local run is recorded: a real coordinator and Redis, and members that do nothing but live."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rollmesh.replay.connection import connect
+from rollmesh.replay.ledger import Ledger
+from rollmesh.replay.server import EmbeddedServer
+from rollmesh.types import PromptId
+from services.config import MeshConfig, dump_mesh, load_mesh
+from services.launcher import local_run
+from services.launcher.local_run import LocalRun
+from services.launcher.main import assign_ports
+from services.launcher.processes import service_command
+from tests.fakes.waiting import until
+from tests.tether import tethered
+from tests.unit.launcher.conftest import tree  # noqa: F401 - a fixture
+
+IDLE = tethered([sys.executable, "-c", "import time; time.sleep(300)"])
+
+
+class _Mesh:
+    """A local run under test."""
+
+    def __init__(self, config: MeshConfig, folder: Path, server: EmbeddedServer) -> None:
+        self.config, self.folder, self.server = config, folder, server
+        self.run = LocalRun(config, folder, server)
+
+    def pid(self, name: str) -> int:
+        process = next(s for s in self.run._group._services if s.name == name)._process
+        assert process is not None
+        return process.pid
+
+    async def until_started(self) -> None:
+        await until(lambda: len(self.run._group._services) == 4)
+
+    async def open_groups(self, count: int) -> None:
+        redis = connect(self.server.url, 5.0)
+        await Ledger(redis, self.config.run.name).open_groups([PromptId("train", 0, index) for index in range(count)])
+        await redis.aclose()
+
+    @property
+    def books(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.folder / "accounting.json").read_text())
+        return content
+
+    @property
+    def page(self) -> str:
+        return (self.folder / "report.md").read_text()
+
+
+def _end(
+    tree: dict[str, Any],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    blow: Callable[[_Mesh], None],
+) -> tuple[int, _Mesh]:
+    """Start a mesh whose members idle, strike it, and wait for its end."""
+
+    def command(service: str, name: str, config: Path) -> list[str]:
+        return service_command(service, name, config) if service == "coordinator" else IDLE
+
+    monkeypatch.setattr(local_run, "service_command", command)
+    folder = tmp_path / "runs" / "tiny"
+    (folder / "logs").mkdir(parents=True)
+    path = folder / "mesh.yaml"
+    path.write_text(json.dumps(tree))
+
+    async def scenario(server: EmbeddedServer) -> tuple[int, _Mesh]:
+        config = load_mesh(path, [f"replay.url={server.url}"])
+        config = assign_ports(config)
+        path.write_text(dump_mesh(config))
+        mesh = _Mesh(config, folder, server)
+        ending = asyncio.create_task(mesh.run.run())
+        await mesh.until_started()
+        await mesh.open_groups(3)
+        blow(mesh)
+        return await ending, mesh
+
+    with EmbeddedServer.start(folder / "redis") as server:
+        return asyncio.run(asyncio.wait_for(scenario(server), 100))
+
+
+@pytest.mark.parametrize("victim", ["rollout-0", "coordinator", "redis"])
+def test_a_killed_process_is_named_and_the_groups_are_accounted_for(
+    victim: str,
+    tree: dict[str, Any],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def kill(mesh: _Mesh) -> None:
+        os.kill(mesh.server.pid if victim == "redis" else mesh.pid(victim), signal.SIGKILL)
+
+    exit_code, mesh = _end(tree, tmp_path, monkeypatch, kill)
+    assert exit_code == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert errors[0].startswith(f"error: {victim}")
+    assert "was killed by SIGKILL" in errors[0]
+    books = mesh.books
+    assert (books["state"], books["first_cause"]["process"]) == ("failed", victim)
+    assert errors[0] == f"error: {books['reason']}"
+    assert books["num_opened"] == 3
+    assert books["checkpoint"] is None
+    assert "| the run | failed |" in mesh.page
+    assert "3 groups opened = 0 trained" in mesh.page
+
+
+def test_a_hangup_ends_a_run_in_order(
+    tree: dict[str, Any],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exit_code, mesh = _end(tree, tmp_path, monkeypatch, lambda mesh: os.kill(os.getpid(), signal.SIGHUP))
+    assert exit_code == 128 + signal.SIGHUP
+    assert (mesh.books["state"], mesh.books["num_opened"]) == ("interrupted", 3)
+    assert "told to stop by SIGHUP" in mesh.page
