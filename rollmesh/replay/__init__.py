@@ -15,7 +15,7 @@ groups in its way and for the closing of the ledger. `keys` is the only place th
 
 Every call may be applied twice (the client repeats it after a broken connection) without harm.
 
-Modules: `admission` (window, staleness bound), `ledger`, `intake`, `rows`, `accounting` (where every group ended),
+Modules: `staleness` (the window and its bound), `ledger`, `intake`, `rows`, `accounting` (where every group ended),
 `codec` (payloads), `keys`, `scripts`, `connection`, `server` (a Redis of our own). This package imports nothing by
 itself, so that the Redis client stays optional.
 """

@@ -77,7 +77,7 @@ class BatchIntake:
         """The ``size`` groups that ``step`` trains on; the same ones when asked again.
 
         Args:
-            window: from `admission.window`.
+            window: places of the line, from `StalenessWindow.size`.
 
         Returns:
             None when the ledger is closed and nothing is left. The last batch may be smaller than ``size``.

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rollmesh.errors import ReplayError
+from rollmesh.replay.staleness import StalenessWindow
 from rollmesh.types import Group, PolicyVersion
+from services.config import MeshConfig
+
+
+def staleness_window(config: MeshConfig) -> StalenessWindow:
+    """The window of the run's queue, with its bound."""
+    training = config.training
+    return StalenessWindow(
+        training.max_staleness, training.num_slots, training.prompts_per_step, config.coordinator.max_version_lag
+    )
 
 
 def check_staleness(groups: Iterable[Group], learner: PolicyVersion, bound: int) -> None:
@@ -14,7 +24,7 @@ def check_staleness(groups: Iterable[Group], learner: PolicyVersion, bound: int)
     Args:
         groups: about to be trained.
         learner: the version that the step starts from.
-        bound: `rollmesh.replay.admission.staleness_bound` of the run.
+        bound: `rollmesh.replay.staleness.StalenessWindow.bound` of the run, in versions.
 
     Raises:
         ReplayError: names the group, its version and the bound.

@@ -18,10 +18,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from rollmesh.replay.admission import staleness_bound
 from rollmesh.types import LearnerPhase, PolicyVersion
 from services.config import MeshConfig
-from services.learner.bound import check_staleness
+from services.learner.bound import check_staleness, staleness_window
 from services.learner.checkpoint import CheckpointStore, Learnables
 from services.learner.intake import Intake, Share
 from services.learner.metrics import MetricsFile, StepStatistics
@@ -66,12 +65,9 @@ class Loop:
     """
 
     def __init__(self, config: MeshConfig, parts: Parts) -> None:
-        training = config.training
         self._config = config
         self._parts = parts
-        self._bound = staleness_bound(
-            training.max_staleness, training.num_slots, training.prompts_per_step, config.coordinator.max_version_lag
-        )
+        self._bound = staleness_window(config).bound
         self._version = PolicyVersion(lineage=0, number=0)
         self._metrics: Mapping[str, float] = {}
         self._num_filtered = 0

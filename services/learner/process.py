@@ -15,11 +15,11 @@ import transformers
 
 from rollmesh.aio import stop_signals
 from rollmesh.errors import RollMeshError, RunEndedError
-from rollmesh.replay.admission import window
 from rollmesh.replay.connection import check_server, connect_blocking
 from rollmesh.replay.intake import BatchIntake
 from rollmesh.telemetry import logs
 from services.config import MeshConfig
+from services.learner.bound import staleness_window
 from services.learner.checkpoint import CheckpointStore, Learnables
 from services.learner.control import Control
 from services.learner.intake import Intake
@@ -94,7 +94,7 @@ def _train(config: MeshConfig, ranks: Ranks, progress: LearnerProgress, control:
         ranks,
         batch_size=training.prompts_per_step,
         num_parts=config.learner.steps_per_batch,
-        window=window(training.num_slots),
+        window=staleness_window(config).size,
         timeout_s=config.learner.batch_timeout_s,
         check=control.check if control is not None else lambda: None,
     )

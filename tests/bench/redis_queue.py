@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import uvloop
 
-from rollmesh.replay.admission import window
 from rollmesh.replay.codec import encode_group
 from rollmesh.replay.connection import connect, connect_blocking
 from rollmesh.replay.intake import BatchIntake
@@ -138,7 +137,7 @@ def consume(url: str) -> None:
         say(is_ready=True)
         num_groups = question["num_groups"]
         for step in range(1, num_groups // BATCH + 1):
-            batch = intake.take_batch(step, BATCH, window(num_groups), 30.0)
+            batch = intake.take_batch(step, BATCH, BATCH + 1, 30.0)
             assert batch is not None
             groups = intake.payloads([entry.group_id for entry in batch.entries])
             assert len(groups) == BATCH

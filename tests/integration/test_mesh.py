@@ -100,7 +100,7 @@ def test_an_asynchronous_run_is_asynchronous_and_within_its_bound(asynchronous: 
         for group in batch
         for sample in group.samples
     ]
-    # η + ⌈(W − 1) / B⌉ with W = ⌊0.3 · 24⌋ = 7
+    # η + ⌈(W − 1) / B⌉ with W = B + 1
     assert max(stale) <= 2 + 1
     assert max(stale) >= 1
     histograms = [line["staleness_histogram"] for line in asynchronous.lines("metrics.jsonl")]

@@ -7,13 +7,13 @@ import random
 from collections import Counter
 from collections.abc import Callable
 
-from rollmesh.replay.admission import window
 from rollmesh.replay.connection import connect, connect_blocking
 from rollmesh.replay.intake import Batch, BatchIntake
 from rollmesh.replay.ledger import CommitOutcome, Ledger
 from rollmesh.types import Group, GroupState, PromptId
 
 NUM_GROUPS, NUM_SLOTS, BATCH_SIZE = 120, 16, 8
+WINDOW = BATCH_SIZE + 1
 LEASE_TTL_S = 0.15
 
 
@@ -22,7 +22,7 @@ def learn(url: str, run_id: str) -> list[Batch]:
     client = connect_blocking(url, 5.0)
     intake = BatchIntake(client, run_id)
     batches: list[Batch] = []
-    while batch := intake.take_batch(len(batches) + 1, BATCH_SIZE, window(NUM_SLOTS), timeout_s=30):
+    while batch := intake.take_batch(len(batches) + 1, BATCH_SIZE, WINDOW, timeout_s=30):
         batches.append(batch)
         groups = intake.payloads([entry.group_id for entry in batch.entries])
         assert [group.sequence for group in groups] == [entry.sequence for entry in batch.entries]
@@ -105,4 +105,4 @@ def test_every_group_is_trained_once_while_workers_are_late_forgetful_and_repeti
     assert outcomes[CommitOutcome.DUPLICATE] > 0
     assert outcomes[CommitOutcome.FENCED] > 0
     for place, sequence in enumerate(trained):
-        assert sequence < place + window(NUM_SLOTS) + BATCH_SIZE, "a batch reached beyond the window"
+        assert sequence < place + WINDOW + BATCH_SIZE, "a batch reached beyond the window"
