@@ -162,6 +162,6 @@ def test_a_dataset_row_that_cannot_be_used_fails_the_run_with_its_place(tmp_path
             worker.stream.grant(2)
             with pytest.raises(StopAsyncIteration):
                 await worker.lease()
-            assert "row 2: has an empty 'input'" in (await worker.client.heartbeat()).failure
+            assert "row 2, input: is empty" in (await worker.client.heartbeat()).failure
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
