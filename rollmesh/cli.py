@@ -1,12 +1,14 @@
 """The command line: one verb a service, `up` for all of them on this machine, and what a person asks of a run.
 
 The configuration is parsed before anything heavy is imported, and a fault of the user's is one sentence on stderr with
-exit code 2. Services are named as strings and imported late: they live in a checkout, not in the wheel.
+exit code 2. Services are named as strings and imported late: they live in a checkout, not in the wheel. Whatever ends
+a command, its last line on stderr begins with ``error: `` and says why.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import importlib
 import json
 import os
@@ -17,6 +19,8 @@ from typing import Any, NoReturn
 
 import rollmesh
 from rollmesh.errors import ConfigError, RollMeshError
+from rollmesh.telemetry import output
+from rollmesh.telemetry.crash import report_crash
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
@@ -31,18 +35,23 @@ SERVICES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the process's exit code."""
-    args = build_parser().parse_args(arguments)
+    output.install()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # every error of its that matters comes as a status
     try:
-        return int(args.run(args))
+        args = build_parser().parse_args(arguments)
+        exit_code = int(args.run(args))
+        sys.stdout.flush()
+        return exit_code
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return EXIT_USAGE
+        problem, exit_code = str(error), EXIT_USAGE
     except RollMeshError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return EXIT_FAILED
+        problem, exit_code = str(error), EXIT_FAILED
     except KeyboardInterrupt:
         return 128 + 2
+    except Exception as error:  # noqa: BLE001 - the outermost frame: the log gets the traceback, a person the sentence
+        problem, exit_code = report_crash(error), EXIT_FAILED
+    print(f"error: {problem}", file=sys.stderr, flush=True)
+    return exit_code
 
 
 class _Parser(argparse.ArgumentParser):
@@ -93,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("folder", type=Path, help="run folder")
     report.set_defaults(run=_run_report)
 
-    config_help = "check, show or explain mesh files"
+    config_help = "check or show mesh files, list all settings"
     config = commands.add_parser("config", help=config_help, description="Work with mesh files.").add_subparsers(
         title="verbs", required=True, metavar="verb"
     )
@@ -128,7 +137,11 @@ def _default_name(service: str) -> str:
 
 
 def _services(module: str) -> Any:
-    """Import a module of the services, which only a checkout or an image has."""
+    """Import a module of the services, which only a checkout or an image has: those that lie beside this package, also
+    where the user has a package of that name."""
+    checkout = str(Path(rollmesh.__file__).resolve().parents[1])
+    if (Path(checkout) / "services" / "config.py").exists() and sys.path[0] != checkout:
+        sys.path.insert(0, checkout)
     try:
         importlib.import_module("services")
     except ModuleNotFoundError as error:
@@ -145,11 +158,17 @@ def _load(args: argparse.Namespace) -> Any:
 
 
 def _run_up(args: argparse.Namespace) -> int:
+    output.install(is_dispensable=True)
     config = _load(args)
     return int(_services("launcher.main").up(config, should_overwrite=args.overwrite))
 
 
 def _run_service(args: argparse.Namespace) -> int:
+    output.install(is_dispensable=True)
+    faulthandler.enable()
+    if args.service != "reward":
+        # For the Python processes that vLLM and torch start. Those of a user's reward function keep Python's own rule.
+        os.environ["PYTHONSAFEPATH"] = "1"
     _die_with_launcher()
     config = _load(args)
     # A learner of several ranks starts itself again under torch's launcher and needs to find its file.
@@ -208,4 +227,6 @@ def _run_config_schema(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    if not sys.flags.safe_path:
+        sys.path.pop(0)  # `python -m` puts the working directory there, where a user's redis.py may lie
     raise SystemExit(main())

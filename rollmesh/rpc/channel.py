@@ -35,6 +35,8 @@ _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     # Despite its name this is what one try to connect may take; how soon the next one follows is up to the other two.
     ("grpc.min_reconnect_backoff_ms", _CONNECT_TIMEOUT_MS),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # A proxy that the environment names is for the way to the internet; the mesh's own traffic never takes it.
+    ("grpc.enable_http_proxy", 0),
 )
 
 _RESOLVED_BY_GRPC = re.compile(r"^(dns|ipv4|ipv6|xds):")
@@ -95,15 +97,11 @@ def open_channel(address: str, place: str = "address") -> grpc.aio.Channel:
     Raises:
         ConfigError: the address is malformed, or its port is 0.
     """
-    options: tuple[tuple[str, int], ...] = _CHANNEL_OPTIONS
     if not _RESOLVED_BY_GRPC.match(address):
         parsed = parse_address(address, place)
         if parsed.port == 0:
             raise ConfigError(place, f"{address!r} has port 0, which nobody can call", "name the server's port")
-        if parsed.is_loopback:
-            # A proxy named by the environment cannot reach this machine's loopback.
-            options = (*options, ("grpc.enable_http_proxy", 0))
-    return grpc.aio.insecure_channel(address, options=options)
+    return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
 
 
 class Connection:

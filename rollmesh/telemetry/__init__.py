@@ -1,1 +1,1 @@
-"""What the mesh says about itself: `logs`."""
+"""What the mesh says about itself: `logs`, `output` (a terminal that may go away), `crash` (unexpected exceptions)."""

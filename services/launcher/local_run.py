@@ -51,6 +51,8 @@ LEAVE_S = 60.0
 """Time for services to end by themselves once the run is over (the learner may be exporting)."""
 STOP_S = 15.0
 """Time for one service to end after SIGTERM."""
+STOP_FAILED_S = 4.0
+"""The same in a run that failed, where nobody has anything to hand back: the coordinator or Redis may be gone."""
 STATUS_SILENCE_S = 30.0
 """The coordinator may fail to answer for so long before the run is given up."""
 EARLY_END_S = 10.0
@@ -92,13 +94,16 @@ class LocalRun:
     async def run(self) -> int:
         """Run the mesh to its end, whatever that is, and record it; returns the exit code."""
         self._catch_signals()
+        stop_timeout_s = STOP_S
         try:
             outcome = await self._until_over()
+            if outcome.state is EndState.FAILED:
+                stop_timeout_s = STOP_FAILED_S
             if outcome.reason:
                 kind = "error" if outcome.state is EndState.FAILED else outcome.state.value
                 print(f"{kind}: {outcome.reason}", file=sys.stderr, flush=True)
         finally:
-            await self._stop()
+            await self._stop(stop_timeout_s)
         await self._record(outcome)
         return outcome.exit_code
 
@@ -140,7 +145,9 @@ class LocalRun:
 
     async def _start(self, service: str, name: str) -> None:
         command = service_command(service, name, self._config_path)
-        await self._group.start(ServiceProcess(name, command, self._log(name), stage=STAGES[service]))
+        has_ranks = service == "learner" and self._config.learner.num_ranks > 1
+        process = ServiceProcess(name, command, self._log(name), stage=STAGES[service], has_ranks=has_ranks)
+        await self._group.start(process)
 
     def _log(self, name: str) -> Path:
         return self._folder / "logs" / f"{name}.log"
@@ -234,8 +241,8 @@ class LocalRun:
         await self._raise_if_dead()
         return Outcome(EndState.COMPLETED, EXIT_OK)
 
-    async def _stop(self) -> None:
-        await self._group.stop_all(STOP_S)
+    async def _stop(self, timeout_s: float) -> None:
+        await self._group.stop_all(timeout_s)
         await self._client.close()
 
     async def _record(self, outcome: Outcome) -> None:

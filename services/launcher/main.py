@@ -22,6 +22,7 @@ from rollmesh.rpc.channel import Address, parse_address
 from services.config import MeshConfig, dump_mesh
 from services.launcher import preflight
 from services.launcher.address_check import reserve_any
+from services.launcher.environment import job_variables
 from services.launcher.local_run import LocalRun
 
 
@@ -57,6 +58,10 @@ def print_findings(config: MeshConfig) -> None:
         print(f"  {finding.what:<11}{finding.where} · {finding.result}", flush=True)
     for warning in config.warnings:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
+    if names := job_variables(os.environ):
+        verb = "belongs" if len(names) == 1 else "belong"
+        problem = f"{', '.join(names)} {verb} to a distributed job around this run"
+        print(f"warning: {problem}; the services start without {'it' if len(names) == 1 else 'them'}", file=sys.stderr)
 
 
 def check_folder(config: MeshConfig, *, should_overwrite: bool) -> None:

@@ -17,8 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rollmesh.errors import RollMeshError
+from services.launcher.environment import service_environment
 
-TAIL_BYTES = 16_384
+TAIL_BYTES = 65_536
+LAUNCHER_VARIABLE = "ROLLMESH_LAUNCHER_PID"
+_CAUSES = ("error: ", "Fatal Python error: ")
+"""What the lines begin with that say why a process ended: our own, and those of Python's fault handler."""
 
 
 class ServiceDiedError(RollMeshError):
@@ -46,6 +50,8 @@ class ServiceProcess:
     environment: Mapping[str, str] = field(default_factory=dict)
     stage: int = 0
     """Services use those of lower stages, and are ended before them."""
+    has_ranks: bool = False
+    """Whether several processes write its log."""
     ended_at: float | None = None
     """Monotonic seconds; None while it runs or before it started."""
     _process: asyncio.subprocess.Process | None = None
@@ -53,12 +59,7 @@ class ServiceProcess:
 
     async def start(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {
-            **os.environ,
-            "PYTHONUNBUFFERED": "1",
-            "ROLLMESH_LAUNCHER_PID": str(os.getpid()),
-            **self.environment,
-        }
+        environment = {**service_environment(os.environ), LAUNCHER_VARIABLE: str(os.getpid()), **self.environment}
         with self.log.open("ab") as sink:
             self._process = await asyncio.create_subprocess_exec(
                 *self.command,
@@ -102,16 +103,17 @@ class ServiceProcess:
 
     def failure(self) -> str:
         """One sentence: how it ended, the last error that it printed, and where its log is."""
-        reason = self._last_error()
+        reason = self._error()
         sentence = f"{self.name} {describe_exit(self.exit_code)}"
         return f"{sentence}: {reason}; its log is {self.log}" if reason else f"{sentence}; its log is {self.log}"
 
-    def _last_error(self) -> str:
+    def _error(self) -> str:
+        """The last error that it printed. Of several ranks in one log the first one: the others lost their peer."""
         with self.log.open("rb") as source:
             source.seek(max(0, self.log.stat().st_size - TAIL_BYTES))
             lines = source.read().decode(errors="replace").splitlines()
-        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        return errors[-1] if errors else ""
+        errors = [line.partition(": ")[2] for line in lines if line.startswith(_CAUSES)]
+        return errors[0 if self.has_ranks else -1] if errors else ""
 
 
 def describe_exit(code: int | None) -> str:
@@ -125,7 +127,7 @@ def describe_exit(code: int | None) -> str:
 
 
 def service_command(service: str, name: str, config: Path) -> list[str]:
-    return [sys.executable, "-m", "rollmesh.cli", service, "--config", str(config), "--name", name]
+    return [sys.executable, "-P", "-m", "rollmesh.cli", service, "--config", str(config), "--name", name]
 
 
 class ProcessGroup:

@@ -102,14 +102,15 @@ def test_messages_above_the_default_limit_pass_in_both_directions() -> None:
     asyncio.run(main())
 
 
-def test_a_proxy_of_the_environment_is_not_asked_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"], ids=["loopback", "another-host"])
+def test_a_proxy_of_the_environment_is_never_asked(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
         monkeypatch.delenv(name, raising=False)
     for name in ("http_proxy", "https_proxy", "grpc_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # Nobody listens there.
 
     async def main() -> None:
-        async with serve_large() as server, open_channel(server.address) as channel:
+        async with serve_large() as server, open_channel(f"{host}:{parse_address(server.address).port}") as channel:
             stub = reward_pb2_grpc.RewardServiceStub(channel)  # type: ignore[no-untyped-call]
             await stub.GetRewardInfo(reward_pb2.GetRewardInfoRequest(), timeout=20)
 

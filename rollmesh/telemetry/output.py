@@ -1,0 +1,83 @@
+"""Output that nobody may be there to read: a pipe whose reader went away, a closed terminal, a full disk.
+
+`install` replaces stdout and stderr of the process once, at its start. From then on ``print`` means the same
+everywhere:
+
+* A reader that went away (EPIPE, EIO) ends nothing. What is printed after it is dropped in silence.
+* A full disk is an error where the output is what the command is for (`config schema > file`), and is ignored where
+  the output only tells of the work (`up`, a service): `install(is_dispensable=True)`.
+* A character that the encoding lacks becomes a plain one.
+"""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import io
+import sys
+from typing import Any, TextIO
+
+from rollmesh.errors import ConfigError
+
+GONE = frozenset({errno.EPIPE, errno.EIO, errno.ENXIO})
+"""Errors of a write to a pipe without a reader, or to a terminal that is closed."""
+
+_PLAIN = {"·": "-", "—": "-", "–": "-", "→": "->", "±": "+-", "…": "...", "η": "eta", "π": "pi", "μ": "mu"}
+_ERRORS = "rollmesh-plain"
+
+
+class PatientOutput(io.FileIO):
+    """A file descriptor to write to, whose reader may go away.
+
+    Args:
+        descriptor: stays open when this object is closed.
+        is_dispensable: whether every other error of a write is ignored as well; else such an error is a ConfigError.
+    """
+
+    def __init__(self, descriptor: int, is_dispensable: bool) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self.is_dispensable = is_dispensable
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in GONE and not self.is_dispensable:
+                self.is_dispensable = True  # what is buffered is written again when the process ends
+                problem = f"cannot be written ({error.strerror})"
+                raise ConfigError("output", problem, "make room for it, or send it elsewhere") from error
+            return memoryview(data).nbytes
+
+
+def install(*, is_dispensable: bool = False) -> None:
+    """Make stdout and stderr patient. Streams that are not files of the process (a test's) stay as they are."""
+    codecs.register_error(_ERRORS, _plain)
+    sys.stdout = _patient(sys.stdout, is_dispensable)
+    sys.stderr = _patient(sys.stderr, is_dispensable)
+
+
+def _patient(stream: TextIO | None, is_dispensable: bool) -> TextIO:
+    if stream is None:  # The descriptor is closed: there is nobody to write to.
+        return io.StringIO()
+    buffer = getattr(stream, "buffer", None)
+    raw = getattr(buffer, "raw", buffer)  # with PYTHONUNBUFFERED there is no buffer in between
+    if isinstance(raw, PatientOutput):
+        raw.is_dispensable = is_dispensable
+        return stream
+    if not isinstance(raw, io.FileIO) or raw.fileno() not in (1, 2):
+        return stream
+    return io.TextIOWrapper(
+        io.BufferedWriter(PatientOutput(raw.fileno(), is_dispensable)),
+        encoding=stream.encoding,
+        errors=_ERRORS if stream.errors == "strict" else stream.errors,
+        line_buffering=getattr(stream, "line_buffering", False),
+        write_through=getattr(stream, "write_through", False),
+    )
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """A plain spelling of the characters that an encoding lacks, for `codecs.register_error`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(character, "?") for character in text), error.end
