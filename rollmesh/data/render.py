@@ -12,12 +12,14 @@ Text is tokenised without added special tokens: what the model should see in fro
 from __future__ import annotations
 
 import json
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from rollmesh.config import DataSection
+from rollmesh.data.rows import first_line, kind_of
 from rollmesh.errors import ConfigError, InvalidArgumentError
 
 
@@ -45,7 +47,22 @@ class RenderedPrompt:
     token_ids: list[int]
 
 
-class OverlongPromptError(InvalidArgumentError):
+class UnusablePromptError(InvalidArgumentError):
+    """A prompt that can never be rendered.
+
+    Args:
+        name: names the prompt; ``problem`` completes the sentence.
+        problem: why it cannot be rendered.
+        fix: what to do, as an imperative.
+    """
+
+    def __init__(self, name: str, problem: str, fix: str) -> None:
+        super().__init__(f"{name} {problem}; {fix}", "prompt_json")
+        self.problem = problem
+        self.fix = fix
+
+
+class OverlongPromptError(UnusablePromptError):
     """The prompt leaves no room for the response, and the configuration says to leave such prompts out."""
 
 
@@ -74,7 +91,7 @@ class PromptRenderer:
                 "turn it off, or add chat_template.jinja to the model folder",
             )
         if data.input_template is not None:
-            _fill(data.input_template, "", place)
+            _check_template(data.input_template, f"{place}.input_template")
 
     def render(self, prompt_json: str, prompt_id: str = "") -> RenderedPrompt:
         """Render one prompt.
@@ -84,16 +101,15 @@ class PromptRenderer:
             prompt_id: names the prompt in messages.
 
         Raises:
-            InvalidArgumentError: this prompt can never be rendered; `OverlongPromptError` if it is to be left out
-                for its length.
-            ConfigError: the prompt shows that the data section is wrong, or it is too long and
-                ``overlong_prompts`` is ``error``.
+            UnusablePromptError: this prompt can never be rendered; `OverlongPromptError` if it is to be left out for
+                its length.
+            ConfigError: the model's chat template is not valid.
         """
         name = f"prompt {prompt_id or prompt_json[:40]}"
         text = self._text(_parse(prompt_json, name), name)
         token_ids = self._tokenizer.encode(text, add_special_tokens=False)
         if not token_ids:
-            raise InvalidArgumentError(f"{name} renders to no tokens; remove the row", "prompt_json")
+            raise UnusablePromptError(name, "renders to no tokens", "take the row out")
         if len(token_ids) > self._max_prompt_tokens:
             token_ids = self._shorten(token_ids, name)
         return RenderedPrompt(text, token_ids)
@@ -105,56 +121,51 @@ class PromptRenderer:
                 return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             # The template is the model author's code: what it raises depends on it alone.
             except Exception as error:
-                raise InvalidArgumentError(
-                    f"{name} is refused by the chat template ({type(error).__name__}: {error})", "prompt_json"
-                ) from error
+                if type(error).__name__ == "TemplateSyntaxError":
+                    problem = f"has a chat template that is not valid ({first_line(error)})"
+                    raise ConfigError("model.path", problem, "correct the template") from error
+                problem = f"is refused by the chat template ({type(error).__name__}: {first_line(error)})"
+                raise UnusablePromptError(name, problem, "correct the row, or the template") from error
         if not isinstance(prompt, str):
-            raise ConfigError(
-                f"{self._place}.apply_chat_template",
-                f"is off but {name} is a list of chat messages",
-                "turn it on, or name a text column as input_key",
-            )
-        if self._data.input_template is not None:
-            return _fill(self._data.input_template, prompt, self._place)
-        return prompt
+            fix = f"turn {self._place}.apply_chat_template on, or name a text column as {self._place}.input_key"
+            raise UnusablePromptError(name, "is a list of chat messages, and no chat template is applied", fix)
+        return prompt if self._data.input_template is None else self._data.input_template.format(prompt)
 
     def _shorten(self, token_ids: list[int], name: str) -> list[int]:
-        limit = self._max_prompt_tokens
-        match self._data.overlong_prompts:
-            case "truncate":
-                return token_ids[-limit:]
-            case "drop":
-                raise OverlongPromptError(f"{name} has {len(token_ids)} tokens of {limit} allowed", "prompt_json")
-            case _:
-                raise ConfigError(
-                    f"{self._place}.overlong_prompts",
-                    f"{name} has {len(token_ids)} tokens but model.max_length leaves {limit} for a prompt",
-                    f"raise model.max_length or set {self._place}.overlong_prompts to drop or truncate",
-                )
+        limit, policy = self._max_prompt_tokens, self._data.overlong_prompts
+        if policy == "truncate":
+            return token_ids[-limit:]
+        problem = f"has {len(token_ids)} tokens, but model.max_length less the new tokens leaves {limit} for a prompt"
+        if policy == "drop":
+            raise OverlongPromptError(name, problem, "it is left out")
+        fix = f"raise model.max_length, or set {self._place}.overlong_prompts to drop or truncate"
+        raise UnusablePromptError(name, problem, fix)
 
 
 def _parse(prompt_json: str, name: str) -> str | list[dict[str, Any]]:
     try:
         prompt = json.loads(prompt_json)
     except ValueError as error:
-        raise InvalidArgumentError(f"{name} is not JSON ({error})", "prompt_json") from error
+        raise UnusablePromptError(name, f"is not JSON ({error})", "correct the row") from error
     is_chat = isinstance(prompt, list) and bool(prompt) and all(isinstance(message, dict) for message in prompt)
     if not isinstance(prompt, str) and not is_chat:
-        raise InvalidArgumentError(
-            f"{name} is {type(prompt).__name__}, neither a string nor a list of chat messages", "prompt_json"
-        )
+        problem = f"is {kind_of(prompt)}, neither text nor a list of chat messages"
+        raise UnusablePromptError(name, problem, "correct the row")
     return cast("str | list[dict[str, Any]]", prompt)
 
 
-def _fill(template: str, prompt: str, place: str) -> str:
+def _check_template(template: str, place: str) -> None:
+    """Raises ConfigError unless ``template`` is a format string with one plain field."""
     try:
-        return template.format(prompt)
+        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        if fields in ([""], ["0"]):
+            template.format("")
     except (IndexError, KeyError, ValueError, AttributeError) as error:
+        raise ConfigError(place, f"{template!r} is no format string ({error})", "double literal braces") from error
+    if fields not in ([""], ["0"]):
         raise ConfigError(
-            f"{place}.input_template",
-            f"{template!r} cannot be filled in ({type(error).__name__}: {error})",
-            "write exactly one {} and double literal braces",
-        ) from error
+            place, f"{template!r} has {len(fields)} fields", "write exactly one {} and double other braces"
+        )
 
 
 def load_tokenizer(model_path: Path, trust_remote_code: bool = False) -> Tokenizer:
@@ -171,11 +182,11 @@ def load_tokenizer(model_path: Path, trust_remote_code: bool = False) -> Tokeniz
         tokenizer = AutoTokenizer.from_pretrained(
             str(model_path), trust_remote_code=trust_remote_code, local_files_only=True
         )
-    except (OSError, ValueError, KeyError) as error:
-        first_line = str(error).strip().splitlines()[0]
+    # The libraries raise anything for a damaged file, and a tokenizer may have Python code of its own.
+    except Exception as error:
         raise ConfigError(
             "model.path",
-            f"{str(model_path)!r} has no tokenizer that can be loaded ({first_line})",
+            f"{str(model_path)!r} has no tokenizer that can be loaded ({first_line(error)})",
             "save the model's tokenizer into the same folder",
         ) from error
     return cast(Tokenizer, tokenizer)

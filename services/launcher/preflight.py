@@ -1,8 +1,8 @@
 """What can be known to fail before anything is started: model, prompts, addresses, devices, Redis, user code.
 
 Every check raises ConfigError with the place, the value and the fix. All of them together take a few seconds, and as
-long as the user's reward function takes for one sample; none imports torch, transformers, vLLM or DeepSpeed. The
-cheapest come first.
+long as the user's reward function takes for one sample; a chat template adds the import of transformers, in a process
+of its own. Nothing here imports torch, transformers, vLLM or DeepSpeed. The cheapest come first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from services.config import MeshConfig
 from services.launcher.address_check import check_addresses
 from services.launcher.device_check import check_devices
 from services.launcher.model_check import check_length, check_model, check_reference
-from services.launcher.prompt_check import CheckedPrompts, check_prompts
+from services.launcher.prompt_check import CheckedPrompts, PromptSource, check_prompts
 from services.launcher.server_check import check_answers
 from services.reward.preflight import Probe, check_function
 from services.rollout.preflight import check_extra
@@ -49,16 +49,15 @@ def check(config: MeshConfig) -> Iterator[Finding]:
         frozen = check_model("reference.model_path", path, trust_remote_code=config.model.trust_remote_code)
         check_reference(policy, frozen)
         yield Finding("reference", str(path), frozen.architecture)
-    new_tokens = config.sampling.max_new_tokens
-    prompts = check_prompts("data", "train", config.data, config.model, new_tokens, policy.vocab_size)
-    yield Finding("data", str(config.data.path), prompts.result)
+    sources = [PromptSource("data", config.data, config.sampling.max_new_tokens)]
     if config.evaluation:
-        new_tokens = config.evaluation.max_new_tokens or new_tokens
-        data = config.evaluation.data
-        held_out = check_prompts("evaluation.data", "eval", data, config.model, new_tokens, policy.vocab_size)
-        yield Finding("evaluation", str(data.path), held_out.result)
+        new_tokens = config.evaluation.max_new_tokens or config.sampling.max_new_tokens
+        sources.append(PromptSource("evaluation.data", config.evaluation.data, new_tokens))
+    prompts = check_prompts(sources, config.model, policy.vocab_size)
+    for what, source, checked in zip(("data", "evaluation"), sources, prompts, strict=False):
+        yield Finding(what, str(source.data.path), checked.result)
     yield _check_replay(config)
-    yield _check_reward(config, prompts)
+    yield _check_reward(config, prompts[0])
 
 
 def _describe_algorithm(config: MeshConfig) -> Finding:
@@ -81,6 +80,6 @@ def _check_reward(config: MeshConfig, prompts: CheckedPrompts) -> Finding:
     if section.function is None:
         check_answers("reward.address", section.address)
         return Finding("reward", section.address, "answers")
-    text, place = prompts.first_text, f"{config.data.path}, row 1"
-    probe = None if text is None else Probe(place, text, prompts.first_label_json)
+    text = prompts.first_text
+    probe = None if text is None else Probe(prompts.first_place, text, prompts.first_label_json)
     return Finding("reward", str(section.function), check_function(section.function, section, probe))

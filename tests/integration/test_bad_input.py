@@ -101,7 +101,7 @@ def test_up_refuses_what_cannot_work(runs: Path, override: str, sentence: str) -
         ('{"input": "a", "label": 1}\n\n{oops\n', "train.jsonl, line 3: is not JSON"),
         (
             '{"input": "%s", "label": 1}\n' % ("1 " * 20),
-            "train.jsonl, row 1: has 20 prompt tokens, but model.max_length",
+            "train.jsonl, line 1: has 20 tokens, but model.max_length",
         ),
     ],
     ids=["empty", "no-key", "not-json", "overlong"],

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rollmesh.config import DataSection
-from rollmesh.data.render import OverlongPromptError, PromptRenderer, load_tokenizer
+from rollmesh.data.render import OverlongPromptError, PromptRenderer, UnusablePromptError, load_tokenizer
 from rollmesh.errors import ConfigError, InvalidArgumentError
 
 
@@ -76,19 +76,20 @@ def test_truncation_keeps_the_end_of_the_prompt_and_the_whole_text() -> None:
 
 
 def test_an_overlong_prompt_is_an_error_naming_prompt_count_limit_and_fix() -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UnusablePromptError) as caught:
         renderer(limit=3).render('"abcdef"', "train:0:17")
+    assert not isinstance(caught.value, OverlongPromptError)
     for part in ("train:0:17", "6 tokens", "leaves 3", "drop or truncate"):
         assert part in str(caught.value)
 
 
 def test_an_overlong_prompt_to_be_dropped_has_an_error_of_its_own() -> None:
-    with pytest.raises(OverlongPromptError, match="6 tokens of 3"):
+    with pytest.raises(OverlongPromptError, match="has 6 tokens, but"):
         renderer(limit=3, overlong_prompts="drop").render('"abcdef"')
 
 
 def test_messages_without_a_chat_template_name_the_setting() -> None:
-    with pytest.raises(ConfigError, match=r"data\.apply_chat_template: is off but prompt eval:0:1"):
+    with pytest.raises(UnusablePromptError, match=r"eval:0:1 is a list .*; turn data\.apply_chat_template on"):
         renderer().render('[{"role": "user", "content": "hi"}]', "eval:0:1")
 
 
@@ -97,7 +98,7 @@ def test_a_tokenizer_without_chat_template_is_refused_at_once() -> None:
         renderer(tokenizer=CharacterTokenizer(chat_template=None), apply_chat_template=True)
 
 
-@pytest.mark.parametrize("template", ["{} and {}", "{name}", "{", "{0.a}"])
+@pytest.mark.parametrize("template", ["{} and {}", "{name}", "{", "{0.a}", "no field", "{:d}"])
 def test_a_template_that_cannot_be_filled_is_refused_at_once(template: str) -> None:
     with pytest.raises(ConfigError, match="input_template"):
         renderer(input_template=template)
@@ -115,7 +116,7 @@ def test_a_prompt_without_tokens_is_invalid() -> None:
 
 
 def test_what_the_chat_template_raises_is_told_with_the_prompt() -> None:
-    with pytest.raises(InvalidArgumentError, match=r"prompt train:0:3 .*roles must alternate"):
+    with pytest.raises(InvalidArgumentError, match=r"prompt train:0:3 is refused .*roles must alternate"):
         renderer(apply_chat_template=True).render('[{"role": "assistant", "content": "x"}]', "train:0:3")
 
 

@@ -47,12 +47,11 @@ def test_a_mesh_that_can_work_passes(tree: Tree, tmp_path: Path) -> None:
 
 
 def test_the_reward_function_is_tried_on_the_first_prompt_as_the_model_will_see_it(tree: Tree, tmp_path: Path) -> None:
-    (tmp_path / "model" / "chat_template.jinja").write_text("{% for m in messages %}user {{ m.content }}{% endfor %}")
     (tmp_path / "reward.py").write_text("def reward_func(q, p, labels):\n    raise ValueError((q, p, labels))\n")
-    fault = _fault(_load(tree, tmp_path, "data.apply_chat_template=true"))
-    assert f"gives no reward for {tmp_path / 'train.jsonl'}, row 1 with an empty answer" in fault
+    fault = _fault(_load(tree, tmp_path, "data.input_template='user {}'"))
+    assert f"gives no reward for {tmp_path / 'train.jsonl'}, line 1 with an empty answer" in fault
     assert "(['user one two'], ['user one two'], [3])" in fault
-    unprobed = _load(tree, tmp_path, "data.apply_chat_template=true", "reward.should_probe=false")
+    unprobed = _load(tree, tmp_path, "data.input_template='user {}'", "reward.should_probe=false")
     assert [finding.result for finding in check(unprobed)][-1] == "reward_func found"
 
 
@@ -73,8 +72,7 @@ def test_the_reward_function_is_tried_on_the_first_prompt_as_the_model_will_see_
         ("rollout.engine.extra.model=other", "rollout.engine.extra.model: is set by the mesh itself; remove it"),
         ("replay.url=redis://127.0.0.1:1/0", "replay.url"),
         ("reward={address: '127.0.0.1:1'}", "reward.address: no server answers at 127.0.0.1:1"),
-        ("model.max_length=5", "row 1: has 2 prompt tokens, but model.max_length 5 less 4 new tokens leaves 1"),
-        ("data.apply_chat_template=true", "data.apply_chat_template: is on, but the tokenizer in"),
+        ("model.max_length=5", "line 1: has 2 tokens, but model.max_length less the new tokens leaves 1"),
     ],
 )
 def test_a_fault_is_found_and_placed(tree: Tree, tmp_path: Path, override: str, fault: str) -> None:
@@ -155,7 +153,7 @@ def test_overlong_prompts_may_be_dropped_instead(tree: Tree, tmp_path: Path) -> 
 def test_the_row_of_an_overlong_prompt_is_named(tree: Tree, tmp_path: Path) -> None:
     rows = [{"input": "one", "label": 0}] * 300 + [{"input": "one " * 5, "label": 0}]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert "train.jsonl, row 301: has 5 prompt tokens" in _fault(_load(tree, tmp_path))
+    assert "train.jsonl, line 301: has 5 tokens" in _fault(_load(tree, tmp_path))
 
 
 def test_measuring_prompts_is_bounded_and_says_how_far_it_went(
@@ -165,33 +163,20 @@ def test_measuring_prompts_is_bounded_and_says_how_far_it_went(
     rows = [{"input": "one", "label": 0}] * 1000
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     results = [finding.result for finding in check(_load(tree, tmp_path)) if finding.what == "data"]
-    assert results == ["1,000 prompts, the longest of the first 256 1 tokens"]
+    assert results == ["1,000 prompts, the longest of the first 1 1 tokens"]
 
 
-@pytest.mark.parametrize(
-    ("template", "fault"),
-    [
-        ("{% for m in messages %}{{ m.role }} {{ m.content }} one one one {% endfor %}", "has 6 prompt tokens"),
-        ("{{ raise_exception('roles must alternate') }}", "refused by the chat template (roles must alternate)"),
-        ("{% for %}", "model.path: the chat template in"),
-    ],
-)
-def test_a_chat_template_is_tried_on_the_prompts(tree: Tree, tmp_path: Path, template: str, fault: str) -> None:
+def test_a_chat_template_is_tried_on_the_prompts(tree: Tree, tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m.role }} {{ m.content }} one one one {% endfor %}"
     (tmp_path / "model" / "chat_template.jinja").write_text(template)
-    assert fault in _fault(_load(tree, tmp_path, "data.apply_chat_template=true"))
-
-
-def test_chat_prompts_that_fit_are_measured_as_rendered(tree: Tree, tmp_path: Path) -> None:
-    settings = {"chat_template": "{% for m in messages %}{{ m.role }} {{ m.content }}{% endfor %}"}
-    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(settings))
-    config = _load(tree, tmp_path, "data.apply_chat_template=true")
-    assert "the longest 3 tokens" in next(finding.result for finding in check(config) if finding.what == "data")
+    fault = _fault(_load(tree, tmp_path, "data.apply_chat_template=true"))
+    assert "train.jsonl, line 1: has 6 tokens, but model.max_length less the new tokens leaves 4 for a prompt" in fault
 
 
 def test_chat_messages_need_the_chat_template(tree: Tree, tmp_path: Path) -> None:
     row = {"input": [{"role": "user", "content": "one"}], "label": 0}
     (tmp_path / "train.jsonl").write_text(json.dumps(row))
-    assert "data.apply_chat_template: is off, but" in _fault(_load(tree, tmp_path))
+    assert "line 1: is a list of chat messages, and no chat template" in _fault(_load(tree, tmp_path))
 
 
 def test_a_reference_that_lacks_tokens_is_refused(tree: Tree, tmp_path: Path) -> None:

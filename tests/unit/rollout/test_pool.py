@@ -8,7 +8,7 @@ import itertools
 import pytest
 
 from rollmesh.algorithms.config import FilterSection
-from rollmesh.errors import ConfigError, RollMeshError
+from rollmesh.errors import RollMeshError
 from rollmesh.replay.connection import connect_blocking
 from rollmesh.replay.intake import BatchIntake
 from rollmesh.types import (
@@ -313,7 +313,7 @@ def test_an_overlong_prompt_that_is_to_be_dropped_is_filtered(redis_url: str, ru
         async with running_rig(redis_url, run_id, settings=settings, prompt_json=f'"{"x" * 21}"') as rig:
             await rig.open(0)
             await rig.until(GroupState.FILTERED, 1)
-            assert "21 tokens of 20" in await rig.reason(0)
+            assert "has 21 tokens, but model.max_length less the new tokens leaves 20" in await rig.reason(0)
 
     asyncio.run(scenario())
 
@@ -403,12 +403,13 @@ def test_an_evaluation_group_is_never_filtered(redis_url: str, run_id: str) -> N
     asyncio.run(asyncio.wait_for(scenario(), 10.0))
 
 
-def test_an_overlong_prompt_that_is_an_error_ends_the_worker_with_it(redis_url: str, run_id: str) -> None:
+def test_an_overlong_prompt_that_is_an_error_ends_its_group_and_not_the_worker(redis_url: str, run_id: str) -> None:
     async def scenario() -> None:
         async with running_rig(redis_url, run_id, prompt_json=f'"{"x" * 21}"') as rig:
             await rig.open(0)
-            with pytest.raises(ConfigError, match="prompt train:0:0 has 21 tokens"):
-                await asyncio.wait_for(rig.running, 20.0)
+            await rig.until(GroupState.FAILED, 1)
+            assert "prompt train:0:0 has 21 tokens" in await rig.reason(0)
+            assert not rig.running.done()
 
     asyncio.run(scenario())
 
