@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from rollmesh.config.section import Section
 from rollmesh.errors import ConfigError
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+
+_ATTENTION = re.compile(r"auto|(paged\|)?(eager|sdpa|flex_attention|flash_attention_\d+)")
+
+
+def _check_attention(name: str) -> str:
+    """Implementations have a few names in transformers, and ``owner/name`` where they come from elsewhere."""
+    if "/" not in name and not _ATTENTION.fullmatch(name):
+        raise ValueError("use auto, eager, sdpa, flex_attention or flash_attention_2")
+    return name
+
+
+Attention = Annotated[str, AfterValidator(_check_attention)]
+"""transformers' attn_implementation, or "auto"."""
 
 
 def _as_name(value: object) -> object:

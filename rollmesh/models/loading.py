@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from rollmesh.errors import ConfigError
+from rollmesh.models.attention import choose_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,16 +20,20 @@ class ModelSource:
     Attributes:
         path: the folder.
         dtype: of the parameters: "float32", "bfloat16", "float16", or "auto" for the dtype of the checkpoint.
-        attention: transformers' attn_implementation; None leaves the choice to transformers.
+        attention: transformers' attn_implementation, or "auto".
+        device: where the model is going to compute; it is loaded into main memory.
         trust_remote_code: run Python code that lies in the folder.
         place: the configuration path that named the folder, for errors.
+        attention_place: the configuration path that named the attention.
     """
 
     path: Path
     dtype: str
-    attention: str | None
+    attention: str
+    device: torch.device
     trust_remote_code: bool
     place: str
+    attention_place: str
 
 
 def load_causal_lm(source: ModelSource) -> Any:
@@ -55,16 +60,17 @@ def load_pretrained(auto_class: Any, source: ModelSource) -> Any:
     options = {"local_files_only": True, "trust_remote_code": source.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(source.path, **options)
-        _turn_randomness_off(config)
+        turn_randomness_off(config)
+        attention = choose_attention(config, source.attention, source.dtype, source.device, source.attention_place)
         model, info = auto_class.from_pretrained(
             source.path,
             config=config,
             dtype="auto" if source.dtype == "auto" else getattr(torch, source.dtype),
-            attn_implementation=source.attention,
+            attn_implementation=attention,
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         problem = f"the model in {source.path} cannot be loaded ({describe(error)})"
         raise ConfigError(source.place, problem, "name a complete Hugging Face model folder") from error
     missing = sorted(info["missing_keys"])
@@ -74,7 +80,8 @@ def load_pretrained(auto_class: Any, source: ModelSource) -> Any:
     return model
 
 
-def _turn_randomness_off(config: Any) -> None:
+def turn_randomness_off(config: Any) -> None:
+    """Set every dropout and the routers' noise in a configuration to 0."""
     for name, value in vars(config).items():
         if isinstance(value, float) and ("dropout" in name or name.endswith(("_pdrop", "_jitter_noise"))):
             setattr(config, name, 0.0)

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from rollmesh.errors import ConfigError
 from rollmesh.models.loading import ModelSource, load_pretrained
+from rollmesh.models.rows import Boundaries, boundary_arguments
 
 _REWARD_MODEL_SUFFIXES = ("ForSequenceClassification", "ForTokenClassification", "RewardModel")
 
@@ -39,15 +40,29 @@ class ValueModel(nn.Module):
         self.backbone = backbone
         self.head = head
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, predictors: Tensor, _targets: Tensor) -> tuple[Tensor]:
+    @property
+    def pretrained(self) -> Any:
+        """The transformers model inside."""
+        return self.backbone
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        predictors: Tensor,
+        _targets: Tensor,
+        boundaries: Boundaries | None = None,
+    ) -> tuple[Tensor]:
         """Values float32 [N], differentiable.
 
         Args:
             input_ids: int64 [rows, L].
             position_ids: int64 [rows, L], restarting with every packed sequence.
             predictors: int64 [N], flat index of the position that predicts each generated token.
+            boundaries: of the sequences in the only row; None does not tell them.
         """
-        output = self.backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        more = boundary_arguments(self.backbone, boundaries)
+        output = self.backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False, **more)
         return (self.head(output.last_hidden_state.flatten(0, 1)[predictors]),)
 
 

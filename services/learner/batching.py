@@ -1,12 +1,8 @@
-"""Packing: sequences of many lengths into few forward passes of bounded size, without one seeing another.
+"""Packing: sequences of many lengths into few forward passes of bounded size.
 
-A micro-batch is a rectangle of rows as long as its longest sequence; shorter sequences share rows. `position_ids`
-restart at 0 with every sequence, and that alone keeps them apart: transformers derives a block-diagonal causal mask
-from it wherever no attention mask and no cache are given, and flash attention derives its sequence lengths. Short rows
-matter: the cost of attention with a mask grows with tokens × row length, and a batch in one single row would be
-quadratic in its tokens. Flash attention skips what the mask forbids, and reads only batches of one row: it gets one.
-
-What is left of a row continues the positions of its last sequence; being later, it is seen by nobody.
+A micro-batch is a rectangle of rows as long as its longest sequence; shorter sequences share rows, if the model keeps
+them apart (`rollmesh.models.rows`). Short rows matter: the cost of attention with a mask grows with tokens × row
+length, and a batch in one single row would be quadratic in its tokens.
 """
 
 from __future__ import annotations
@@ -23,12 +19,8 @@ import torch
 from torch import Tensor
 
 from rollmesh.algorithms.segments import Segments
+from rollmesh.models.rows import Batching, Boundaries, Layout, lay_out
 from services.learner.experience import Sequence
-
-Row = tuple[int, ...]
-"""Indices of the sequences that share a row, in order."""
-Layout = tuple[Row, ...]
-"""The rows of one micro-batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +67,7 @@ class MicroBatch:
         places: int64 [N], where the tokens stand in the columns of the whole batch.
         tokens: the generated tokens of each sequence; sequences are whole.
         columns: what the loss knows of the tokens.
+        boundaries: of the sequences in its only row; None where the model is not told.
     """
 
     input_ids: Tensor
@@ -84,6 +77,7 @@ class MicroBatch:
     places: Tensor
     tokens: Segments
     columns: TokenColumns
+    boundaries: Boundaries | None = None
 
     def to(self, device: torch.device) -> MicroBatch:
         if device.type == "cpu":
@@ -100,12 +94,11 @@ class MicroBatch:
             places=move(self.places),
             tokens=Segments(move(self.tokens.lengths)),
             columns=self.columns.each(move),
+            boundaries=self.boundaries and self.boundaries.to(device),
         )
 
 
-def plan_layouts(
-    lengths: SequenceOf[int], token_budget: int, is_single_row: bool = False, is_padded: bool = False
-) -> list[Layout]:
+def plan_layouts(lengths: SequenceOf[int], token_budget: int, batching: Batching = Batching.PACKED) -> list[Layout]:
     """Distribute sequences over micro-batches of at most ``token_budget`` tokens, padding included.
 
     Longest first; each goes to the fullest row that still holds it, else to a new row, else to the next micro-batch.
@@ -114,16 +107,17 @@ def plan_layouts(
     Args:
         lengths: tokens of each sequence, at least 1.
         token_budget: rows × row length at most.
-        is_single_row: one row as long as what is in it, for flash attention.
-        is_padded: one sequence in each row.
+        batching: how sequences may share a micro-batch.
 
     Returns:
         Micro-batches; every index appears once.
     """
     remaining = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    if batching is Batching.SINGLE:
+        return [((index,),) for index in remaining]
     layouts: list[Layout] = []
     while remaining:
-        row_length = max(token_budget if is_single_row else 0, lengths[remaining[0]])
+        row_length = max(token_budget if batching.is_one_row else 0, lengths[remaining[0]])
         max_rows = max(1, token_budget // row_length)
         rows: list[list[int]] = []
         free: list[tuple[int, int]] = []  # (free tokens, row), sorted
@@ -140,48 +134,47 @@ def plan_layouts(
                 left.append(index)
                 continue
             rows[row].append(index)
-            if not is_padded:
+            if batching.is_packed:
                 bisect.insort(free, (space - length, row))
         layouts.append(tuple(tuple(row) for row in rows))
         remaining = left
     return layouts
 
 
-def pack(sequences: SequenceOf[Sequence], starts: SequenceOf[int], layout: Layout, columns: TokenColumns) -> MicroBatch:
+def pack(
+    sequences: SequenceOf[Sequence],
+    starts: SequenceOf[int],
+    layout: Layout,
+    columns: TokenColumns,
+    batching: Batching = Batching.PACKED,
+) -> MicroBatch:
     """Build the tensors of one micro-batch, on the CPU.
 
     Args:
         sequences: of which the layout's are taken.
         starts: where the generated tokens of each of them begin in the columns.
-        layout: which sequences, in which rows.
+        layout: which sequences, in which rows; as `plan_layouts` made it for ``batching``.
         columns: of the whole batch.
+        batching: whether the model is told where sequences begin.
     """
-    row_length = max(sum(len(sequences[index].token_ids) for index in row) for row in layout)
-    input_ids = np.zeros((len(layout), row_length), dtype=np.int64)
-    position_ids = np.zeros_like(input_ids)
-    predictors: list[np.ndarray] = []
-    places: list[np.ndarray] = []
-    for number, row in enumerate(layout):
-        start = 0
-        for index in row:
-            sequence = sequences[index]
-            length = len(sequence.token_ids)
-            input_ids[number, start : start + length] = sequence.token_ids
-            # To the end of the row: the next sequence overwrites it, and what nobody overwrites is the padding.
-            position_ids[number, start:] = np.arange(row_length - start)
-            predictors.append(sequence.positions.astype(np.int64) + (number * row_length + start - 1))
-            places.append(np.arange(starts[index], starts[index] + len(sequence.positions)))
-            start += length
-    flat_predictors = np.concatenate(predictors)
+    rectangle = lay_out([sequence.token_ids for sequence in sequences], layout, batching)
+    order = [index for row in layout for index in row]
+    predictors = [
+        sequences[index].positions.astype(np.int64) + (start - 1)
+        for index, start in zip(order, rectangle.starts, strict=True)
+    ]
+    places = [np.arange(starts[index], starts[index] + len(sequences[index].positions)) for index in order]
+    flat_predictors = torch.from_numpy(np.concatenate(predictors))
     in_columns = torch.from_numpy(np.concatenate(places))
     return MicroBatch(
-        input_ids=torch.from_numpy(input_ids),
-        position_ids=torch.from_numpy(position_ids),
-        predictors=torch.from_numpy(flat_predictors),
-        targets=torch.from_numpy(input_ids.reshape(-1)[flat_predictors + 1]),
+        input_ids=rectangle.input_ids,
+        position_ids=rectangle.position_ids,
+        predictors=flat_predictors,
+        targets=rectangle.input_ids.flatten()[flat_predictors + 1],
         places=in_columns,
         tokens=Segments(torch.tensor([len(part) for part in places])),
         columns=columns.each(lambda column: column[in_columns]),
+        boundaries=rectangle.boundaries,
     )
 
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from rollmesh.config.section import Section
-from rollmesh.config.shared import ModelSection, PositiveFloat, PositiveInt, TrainingSection
+from rollmesh.config.shared import Attention, ModelSection, PositiveFloat, PositiveInt, TrainingSection
 from rollmesh.errors import ConfigError
-
-_ATTENTION = re.compile(r"(paged\|)?(eager|sdpa|flex_attention|flash_attention_\d+)")
-
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -65,12 +61,14 @@ class LearnerSection(Section):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the parameters in forward and backward; the optimiser's are float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    attention: str = "sdpa"
-    """transformers' attn_implementation."""
+    attention: Attention = "auto"
+    """transformers' attn_implementation. "auto" takes what is right for the model: sdpa, or eager where sdpa leaves
+    something out (a soft cap, attention sinks). A choice that changes the outputs of the model is refused."""
     tokens_per_micro_batch: PositiveInt = 16384
     """Tokens that one rank packs into one forward and backward pass."""
     packing: bool = True
-    """Let sequences share rows; off gives each its own, padded to the longest."""
+    """Let sequences share rows, if the model is found to keep them apart; off gives each its own, padded to the
+    longest."""
     steps_per_batch: PositiveInt = 1
     """Optimiser steps in one pass over a batch: it is cut into so many parts."""
     epochs_per_batch: PositiveInt = 1
@@ -95,17 +93,6 @@ class LearnerSection(Section):
     def updates_per_batch(self) -> int:
         """Optimiser steps on each batch."""
         return self.steps_per_batch * self.epochs_per_batch
-
-    @model_validator(mode="after")
-    def _check_attention(self) -> LearnerSection:
-        """Implementations have a few names in transformers, and `owner/name` where they come from elsewhere."""
-        if "/" not in self.attention and not _ATTENTION.fullmatch(self.attention):
-            raise ConfigError(
-                "learner.attention",
-                f"{self.attention!r} is not known",
-                "use eager, sdpa, flex_attention or flash_attention_2",
-            )
-        return self
 
     def check_sample_fits(self, model: ModelSection) -> None:
         """Raises ConfigError if the longest sample is larger than a micro-batch."""

@@ -36,7 +36,7 @@ class CriticEngine:
 
     def __init__(self, config: MeshConfig, ranks: Ranks) -> None:
         self._value_clip = config.algorithm.value_clip
-        self.engine = TrainingEngine(load_critic(config), config.learner.critic.optimizer, config, ranks)
+        self.engine = TrainingEngine(load_critic(config, ranks.device), config.learner.critic.optimizer, config, ranks)
 
     def train(
         self, micro_batches: Iterable[MicroBatch], num_passes: int, num_tokens: float, lr: float
@@ -85,8 +85,12 @@ def value_loss(values: Tensor, batch: MicroBatch, num_tokens: float, clip: float
     return loss, torch.cat([totals, residual_sums(values, returns)])
 
 
-def load_critic(config: MeshConfig) -> ValueModel:
+def load_critic(config: MeshConfig, device: torch.device) -> ValueModel:
     """Load the model that the critic starts from: its own folder, or the policy's.
+
+    Args:
+        config: the mesh's configuration.
+        device: where the critic is going to compute; the model is loaded into main memory.
 
     Raises:
         ConfigError: the folder holds no model that a critic can start from.
@@ -96,8 +100,10 @@ def load_critic(config: MeshConfig) -> ValueModel:
         path=section.critic.model_path or config.model.path,
         dtype=section.dtype,
         attention=section.attention,
+        device=device,
         trust_remote_code=config.model.trust_remote_code,
         place="learner.critic.model_path",
+        attention_place="learner.attention",
     )
     model = load_value_model(source, config.run.seed)
     if section.gradient_checkpointing:

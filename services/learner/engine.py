@@ -24,7 +24,11 @@ from torch import Tensor, nn
 
 from rollmesh.config import merge
 from rollmesh.errors import ConfigError, RollMeshError
+from rollmesh.models.attention import implementation_of, settle_attention
 from rollmesh.models.loading import ModelSource, load_causal_lm
+from rollmesh.models.probe import Probe
+from rollmesh.models.rows import Rectangle
+from rollmesh.models.values import ValueModel
 from rollmesh.types import TensorSpec
 from services.config import MeshConfig
 from services.learner.batching import MicroBatch
@@ -41,8 +45,8 @@ class TrainingEngine:
     """A model in training on one rank. A process may have several; they do not know of each other.
 
     Args:
-        model: called with the tensors of a micro-batch, ``(input_ids, position_ids, predictors, targets)``; gives a
-            tuple of tensors.
+        model: called with a micro-batch, ``(input_ids, position_ids, predictors, targets, boundaries)``; gives a tuple
+            of tensors, the first of them one number for each predictor.
         optimizer: the model's own.
         config: the mesh's configuration.
         ranks: the process group, already started.
@@ -51,8 +55,11 @@ class TrainingEngine:
         ConfigError: DeepSpeed refuses what `learner.deepspeed` says.
     """
 
-    def __init__(self, model: nn.Module, optimizer: OptimizerSection, config: MeshConfig, ranks: Ranks) -> None:
+    def __init__(
+        self, model: PolicyModel | ValueModel, optimizer: OptimizerSection, config: MeshConfig, ranks: Ranks
+    ) -> None:
         section = config.learner
+        self._pretrained, self._section = model.pretrained, section
         self._ranks = ranks
         self._is_partitioned = section.zero_stage == 3
         self._max_grad_norm = optimizer.max_grad_norm
@@ -122,8 +129,37 @@ class TrainingEngine:
         return self._forward(batch.to(self._ranks.device))
 
     def _forward(self, batch: MicroBatch) -> tuple[Tensor, ...]:
-        outputs: tuple[Tensor, ...] = self._engine(batch.input_ids, batch.position_ids, batch.predictors, batch.targets)
+        outputs: tuple[Tensor, ...] = self._engine(
+            batch.input_ids, batch.position_ids, batch.predictors, batch.targets, batch.boundaries
+        )
         return outputs
+
+    def examine(self) -> Probe:
+        """Settle the model's attention, and prepare to try how sequences may be batched. Collective.
+
+        Raises:
+            ConfigError: `learner.attention` names an implementation that is wrong for the model.
+        """
+        config = self._pretrained.config
+
+        def make_probe() -> Probe:
+            vocabulary = config.get_text_config().vocab_size
+            return Probe(config.model_type, self._outputs_of, vocabulary, self._section.dtype, self._ranks.max)
+
+        return settle_attention(self._pretrained, make_probe, self._section.attention, "learner.attention")
+
+    @property
+    def attention(self) -> str:
+        """The implementation that the model computes with."""
+        return implementation_of(self._pretrained)
+
+    @torch.no_grad()
+    def _outputs_of(self, rectangle: Rectangle, predictors: Tensor, targets: Tensor) -> Tensor:
+        """The model's first output, for the probe."""
+        device, boundaries = self._ranks.device, rectangle.boundaries
+        tensors = [t.to(device) for t in (rectangle.input_ids, rectangle.position_ids, predictors, targets)]
+        output: Tensor = self._engine(*tensors, boundaries and boundaries.to(device))[0]
+        return output.float().cpu()
 
     def _step(self, lr: float) -> float:
         norm = self._clip_and_step(lr)
@@ -177,7 +213,13 @@ class PolicyEngine(TrainingEngine):
         torch.manual_seed(config.run.seed)
         causal_lm = load_causal_lm(
             ModelSource(
-                config.model.path, section.dtype, section.attention, config.model.trust_remote_code, "model.path"
+                path=config.model.path,
+                dtype=section.dtype,
+                attention=section.attention,
+                device=ranks.device,
+                trust_remote_code=config.model.trust_remote_code,
+                place="model.path",
+                attention_place="learner.attention",
             )
         )
         if section.gradient_checkpointing:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rollmesh.errors import ConfigError
 from rollmesh.models.logprobs import token_logprobs
+from rollmesh.models.rows import Boundaries, boundary_arguments
 from rollmesh.models.wanted import WantedLogits
 
 
@@ -34,8 +35,18 @@ class PolicyModel(nn.Module):
         self._options = {"output_router_logits": True} if balances_experts else {}
         self._logits = WantedLogits(causal_lm)
 
+    @property
+    def pretrained(self) -> Any:
+        """The transformers model inside."""
+        return self.causal_lm
+
     def forward(
-        self, input_ids: Tensor, position_ids: Tensor, predictors: Tensor, targets: Tensor
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        predictors: Tensor,
+        targets: Tensor,
+        boundaries: Boundaries | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities and entropies of the targets, and how unevenly the experts are used.
 
@@ -44,11 +55,13 @@ class PolicyModel(nn.Module):
             position_ids: int64 [rows, L], restarting with every packed sequence.
             predictors: int64 [N], flat index of the position that predicts each target.
             targets: int64 [N].
+            boundaries: of the sequences in the only row; None does not tell them.
 
         Returns:
             Log-probabilities float32 [N]; entropies float32 [N]; the load-balancing loss as the model defines it, over
             all rows × L positions, a scalar, 0 where it is not asked for. All are differentiable.
         """
-        output = self._logits(predictors, input_ids=input_ids, position_ids=position_ids, **self._options)
+        more = {**self._options, **boundary_arguments(self.causal_lm, boundaries)}
+        output = self._logits(predictors, input_ids=input_ids, position_ids=position_ids, **more)
         logprobs, entropies = token_logprobs(output.logits[0], targets, self.temperature)
         return logprobs, entropies, output.aux_loss if self._options else logprobs.new_zeros(())

@@ -26,9 +26,11 @@ from rollmesh.algorithms.kl import KLController, kl_estimate
 from rollmesh.algorithms.pipeline import Advantages, Trajectories, estimate_advantages, shape_rewards
 from rollmesh.algorithms.whitening import RunningMoments
 from rollmesh.errors import ReplayError
+from rollmesh.models.rows import Layout
 from rollmesh.types import Group
 from services.config import MeshConfig
-from services.learner.batching import Layout, MicroBatch, TokenColumns, empty_micro_batch, pack, plan_layouts
+from services.learner.arrangement import choose_arrangement
+from services.learner.batching import MicroBatch, TokenColumns, empty_micro_batch, pack, plan_layouts
 from services.learner.checkpoint import Learnables
 from services.learner.experience import Experience, Part, build_experience
 from services.learner.metrics import StepStatistics, StepSums, reduce_statistics
@@ -69,6 +71,7 @@ class Trainer:
         kl = config.algorithm.kl
         self._kl = KLController(kl.coef, kl.target, kl.horizon)
         self._moments = RunningMoments()
+        self._batching = choose_arrangement(config.learner, learnables, ranks)
         self._num_updates = config.learner.updates_per_batch
         staleness = config.training.max_staleness
         self._correction = config.algorithm.resolve_correction(staleness)
@@ -246,8 +249,7 @@ class Trainer:
         layouts = plan_layouts(
             [len(sequence.token_ids) for sequence in experience.sequences[sequences]],
             section.tokens_per_micro_batch,
-            is_single_row="flash" in section.attention,
-            is_padded=not section.packing,
+            self._batching,
         )
         (num_passes,) = self._ranks.max([len(layouts)])
         return [tuple(tuple(first + i for i in row) for row in layout) for layout in layouts], int(num_passes)
@@ -258,7 +260,7 @@ class Trainer:
         """``num_passes`` of them, built while they are consumed; those that this rank lacks are empty."""
         starts = experience.sequence_starts
         for layout in layouts:
-            yield pack(experience.sequences, starts, layout, columns)
+            yield pack(experience.sequences, starts, layout, columns, self._batching)
         for _ in range(num_passes - len(layouts)):
             yield empty_micro_batch(columns)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from rollmesh.config.section import Section
-from rollmesh.config.shared import ModelSection, PositiveInt
+from rollmesh.config.shared import Attention, ModelSection, PositiveInt
 from rollmesh.errors import ConfigError
 
 
@@ -17,6 +17,8 @@ class ReferenceSection(Section):
     """The frozen policy; defaults to model.path."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    attention: Attention = "auto"
+    """transformers' attn_implementation; "auto" takes what is right for the model. As learner.attention."""
     tokens_per_batch: PositiveInt = 8192
     """Tokens in one forward pass, padding included."""
     num_threads: PositiveInt = 1

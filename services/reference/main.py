@@ -74,5 +74,6 @@ def _load(config: MeshConfig) -> FrozenPolicy:
         dtype=section.dtype,
         device=section.device,
         place="reference.model_path" if section.model_path else "model.path",
+        attention=section.attention,
         trust_remote_code=config.model.trust_remote_code,
     )

@@ -9,15 +9,21 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
 from rollmesh.errors import ConfigError, UnavailableError
+from rollmesh.models.attention import AUTO, settle_attention
 from rollmesh.models.loading import ModelSource, describe, load_causal_lm
 from rollmesh.models.logprobs import target_logprobs
+from rollmesh.models.probe import Probe, choose_batching, ways_of_batching
+from rollmesh.models.rows import Batching, Rectangle, lay_out
 from rollmesh.models.wanted import WantedLogits
 from rollmesh.types import Float32Array, Int32Array
+
+ATTENTION_PLACE = "reference.attention"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +52,24 @@ class LogProbJob:
 class FrozenPolicy:
     """A model in evaluation mode on one device. `compute_logprobs` blocks; call it from one thread at a time."""
 
-    def __init__(self, model: Any, device: torch.device) -> None:
+    def __init__(self, model: Any, device: torch.device, attention: str) -> None:
         self._model = model
         self._device = device
         self._logits = WantedLogits(model)
+        probe = settle_attention(model, self._probe, attention, ATTENTION_PLACE)
+        self._batching = choose_batching([probe], ways_of_batching([attention], may_pack=False))
 
     @classmethod
-    def load(cls, path: Path, *, dtype: str, device: str, place: str, trust_remote_code: bool = False) -> Self:
+    def load(
+        cls,
+        path: Path,
+        *,
+        dtype: str,
+        device: str,
+        place: str,
+        attention: str = AUTO,
+        trust_remote_code: bool = False,
+    ) -> Self:
         """Load from a Hugging Face folder; nothing is downloaded.
 
         Args:
@@ -60,16 +77,18 @@ class FrozenPolicy:
             dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
             device: "auto" (CUDA if there is any), "cpu" or "cuda".
             place: the configuration path that named the folder, for errors.
+            attention: transformers' attn_implementation, or "auto".
             trust_remote_code: run Python code that lies in the folder.
 
         Raises:
-            ConfigError: the folder holds no complete causal language model, or there is no such device.
+            ConfigError: the folder holds no complete causal language model, there is no such device, or the attention
+                is wrong for the model.
         """
         target = choose_device(device)
         _check_folder(path, place, trust_remote_code)
         disable_progress_bar()
-        model = load_causal_lm(ModelSource(path, dtype, None, trust_remote_code, place))
-        return cls(model.to(target).eval().requires_grad_(False), target)
+        source = ModelSource(path, dtype, attention, target, trust_remote_code, place, ATTENTION_PLACE)
+        return cls(load_causal_lm(source).to(target).eval().requires_grad_(False), target, attention)
 
     @property
     def vocab_size(self) -> int:
@@ -82,40 +101,49 @@ class FrozenPolicy:
 
     @torch.inference_mode()
     def compute_logprobs(self, jobs: Sequence[LogProbJob]) -> list[Float32Array]:
-        """Float32 [R] for each job, log softmax(logits / temperature) of its response tokens, in one padded pass.
+        """Float32 [R] for each job, log softmax(logits / temperature) of its response tokens.
 
-        The caller sees to it that token ids are in the vocabulary and that each job has a response token.
+        The jobs go in one padded pass, or in one pass each where padding changes the model's outputs. The caller sees
+        to it that token ids are in the vocabulary and that each job has a response token.
 
         Raises:
             UnavailableError: the device's memory does not suffice now.
         """
         try:
+            if self._batching is Batching.SINGLE:
+                return [logprobs for job in jobs for logprobs in self._forward([job])]
             return self._forward(jobs)
         except torch.OutOfMemoryError as error:
             raise UnavailableError("the device is out of memory; lower reference.tokens_per_batch") from error
 
     def _forward(self, jobs: Sequence[LogProbJob]) -> list[Float32Array]:
-        shape = len(jobs), max(job.num_tokens for job in jobs)
-        ids, wanted = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
-        for row, job in enumerate(jobs):
-            ids[row, : job.num_tokens] = job.token_ids
-            wanted[row, job.num_prompt_tokens - 1 : job.num_tokens - 1] = True  # position t predicts token t + 1
-        num_tokens = torch.tensor([job.num_tokens for job in jobs], device=self._device)
-        positions = torch.arange(shape[1], device=self._device)
-        is_token = positions < num_tokens[:, None]
-        token_ids = torch.from_numpy(ids).to(self._device)
-        predictors = torch.from_numpy(np.flatnonzero(wanted)).to(self._device)
-        logits = self._logits(
-            predictors,
-            input_ids=token_ids,
-            attention_mask=is_token.long(),
-            position_ids=torch.minimum(positions, num_tokens[:, None] - 1),
-        ).logits[0]
-        targets = token_ids.flatten()[predictors + 1]
+        layout = tuple((number,) for number in range(len(jobs)))
+        rectangle = lay_out([job.token_ids for job in jobs], layout, self._batching)
         counts = [job.num_response_tokens for job in jobs]
+        # Position t predicts token t + 1.
+        firsts = [start + job.num_prompt_tokens - 1 for start, job in zip(rectangle.starts, jobs, strict=True)]
+        predictors = np.concatenate(
+            [np.arange(first, first + count) for first, count in zip(firsts, counts, strict=True)]
+        )
         temperatures = np.repeat(np.array([job.temperature for job in jobs], np.float32), counts)
-        logprobs = target_logprobs(logits, targets, torch.from_numpy(temperatures).to(self._device)).cpu().numpy()
-        return np.split(logprobs, np.cumsum(counts)[:-1])
+        logprobs = self._logprobs(rectangle, torch.from_numpy(predictors), torch.from_numpy(temperatures))
+        return np.split(logprobs.numpy(), np.cumsum(counts)[:-1])
+
+    def _logprobs(self, rectangle: Rectangle, predictors: Tensor, temperatures: Tensor) -> Tensor:
+        """Float32 [N], on the CPU."""
+        input_ids, position_ids = rectangle.input_ids.to(self._device), rectangle.position_ids.to(self._device)
+        wanted = predictors.to(self._device)
+        logits = self._logits(wanted, input_ids=input_ids, position_ids=position_ids).logits[0]
+        targets = input_ids.flatten()[wanted + 1]
+        return target_logprobs(logits, targets, temperatures.to(self._device)).cpu()
+
+    def _probe(self) -> Probe:
+        @torch.inference_mode()
+        def forward(rectangle: Rectangle, predictors: Tensor, _targets: Tensor) -> Tensor:
+            return self._logprobs(rectangle, predictors, torch.ones(len(predictors)))
+
+        dtype = str(self._model.dtype).removeprefix("torch.")
+        return Probe(self._model.config.model_type, forward, self.vocab_size, dtype, list)
 
 
 def choose_device(name: str) -> torch.device:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from rollmesh.algorithms.pipeline import Trajectories, estimate_advantages
-from rollmesh.models.loading import ModelSource, load_causal_lm
+from rollmesh.models.loading import load_causal_lm
 from rollmesh.types import Group
 from services.config import MeshConfig
 from services.learner.batching import MicroBatch, TokenColumns, pack, plan_layouts
@@ -26,6 +26,7 @@ from services.learner.trainer import Trainer
 from tests.bench.figures import Figure, median, paired, timed
 from tests.bench.model import write_model
 from tests.unit.learner.samples import mesh_config, random_groups
+from tests.unit.models.sources import source_of
 
 LR = 1e-6
 
@@ -97,8 +98,7 @@ class _BareLoop:
     def __init__(self, config: MeshConfig, batches: list[MicroBatch]) -> None:
         section = config.learner.optimizer
         self.batches = batches
-        source = ModelSource(config.model.path, "float32", config.learner.attention, False, "model.path")
-        self.model = load_causal_lm(source)
+        self.model = load_causal_lm(source_of(config.model.path))
         self.model.train()
         self._clip = config.algorithm.loss
         self._max_grad_norm = section.max_grad_norm

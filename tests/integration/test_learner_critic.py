@@ -112,7 +112,7 @@ def test_a_step_is_that_of_a_plain_loop(model: Path, tmp_path: Path, ranks: Rank
     config = _config(model, tmp_path, critic={"optimizer": {"lr": 1.0, "max_grad_norm": 0.1, "weight_decay": 0.1}})
     batches, num_tokens = _batches(4096)
     found = CriticEngine(config, ranks)
-    plain = load_critic(config)
+    plain = load_critic(config, ranks.device)
     weights = dict(plain.named_parameters())
     groups = [
         {"params": [w for w in weights.values() if w.ndim > 1], "weight_decay": 0.1},

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rollmesh.errors import ConfigError
+from rollmesh.models.rows import Batching
 from rollmesh.types import Group, PolicyVersion
 from services.config import MeshConfig
 from services.learner.batching import TokenColumns, pack, plan_layouts
@@ -42,9 +43,9 @@ def _weights(engine: PolicyEngine) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("is_single_row", [False, True])
+@pytest.mark.parametrize("batching", [each for each in Batching if each.is_packed])
 def test_packed_logprobs_equal_those_of_each_sequence_alone(
-    model: Path, tmp_path: Path, ranks: Ranks, attention: str, is_single_row: bool
+    model: Path, tmp_path: Path, ranks: Ranks, attention: str, batching: Batching
 ) -> None:
     config = mesh_config(model, tmp_path, learner={"attention": attention}, sampling={"temperature": 0.8})
     engine = PolicyEngine(config, ranks)
@@ -52,8 +53,8 @@ def test_packed_logprobs_equal_those_of_each_sequence_alone(
     sequences, nothing = experience.sequences, torch.zeros(experience.tokens.size)
     columns = TokenColumns(nothing, nothing, nothing.double(), nothing.long())
     plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    for layout in plan_layouts([len(s.token_ids) for s in sequences], 300, is_single_row):
-        packed = engine.logprobs(pack(sequences, experience.sequence_starts, layout, columns))
+    for layout in plan_layouts([len(s.token_ids) for s in sequences], 300, batching):
+        packed = engine.logprobs(pack(sequences, experience.sequence_starts, layout, columns, batching))
         alone = []
         for index in (index for row in layout for index in row):
             sequence = sequences[index]

@@ -5,23 +5,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rollmesh.models.rows import Batching
 from services.learner.batching import TokenColumns, balance, empty_micro_batch, pack, plan_layouts, split_batch
 from services.learner.experience import Sequence, build_experience
 from tests.unit.learner.samples import random_groups
 
 
-@given(st.lists(st.integers(1, 60), max_size=60), st.integers(60, 400), st.booleans())
+@given(st.lists(st.integers(1, 60), max_size=60), st.integers(60, 400), st.sampled_from(Batching))
 @settings(max_examples=200, deadline=None)
 def test_every_sequence_is_packed_once_and_no_micro_batch_exceeds_the_budget(
-    lengths: list[int], budget: int, is_single_row: bool
+    lengths: list[int], budget: int, batching: Batching
 ) -> None:
-    layouts = plan_layouts(lengths, budget, is_single_row)
+    layouts = plan_layouts(lengths, budget, batching)
     packed = [index for layout in layouts for row in layout for index in row]
     assert sorted(packed) == list(range(len(lengths)))
     for layout in layouts:
         row_lengths = [sum(lengths[index] for index in row) for row in layout]
         assert len(layout) * max(row_lengths) <= budget
-        assert len(layout) == 1 or not is_single_row
+        assert len(layout) == 1 or not batching.is_one_row
+        assert all(len(row) == 1 for row in layout) or batching.is_packed
+        assert len(layout) == 1 or batching is not Batching.SINGLE
 
 
 def test_a_sequence_over_the_budget_has_a_micro_batch_of_its_own() -> None:
@@ -42,7 +45,7 @@ def test_packing_wastes_little() -> None:
 
 
 def test_padded_batches_have_one_sequence_in_each_row() -> None:
-    layouts = plan_layouts([50, *([10] * 45)], 500, is_padded=True)
+    layouts = plan_layouts([50, *([10] * 45)], 500, Batching.PADDED)
     assert sorted(index for layout in layouts for row in layout for index in row) == list(range(46))
     assert {len(row) for layout in layouts for row in layout} == {1}
     assert len(layouts[0]) == 10

@@ -10,9 +10,10 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM, Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from rollmesh.errors import ConfigError
-from rollmesh.models.loading import ModelSource, load_causal_lm
+from rollmesh.models.loading import load_causal_lm
 from services.learner.policy import PolicyModel
 from tests.unit.learner.samples import VOCABULARY, write_tiny_model
+from tests.unit.models.sources import source_of
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -36,12 +37,8 @@ def _mixture() -> Qwen3MoeForCausalLM:
     return Qwen3MoeForCausalLM(config)
 
 
-def _source(folder: Path) -> ModelSource:
-    return ModelSource(folder, "float32", "sdpa", False, "model.path")
-
-
 def _dense(folder: Path) -> Any:
-    return load_causal_lm(_source(write_tiny_model(folder)))
+    return load_causal_lm(source_of(write_tiny_model(folder)))
 
 
 def _gradients(model: torch.nn.Module) -> list[torch.Tensor]:
@@ -106,6 +103,6 @@ def test_an_entropy_bonus_reaches_the_weights_at_the_sampling_temperature(tmp_pa
 def test_dropout_and_the_routers_noise_are_off(tmp_path: Path) -> None:
     config = MixtralConfig(**SIZES, num_local_experts=4, router_jitter_noise=0.3, attention_dropout=0.4)
     MixtralForCausalLM(config).save_pretrained(tmp_path)
-    model = PolicyModel(load_causal_lm(_source(tmp_path)), 1.0).train()
+    model = PolicyModel(load_causal_lm(source_of(tmp_path)), 1.0).train()
     first, second = (model(INPUT_IDS, POSITION_IDS, PREDICTORS, TARGETS)[0] for _ in range(2))
     assert torch.equal(first, second)

@@ -8,8 +8,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from rollmesh.errors import ConfigError
-from rollmesh.models.loading import ModelSource, load_causal_lm
+from rollmesh.models.loading import load_causal_lm
 from tests.unit.learner.samples import write_tiny_model
+from tests.unit.models.sources import source_of
 
 
 def test_a_folder_that_lacks_weights_is_refused(tmp_path: Path) -> None:
@@ -18,4 +19,4 @@ def test_a_folder_that_lacks_weights_is_refused(tmp_path: Path) -> None:
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConfigError, match=r"model\.path: .* lacks 1 weights .*model\.layers\.1\.mlp\.up_proj\.weight"):
-        load_causal_lm(ModelSource(tmp_path, "float32", "sdpa", False, "model.path"))
+        load_causal_lm(source_of(tmp_path))

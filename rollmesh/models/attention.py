@@ -1,0 +1,128 @@
+"""Which attention implementation is right for a model.
+
+The engine computes attention as the model defines it. Here an implementation may leave something out without a word:
+`sdpa` of transformers ignores the soft cap of Gemma 2, `flex_attention` needs a compiler, and attention sinks are an
+extra term of the softmax. So a name is believed only as far as its function takes the soft cap, and what a short
+sequence shows is compared with the model's own `eager` attention once the model is loaded (`probe`). Sliding windows
+are longer than a short sequence; all implementations get them from the same masks of transformers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from rollmesh.errors import ConfigError
+from rollmesh.models.probe import Probe
+
+_logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+EAGER = "eager"
+
+
+def choose_attention(config: Any, wanted: str, dtype: str, device: torch.device, place: str) -> str | None:
+    """The implementation to load a model with.
+
+    Args:
+        config: of the model, from transformers.
+        wanted: the user's choice, or "auto".
+        dtype: of the parameters, by name.
+        device: where the model computes.
+        place: the configuration path of the user's choice, for errors.
+
+    Returns:
+        transformers' attn_implementation; None leaves the choice to transformers, which takes `sdpa` where the
+        architecture supports that and `eager` elsewhere.
+
+    Raises:
+        ConfigError: the user's choice ignores the model's soft cap.
+    """
+    cap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    if wanted != AUTO:
+        if cap and not _takes_soft_cap(wanted):
+            problem = f"{wanted!r} ignores the soft cap of {config.model_type} (attn_logit_softcapping is {cap})"
+            raise ConfigError(place, problem, "remove it, or set it to eager")
+        return wanted
+    if not cap:
+        return None
+    is_for_flash = device.type == "cuda" and dtype in ("bfloat16", "float16") and _flash_attention_takes_soft_cap()
+    return "flash_attention_2" if is_for_flash else EAGER
+
+
+def _takes_soft_cap(implementation: str) -> bool:
+    """True for names that transformers does not know: they are kernels for its flash attention, which takes it."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if implementation == EAGER or implementation not in ALL_ATTENTION_FUNCTIONS:
+        return True
+    return "softcap" in inspect.signature(ALL_ATTENTION_FUNCTIONS[implementation]).parameters
+
+
+def _flash_attention_takes_soft_cap() -> bool:
+    from transformers.utils import is_flash_attn_2_available
+
+    if not is_flash_attn_2_available():
+        return False
+    from flash_attn import flash_attn_varlen_func
+
+    return "softcap" in inspect.signature(flash_attn_varlen_func).parameters
+
+
+def implementation_of(model: Any) -> str:
+    """The implementation that a loaded model computes with."""
+    return str(getattr(model.config.get_text_config(), "_attn_implementation", None) or EAGER)
+
+
+@contextlib.contextmanager
+def eager_attention(model: Any) -> Iterator[bool]:
+    """Let a model compute with its own `eager` attention while the context lasts.
+
+    Yields:
+        Whether it does: architectures of the older kind fix their attention when they are built.
+    """
+    from transformers.utils import logging
+
+    before, verbosity = implementation_of(model), logging.get_verbosity()
+    logging.set_verbosity_error()  # transformers warns of architectures of the older kind
+    try:
+        model.set_attn_implementation(EAGER)
+        yield implementation_of(model) == EAGER
+    finally:
+        model.set_attn_implementation(before)
+        logging.set_verbosity(verbosity)
+
+
+def settle_attention(model: Any, make_probe: Callable[[], Probe], wanted: str, place: str) -> Probe:
+    """Compare a loaded model's attention with `eager`, which is taken where they differ. Collective.
+
+    Args:
+        model: as `choose_attention` had it loaded.
+        make_probe: examines the model as it is then.
+        wanted: the user's choice, or "auto".
+        place: the configuration path of the user's choice, for errors.
+
+    Returns:
+        The probe of the model as it computes from now on.
+
+    Raises:
+        ConfigError: the user's choice is not what the model computes.
+    """
+    probe, used = make_probe(), implementation_of(model)
+    if used == EAGER:
+        return probe
+    with eager_attention(model) as is_eager:
+        difference = probe.change_since() if is_eager else 0.0
+    if difference <= probe.tolerance:
+        return probe
+    finding = f"changes the outputs of {probe.name} by up to {difference:.1e} (rounding is below {probe.tolerance:.1e})"
+    if wanted != AUTO:
+        raise ConfigError(place, f"{wanted!r} {finding}", "set it to auto or eager")
+    _logger.warning("attention %s %s: eager is used", used, finding)
+    model.set_attn_implementation(EAGER)
+    return make_probe()
