@@ -10,6 +10,7 @@
     ├── UnavailableError       not now; may be tried again
     ├── DeadlineError          a step of the mesh's own protocol took too long
     ├── WeightTransferError    a transfer failed or its bytes did not match
+    │   └── TaintedError       a load failed midway: the engine holds parts of two versions
     ├── ReplayError            Redis answered something that must not be
     └── RunEndedError          the run is over
 
@@ -69,6 +70,10 @@ class DeadlineError(RollMeshError):
 
 class WeightTransferError(RollMeshError):
     """A transfer failed, or the bytes received are not those sent."""
+
+
+class TaintedError(WeightTransferError):
+    """A load failed midway: the engine holds parts of two versions and must not generate any more."""
 
 
 class ReplayError(RollMeshError):

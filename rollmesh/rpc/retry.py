@@ -40,6 +40,7 @@ async def retry(
     timeout_s: float,
     attempt_timeout_s: float | None = None,
     backoff: Backoff = Backoff(),
+    should_retry: Callable[[UnavailableError | DeadlineError], bool] = lambda error: True,
 ) -> AnswerT:
     """Call ``attempt`` until it answers, fails for good, or the time is up.
 
@@ -51,10 +52,11 @@ async def retry(
         timeout_s: for all tries and pauses together.
         attempt_timeout_s: for one try; None allows each all that is left.
         backoff: pauses between tries; the server's ``retry_after_s`` lengthens them.
+        should_retry: judges such an error before each further try.
 
     Raises:
-        UnavailableError, DeadlineError: the last try's, when there is no time for another; if that one was cut short
-            by ``timeout_s``, the error of the one before.
+        UnavailableError, DeadlineError: the last try's, when there is no time for another or ``should_retry`` says no;
+            if that one was cut short by ``timeout_s``, the error of the one before.
         RollMeshError: any other error of a try, at once.
     """
     clock = asyncio.get_running_loop().time
@@ -69,7 +71,8 @@ async def retry(
             if failure is None or isinstance(error, UnavailableError) or left_s >= _FAIR_TRY_S:
                 failure = error
             pause_s = max(next(pauses), getattr(error, "retry_after_s", 0.0))
-        if clock() + pause_s >= end:
+            is_final = not should_retry(error)
+        if is_final or clock() + pause_s >= end:
             raise failure
         await asyncio.sleep(pause_s)
 

@@ -1,7 +1,7 @@
 """A rollout worker as the coordinator sees it: the engine's half of the weight protocol.
 
-Each call is one try: whether to wait for a worker, leave it out or abort is the coordinator's decision, and a worker
-that died must not hold a publish up until its deadline.
+Each call is one try: the coordinator decides whether to ask a worker again, to leave it out or to abort, because it
+knows which workers are still members.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class RolloutClient(Connection):
 
         Raises:
             SupersededError: another version is in preparation.
-            WeightTransferError: loading failed; the worker is tainted.
+            TaintedError: the load failed midway; the worker is tainted.
+            WeightTransferError: the version was not received; the old version serves.
         """
         answer = await self._call(self._stub.CommitWeights, weights.commit_to_proto(version), timeout_s)
         return weights.commit_report_from_proto(answer)

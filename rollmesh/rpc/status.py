@@ -10,6 +10,7 @@ SupersededError             FAILED_PRECONDITION   SUPERSEDED        SupersededEr
 UnavailableError            UNAVAILABLE           UNAVAILABLE       UnavailableError
 DeadlineError               DEADLINE_EXCEEDED     DEADLINE          DeadlineError
 RunEndedError               ABORTED               RUN_ENDED         RunEndedError
+TaintedError                DATA_LOSS             TAINTED           TaintedError
 WeightTransferError         DATA_LOSS             INTERNAL          WeightTransferError
 other RollMeshError         INTERNAL              INTERNAL          RollMeshError
 anything else (logged)      INTERNAL              INTERNAL          RollMeshError, without the exception's text
@@ -36,6 +37,7 @@ from rollmesh.errors import (
     RollMeshError,
     RunEndedError,
     SupersededError,
+    TaintedError,
     UnavailableError,
     UnknownMemberError,
     WeightTransferError,
@@ -57,6 +59,7 @@ _STATUS: tuple[tuple[type[RollMeshError], grpc.StatusCode, error_pb2.ErrorReason
     (UnavailableError, _Code.UNAVAILABLE, error_pb2.ERROR_REASON_UNAVAILABLE),
     (DeadlineError, _Code.DEADLINE_EXCEEDED, error_pb2.ERROR_REASON_DEADLINE),
     (RunEndedError, _Code.ABORTED, error_pb2.ERROR_REASON_RUN_ENDED),
+    (TaintedError, _Code.DATA_LOSS, error_pb2.ERROR_REASON_TAINTED),
     (WeightTransferError, _Code.DATA_LOSS, error_pb2.ERROR_REASON_INTERNAL),
     (RollMeshError, _Code.INTERNAL, error_pb2.ERROR_REASON_INTERNAL),
 )
@@ -120,6 +123,8 @@ def error_from_rpc(error: grpc.aio.AioRpcError, peer: str = "") -> RollMeshError
             return DeadlineError(detail.message)
         case error_pb2.ERROR_REASON_RUN_ENDED:
             return RunEndedError(detail.message)
+        case error_pb2.ERROR_REASON_TAINTED:
+            return TaintedError(detail.message)
     if error.code() is _Code.DATA_LOSS:
         return WeightTransferError(detail.message)
     # A reason from a newer peer is judged by the flag that was made for that.

@@ -110,7 +110,9 @@ class CoordinatorServiceServicer(object):
     def Lease(self, request_iterator, context):
         """One stream per rollout worker. The worker's first message names it; every message grants credits: how many more
         leases it will take. The coordinator sends leases as credits and admission allow, oldest waiting work first.
-        Leases do not end with the stream: a worker that reconnects keeps what it holds and grants credits anew.
+        Leases do not end with the stream: a worker that reconnects keeps what it holds and grants credits anew. The
+        coordinator then repeats the worker's leases, as far as its credits go, because some may have been lost with the
+        stream: a worker that has a lease already (same group, same token) drops the second one and grants its credit anew.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

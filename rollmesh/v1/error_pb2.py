@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17rollmesh/v1/error.proto\x12\x0brollmesh.v1\"\x82\x01\n\x0b\x45rrorDetail\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.rollmesh.v1.ErrorReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x11\n\tretryable\x18\x04 \x01(\x08\x12\x16\n\x0eretry_after_ms\x18\x05 \x01(\r*\xfc\x01\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12!\n\x1d\x45RROR_REASON_INVALID_ARGUMENT\x10\x01\x12\x1f\n\x1b\x45RROR_REASON_UNKNOWN_MEMBER\x10\x02\x12\x1b\n\x17\x45RROR_REASON_SUPERSEDED\x10\x03\x12\x1c\n\x18\x45RROR_REASON_UNAVAILABLE\x10\x04\x12\x19\n\x15\x45RROR_REASON_DEADLINE\x10\x05\x12\x1a\n\x16\x45RROR_REASON_RUN_ENDED\x10\x06\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x07\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17rollmesh/v1/error.proto\x12\x0brollmesh.v1\"\x82\x01\n\x0b\x45rrorDetail\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.rollmesh.v1.ErrorReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x11\n\tretryable\x18\x04 \x01(\x08\x12\x16\n\x0eretry_after_ms\x18\x05 \x01(\r*\x96\x02\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12!\n\x1d\x45RROR_REASON_INVALID_ARGUMENT\x10\x01\x12\x1f\n\x1b\x45RROR_REASON_UNKNOWN_MEMBER\x10\x02\x12\x1b\n\x17\x45RROR_REASON_SUPERSEDED\x10\x03\x12\x1c\n\x18\x45RROR_REASON_UNAVAILABLE\x10\x04\x12\x19\n\x15\x45RROR_REASON_DEADLINE\x10\x05\x12\x1a\n\x16\x45RROR_REASON_RUN_ENDED\x10\x06\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x07\x12\x18\n\x14\x45RROR_REASON_TAINTED\x10\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,7 +32,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rollmesh.v1.error_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERRORREASON']._serialized_start=174
-  _globals['_ERRORREASON']._serialized_end=426
+  _globals['_ERRORREASON']._serialized_end=452
   _globals['_ERRORDETAIL']._serialized_start=41
   _globals['_ERRORDETAIL']._serialized_end=171
 # @@protoc_insertion_point(module_scope)

@@ -15,6 +15,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_DEADLINE: _ClassVar[ErrorReason]
     ERROR_REASON_RUN_ENDED: _ClassVar[ErrorReason]
     ERROR_REASON_INTERNAL: _ClassVar[ErrorReason]
+    ERROR_REASON_TAINTED: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_INVALID_ARGUMENT: ErrorReason
 ERROR_REASON_UNKNOWN_MEMBER: ErrorReason
@@ -23,6 +24,7 @@ ERROR_REASON_UNAVAILABLE: ErrorReason
 ERROR_REASON_DEADLINE: ErrorReason
 ERROR_REASON_RUN_ENDED: ErrorReason
 ERROR_REASON_INTERNAL: ErrorReason
+ERROR_REASON_TAINTED: ErrorReason
 
 class ErrorDetail(_message.Message):
     __slots__ = ("reason", "message", "field", "retryable", "retry_after_ms")

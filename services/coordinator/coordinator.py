@@ -202,12 +202,12 @@ class Coordinator:
         self.dispatcher.wake()
 
     async def on_tainted(self, member: Member, reason: str) -> None:
-        """A member holds neither the old version nor the new one; called by the publisher."""
+        """A member's load failed midway; called by the publisher. Another member may still load the next version."""
         logger.error("dropped %s: %s", member.name, reason, extra={"member": member.name})
         if self.members.remove(member.name, member.incarnation, is_banned=True) is not None:
             await self._lose(member)
-        if not any(other.version is not None for other in self.members.rollouts):
-            self.fail(f"no rollout worker serves any version: {member.name} was dropped because {reason}")
+        if not self.members.rollouts:
+            self.fail(f"no rollout worker is left: {member.name} was dropped because {reason}")
 
     def expire_evaluation(self) -> None:
         """End evaluation leases whose time is over, and with the last of them a run that waited for it."""

@@ -1,17 +1,27 @@
-"""The rollout workers as the weight protocol sees them: clients that are kept, and calls to all of them at once."""
+"""The coordinator's side of the rollout workers: clients that are kept, and calls that a lost connection does not end.
+
+A rollout worker answers a repeated call as it answered the first one. So a call whose connection breaks is made again
+until its deadline, or until its worker is no member any more. Every other error is the worker's own answer.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from rollmesh.errors import DeadlineError, RollMeshError
+from rollmesh.errors import DeadlineError, RollMeshError, UnavailableError
+from rollmesh.rpc.retry import retry
 from rollmesh.types import CommitReport, PolicyVersion, ReceiveReport, WeightEpoch, WeightPlan
 from services.coordinator.members import Member
 
 T = TypeVar("T")
 GRACE_S = 1.0
+"""A call ends by its own deadline. If it does not, it is ended this much later."""
+PREPARE_PATIENCE_S = 3.0
+"""How long a worker without a connection is asked again to prepare. A short break of the connection is over by then,
+and a worker that has died does not hold the others up for longer."""
 
 
 class RolloutPeer(Protocol):
@@ -37,6 +47,55 @@ class RolloutPeer(Protocol):
     async def close(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class Party:
+    """One worker in one publish. Each call raises UnavailableError or DeadlineError if no answer came.
+
+    Attributes:
+        member: the worker.
+        peer: its client.
+        rank: of its first process in the weight epoch.
+        is_member: whether the worker still belongs to the run.
+    """
+
+    member: Member
+    peer: RolloutPeer
+    rank: int
+    is_member: Callable[[], bool]
+
+    async def prepare(
+        self, version: PolicyVersion, plan: WeightPlan, epoch: WeightEpoch, transfer_deadline_s: float, timeout_s: float
+    ) -> None:
+        def call(left_s: float) -> Awaitable[None]:
+            return self.peer.prepare(version, plan, epoch, self.rank, transfer_deadline_s, timeout_s=left_s)
+
+        await self._ask(call, timeout_s, PREPARE_PATIENCE_S)
+
+    async def receive(self, version: PolicyVersion, timeout_s: float) -> ReceiveReport:
+        return await self._ask(lambda left_s: self.peer.receive(version, timeout_s=left_s), timeout_s, timeout_s)
+
+    async def commit(self, version: PolicyVersion, timeout_s: float) -> CommitReport:
+        return await self._ask(lambda left_s: self.peer.commit(version, timeout_s=left_s), timeout_s, timeout_s)
+
+    async def abort(self, version: PolicyVersion, reason: str, timeout_s: float) -> None:
+        """Made once: where it gets lost, the worker drops the version at its next preparation."""
+        await self._ask(lambda left_s: self.peer.abort(version, reason, timeout_s=left_s), timeout_s, patience_s=0.0)
+
+    async def _ask(self, call: Callable[[float], Awaitable[T]], timeout_s: float, patience_s: float) -> T:
+        """Make a call until the worker answers. ``patience_s`` bounds the time in which a broken call is repeated."""
+        clock = asyncio.get_running_loop().time
+        end = clock() + patience_s
+
+        def should_retry(error: UnavailableError | DeadlineError) -> bool:
+            return isinstance(error, UnavailableError) and self.is_member() and clock() < end
+
+        try:
+            async with asyncio.timeout(timeout_s + GRACE_S):
+                return await retry(call, timeout_s=timeout_s, should_retry=should_retry)
+        except TimeoutError as error:
+            raise DeadlineError(f"no answer within {timeout_s:g} s") from error
+
+
 class Peers:
     """One client per worker, kept as long as its incarnation lives.
 
@@ -49,6 +108,7 @@ class Peers:
         self._by_name: dict[str, tuple[str, RolloutPeer]] = {}
 
     async def of(self, member: Member) -> RolloutPeer:
+        """The client of a worker; a new one where the worker is a new incarnation."""
         known = self._by_name.get(member.name)
         if known is not None and known[0] == member.incarnation:
             return known[1]
@@ -59,31 +119,31 @@ class Peers:
         return peer
 
     async def close(self) -> None:
+        """Close all clients."""
         while self._by_name:
             _, (_, peer) = self._by_name.popitem()
             await peer.close()
 
 
-async def call_all(
-    calls: dict[str, Coroutine[Any, Any, T]], timeout_s: float, pending: set[str]
-) -> dict[str, T | RollMeshError]:
-    """Await all calls, by the name of their worker; ``pending`` holds those that have not answered yet.
+async def call_all(calls: dict[str, Coroutine[Any, Any, T]], pending: set[str]) -> dict[str, T | RollMeshError]:
+    """Make all calls at once.
 
-    A call keeps its own deadline of ``timeout_s``, and the one here is for a client that overlooks it. Only errors of
-    the mesh are answers; anything else is a fault of ours and is raised.
+    Args:
+        calls: by the name of the worker; each ends by its own deadline.
+        pending: holds the names of the workers that have not answered yet, while this runs.
+
+    Returns:
+        The answers by name. An error of the mesh is an answer; any other error is a fault of ours and is raised.
     """
     pending.clear()
     pending.update(calls)
 
-    async def bounded(name: str, call: Coroutine[Any, Any, T]) -> tuple[str, T | RollMeshError]:
+    async def answer(name: str, call: Coroutine[Any, Any, T]) -> tuple[str, T | RollMeshError]:
         try:
-            async with asyncio.timeout(timeout_s + GRACE_S):
-                return name, await call
-        except TimeoutError:
-            return name, DeadlineError(f"no answer within {timeout_s:g} s")
+            return name, await call
         except RollMeshError as error:
             return name, error
         finally:
             pending.discard(name)
 
-    return dict(await asyncio.gather(*(bounded(name, call) for name, call in calls.items())))
+    return dict(await asyncio.gather(*(answer(name, call) for name, call in calls.items())))

@@ -14,7 +14,13 @@
       ◄── outcome ──────────────
 
 A transfer counts only if *all* prepared workers received exactly the bytes that were sent: else it is aborted on all
-and the old version goes on serving. A worker whose COMMIT fails holds neither version: it is tainted and dropped.
+and the old version goes on serving. After COMMIT a worker is in one of three states:
+
+* it answered that it loaded the version: it serves;
+* it answered that its load failed midway (`TaintedError`), which it may also say at a later PREPARE: it is dropped;
+* it gave no answer until the deadline, or an unexpected one. It holds one of the two versions, and nobody knows which:
+  it gets no leases until it has loaded a later version.
+
 Begin and finish run in tasks of their own, so that a caller who gives up and asks again joins the one under way.
 """
 
@@ -27,10 +33,17 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from rollmesh.errors import DeadlineError, RollMeshError, SupersededError, UnavailableError, WeightTransferError
-from rollmesh.types import PolicyVersion, PublishOutcome, ReceiveReport, WeightEpoch, WeightPlan
+from rollmesh.errors import (
+    DeadlineError,
+    RollMeshError,
+    SupersededError,
+    TaintedError,
+    UnavailableError,
+    WeightTransferError,
+)
+from rollmesh.types import CommitReport, PolicyVersion, PublishOutcome, ReceiveReport, WeightEpoch, WeightPlan
 from services.coordinator.members import Clock, Member, Members
-from services.coordinator.peers import Peers, RolloutPeer, call_all
+from services.coordinator.peers import Party, Peers, RolloutPeer, call_all
 from services.coordinator.versions import VersionBook
 
 logger = logging.getLogger(__name__)
@@ -68,29 +81,30 @@ class PublishSettings:
 
 
 @dataclass
-class _Party:
-    """One worker in one attempt; ``rank`` is that of its first process."""
-
-    member: Member
-    peer: RolloutPeer
-    rank: int = 0
-
-
-@dataclass
 class _Attempt:
-    """``stage`` says what is waited for, and ``pending`` by name who has not answered yet."""
+    """One try to publish a version.
+
+    Attributes:
+        stage: what the attempt waits for, as a clause.
+        pending: names of the workers that have not answered yet.
+    """
 
     request: PublishRequest
     stage: str = ""
     pending: set[str] = field(default_factory=set)
     begin: asyncio.Task[WeightEpoch] | None = None
     finish: asyncio.Task[PublishOutcome] | None = None
-    parties: list[_Party] = field(default_factory=list)
+    parties: list[Party] = field(default_factory=list)
     receives: dict[str, asyncio.Task[ReceiveReport]] = field(default_factory=dict)
 
     @property
     def version(self) -> PolicyVersion:
         return self.request.version
+
+    @property
+    def has_failed_to_begin(self) -> bool:
+        begin = self.begin
+        return begin is not None and begin.done() and (begin.cancelled() or begin.exception() is not None)
 
 
 class Publisher:
@@ -103,7 +117,7 @@ class Publisher:
         connect: makes the client of a worker's address.
         until_unpinned: waits for an evaluation that holds the next version back.
         on_commit: called when a version serves, before the learner is told.
-        on_tainted: called with a member that holds neither version, and why; it is to be dropped.
+        on_tainted: drops a member whose load failed midway; called with the member and the reason.
         clock: monotonic seconds.
     """
 
@@ -135,13 +149,13 @@ class Publisher:
     def stage(self) -> str:
         """What the publish under way waits for, as a clause; empty where there is none."""
         attempt = self._attempt
-        if attempt is None or not attempt.stage:
+        if attempt is None or attempt.has_failed_to_begin:
             return ""
-        return f"{_names(attempt.pending)} {attempt.stage}" if attempt.pending else attempt.stage
+        return f"{_names(attempt.pending)} {attempt.stage}" if attempt.pending and attempt.stage else attempt.stage
 
     async def begin(self, request: PublishRequest) -> WeightEpoch:
-        """ANNOUNCE and PREPARE. On return all workers of the epoch are receiving. Repeating it joins the first call;
-        after an abort it begins the same version anew.
+        """ANNOUNCE and PREPARE. On return all workers of the epoch are receiving. Repeating the call joins the first
+        one; after a failure or an abort it begins the same version anew.
 
         Raises:
             SupersededError: the version does not come after the committed one.
@@ -151,22 +165,18 @@ class Publisher:
         async with self._beginning:
             attempt = await self._announce(request)
         assert attempt.begin is not None
-        try:
-            return await asyncio.shield(attempt.begin)
-        except RollMeshError:
-            if self._attempt is attempt:
-                self._attempt = None
-            raise
+        return await asyncio.shield(attempt.begin)
 
     async def _announce(self, request: PublishRequest) -> _Attempt:
         """The attempt under way for this version, or a new one."""
         attempt, version = self._attempt, request.version
         outcome = self._versions.outcomes.get(version)
         is_aborted = outcome is not None and not outcome.is_committed
-        if attempt is not None and attempt.version == version and not is_aborted:
+        is_same = attempt is not None and attempt.version == version
+        if attempt is not None and is_same and not is_aborted and not attempt.has_failed_to_begin:
             return attempt
         self._versions.check_new(version)
-        if attempt is not None and attempt.version != version:
+        if attempt is not None and not is_same and not attempt.has_failed_to_begin:
             await self._give_up(attempt, f"the learner went on to version {version}")
         self._versions.outcomes.pop(version, None)
         attempt = self._attempt = _Attempt(request)
@@ -182,7 +192,8 @@ class Publisher:
         if (outcome := self._versions.outcomes.get(version)) is not None:
             return outcome
         attempt = self._attempt
-        if attempt is None or attempt.version != version or attempt.begin is None or not attempt.begin.done():
+        is_begun = attempt is not None and attempt.begin is not None and attempt.begin.done()
+        if attempt is None or attempt.version != version or not is_begun or attempt.has_failed_to_begin:
             raise SupersededError(f"version {version} is not being published; begin it first")
         if attempt.finish is None:
             attempt.finish = self._spawn(self._finish(attempt, digest, failure), f"finish {version}")
@@ -212,7 +223,7 @@ class Publisher:
         attempt.pending = {party.member.name for party in attempt.parties}
         for party in attempt.parties:
             name = party.member.name
-            receive = party.peer.receive(attempt.version, timeout_s=timeout_s)
+            receive = party.receive(attempt.version, timeout_s)
             task = self._spawn(receive, f"{name} receives {attempt.version}")
             task.add_done_callback(functools.partial(_answered, attempt.pending, name))
             attempt.receives[name] = task
@@ -253,32 +264,30 @@ class Publisher:
         attempt.parties = []
         rank = 1
         for member in members:
-            attempt.parties.append(_Party(member, await self._peers.of(member), rank))
+            is_member = functools.partial(self._is_member, member)
+            attempt.parties.append(Party(member, await self._peers.of(member), rank, is_member))
             rank += member.num_weight_ranks
         attempt.stage = f"to prepare for version {request.version}"
         answers = await call_all(
             {
-                party.member.name: party.peer.prepare(
-                    request.version,
-                    request.plan,
-                    epoch,
-                    party.rank,
-                    request.transfer_deadline_s,
-                    timeout_s=timeout_s,
+                party.member.name: party.prepare(
+                    request.version, request.plan, epoch, request.transfer_deadline_s, timeout_s
                 )
                 for party in attempt.parties
             },
-            timeout_s,
             attempt.pending,
         )
         failed = {name: answer for name, answer in answers.items() if isinstance(answer, RollMeshError)}
         if not failed:
             return epoch
-        for name, error in failed.items():
-            logger.warning("left %s out of weight epoch %d: %s", name, epoch.number, error, extra={"member": name})
         for party in attempt.parties:
-            if party.member.name in failed:
-                party.member.missed_prepare_s = self._clock()
+            name = party.member.name
+            if (error := failed.get(name)) is None:
+                continue
+            logger.warning("left %s out of weight epoch %d: %s", name, epoch.number, error, extra={"member": name})
+            party.member.missed_prepare_s = self._clock()
+            if isinstance(error, TaintedError):
+                await self._on_tainted(party.member, str(error))
         refusals.update(failed)
         self._versions.break_epoch()
         await self._abort(attempt, "prepared anew without " + ", ".join(failed))
@@ -300,26 +309,41 @@ class Publisher:
     async def _commit(self, attempt: _Attempt) -> PublishOutcome:
         version, timeout_s = attempt.version, self._settings.commit_timeout_s
         attempt.stage = f"to load version {version}"
-        calls = {party.member.name: party.peer.commit(version, timeout_s=timeout_s) for party in attempt.parties}
-        answers = await call_all(calls, timeout_s, attempt.pending)
+        calls = {party.member.name: self._load(party, version, timeout_s) for party in attempt.parties}
+        answers = await call_all(calls, attempt.pending)
         serving: dict[str, float] = {}
-        tainted: list[tuple[Member, RollMeshError]] = []
         for party in attempt.parties:
             answer = answers[party.member.name]
             if isinstance(answer, RollMeshError):
-                tainted.append((party.member, answer))
+                party.member.version = None
             else:
+                party.member.version = version
                 serving[party.member.name] = answer.pause_s
-                party.member.version = attempt.version
-        for member, error in tainted:
-            await self._on_tainted(member, f"it could not load version {attempt.version} ({error})")
         if not serving:
             self._versions.break_epoch()
-            reason = "no worker could load it: " + "; ".join(f"{member.name}: {error}" for member, error in tainted)
+            reason = "no worker is known to serve it: " + "; ".join(f"{name}: {e}" for name, e in answers.items())
             return self._close(attempt, PublishOutcome(False, reason, (), 0.0))
         outcome = self._close(attempt, PublishOutcome(True, "", tuple(serving), max(serving.values())))
-        self._on_commit(attempt.version)
+        self._on_commit(version)
         return outcome
+
+    async def _load(self, party: Party, version: PolicyVersion, timeout_s: float) -> CommitReport:
+        """COMMIT of one worker. A worker that is tainted is dropped at once: it leaves by itself soon."""
+        member = party.member
+        try:
+            return await party.commit(version, timeout_s)
+        except TaintedError as error:
+            await self._on_tainted(member, f"it could not load version {version} ({error})")
+            raise
+        except RollMeshError as error:
+            logger.warning(
+                "left %s out of version %s: whether it was loaded is not known (%s)",
+                member.name,
+                version,
+                error,
+                extra={"member": member.name},
+            )
+            raise
 
     async def _end_aborted(self, attempt: _Attempt, reason: str) -> PublishOutcome:
         logger.warning("aborted version %s: %s", attempt.version, reason)
@@ -344,17 +368,17 @@ class Publisher:
 
     async def _abort(self, attempt: _Attempt, reason: str) -> None:
         receives = [task for task in attempt.receives.values() if not task.done()]
-        calls = {
-            party.member.name: party.peer.abort(attempt.version, reason, timeout_s=ABORT_TIMEOUT_S)
-            for party in attempt.parties
-        }
-        answers = await call_all(calls, ABORT_TIMEOUT_S, attempt.pending)
+        calls = {party.member.name: party.abort(attempt.version, reason, ABORT_TIMEOUT_S) for party in attempt.parties}
+        answers = await call_all(calls, attempt.pending)
         for task in receives:
             task.cancel()
         await asyncio.gather(*receives, return_exceptions=True)
         for name, answer in answers.items():
             if isinstance(answer, RollMeshError):
                 logger.warning("%s did not answer ABORT of version %s: %s", name, attempt.version, answer)
+
+    def _is_member(self, member: Member) -> bool:
+        return self._members.get(member.name) is member
 
     def _spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         """A task that `close` ends. Its error is for whoever awaits it; nobody may be left who does."""

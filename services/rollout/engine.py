@@ -24,6 +24,7 @@ from rollmesh.errors import (
     DeadlineError,
     InvalidArgumentError,
     RollMeshError,
+    TaintedError,
     UnavailableError,
     WeightTransferError,
 )
@@ -122,7 +123,7 @@ class Engine:
         Raises:
             InvalidArgumentError: the prompt leaves no room, or has tokens that the model does not know.
             UnavailableError: no version was committed yet.
-            WeightTransferError: the engine is tainted.
+            TaintedError: a load failed midway.
             RollMeshError: vLLM has died.
         """
         room = self._max_length - len(prompt_token_ids)
@@ -151,7 +152,7 @@ class Engine:
 
         Raises:
             InvalidArgumentError: the plan is not this model's, or the rank is not in the epoch.
-            WeightTransferError: the engine is tainted.
+            TaintedError: a load failed midway.
         """
         self._check_health()
         check_plan(plan)
@@ -187,9 +188,8 @@ class Engine:
         """Load what was received and generate with it from the next token on, as ``version``.
 
         Raises:
-            WeightTransferError: nothing was received, its digests differ, or loading failed; in the last case the
-                engine is tainted.
-            DeadlineError: not done within `weights.commit_timeout_s`; the engine is tainted.
+            TaintedError: loading failed, or took longer than `weights.commit_timeout_s`.
+            WeightTransferError: nothing was received, or its digests differ; the old version goes on.
         """
         self._check_health()
         transfer = self._transfer
@@ -202,11 +202,9 @@ class Engine:
                 with vllm_errors(f"loading version {version}"):
                     report = await self._load(version, transfer.digests[0])
         except TimeoutError as error:
-            self._taint(f"version {version} was not loaded after {self._commit_timeout_s:g} s")
-            raise DeadlineError(f"version {version} was not loaded after {self._commit_timeout_s:g} s") from error
-        except WeightTransferError as error:
-            self._taint(f"version {version} could not be loaded: {error}")
-            raise
+            raise self._taint(f"version {version} was not loaded after {self._commit_timeout_s:g} s") from error
+        except RollMeshError as error:
+            raise self._taint(f"version {version} could not be loaded: {error}") from error
         self._transfer = None
         return report
 
@@ -302,11 +300,13 @@ class Engine:
 
     def _check_health(self) -> None:
         if self._is_tainted:
-            raise WeightTransferError("the engine is tainted by a load that failed")
+            raise TaintedError("the engine is tainted by a load that failed")
 
-    def _taint(self, reason: str) -> None:
-        """Stay paused for good, and end what is in flight."""
+    def _taint(self, reason: str) -> TaintedError:
+        """Stay paused for good, and end what is in flight; returns the error for whoever asked for the load."""
         _log.error("the engine is tainted: %s", reason)
         self._is_tainted = True
         self._transfer = None
-        self._llm.output_processor.propagate_error(WeightTransferError(f"the engine is tainted: {reason}"))
+        error = TaintedError(f"the engine is tainted: {reason}")
+        self._llm.output_processor.propagate_error(error)
+        return error

@@ -5,9 +5,9 @@
     prepare(v) ──► receive(v) ──► commit(v)            each step runs once, as a task of this object;
         └──────────────┴──► abort(v)                   who repeats a call waits for, or gets, the same answer
 
-A step does not end with the call that began it: a coordinator that lost the connection asks again and finds the step
-where it is. The old version goes on serving until a commit has succeeded. A commit that fails leaves the engine with
-weights of which nobody knows whose they are: the worker is tainted, and `watch` says so to its owner.
+A step does not end with the call that began it: a coordinator that lost the connection asks again, and gets the
+answer of the step that it began before. The old version serves until a commit has succeeded. A load that fails midway
+leaves parts of two versions in the engine: the worker is tainted, and `watch` tells its owner.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, TypeVar
 
-from rollmesh.errors import InvalidArgumentError, SupersededError, WeightTransferError
+from rollmesh.errors import InvalidArgumentError, RollMeshError, SupersededError, TaintedError
 from rollmesh.types import CommitReport, PolicyVersion, ReceiveReport, WeightEpoch, WeightPlan
 
 _logger = logging.getLogger(__name__)
@@ -30,7 +30,11 @@ _CANCEL_TIMEOUT_S = 10.0
 
 
 class WeightReceiver(Protocol):
-    """What the protocol needs of the engine. Every method ends by a deadline of its own."""
+    """What the protocol needs of the engine. Every method ends by a deadline of its own.
+
+    `commit` raises TaintedError where the load failed midway; after any other error of the mesh the old version must
+    still be whole.
+    """
 
     async def prepare(self, plan: WeightPlan, epoch: WeightEpoch, rank: int, deadline_s: float) -> None: ...
 
@@ -43,7 +47,7 @@ class WeightReceiver(Protocol):
 
 @dataclass
 class _Transfer:
-    """One version on its way. Steps that have not begun are None."""
+    """One version from PREPARE to COMMIT. A step that has not begun is None."""
 
     version: PolicyVersion
     epoch: WeightEpoch
@@ -77,36 +81,37 @@ class WeightProtocol:
         self._engine = engine
         self._transfer: _Transfer | None = None
         self._turn = asyncio.Lock()
-        self._taint: asyncio.Future[WeightTransferError] = asyncio.get_running_loop().create_future()
+        self._taint: asyncio.Future[TaintedError] = asyncio.get_running_loop().create_future()
 
     @property
     def is_tainted(self) -> bool:
-        """Whether a commit has failed. Never changes back."""
+        """Whether a load has failed midway. Never changes back."""
         return self._taint.done()
 
     async def watch(self) -> NoReturn:
-        """Wait until the worker is tainted; the owner gives it up then.
+        """Wait until the worker is tainted; its owner then gives it up.
 
         Raises:
-            WeightTransferError: always; says which version could not be loaded and why.
+            TaintedError: always; says which version could not be loaded and why.
         """
         raise await asyncio.shield(self._taint)
 
     async def prepare(
         self, version: PolicyVersion, plan: WeightPlan, epoch: WeightEpoch, rank: int, deadline_s: float
     ) -> None:
-        """Take a version into preparation, in place of an older one that was not committed.
+        """Prepare for a version. An older version that was not committed is dropped.
 
         Args:
             version: the version.
-            plan: what will be sent.
-            epoch: the process group that will carry it.
-            rank: this worker's first rank in it.
-            deadline_s: for the transfer.
+            plan: the tensors that the learner will send.
+            epoch: the process group that carries them.
+            rank: the rank of this worker's first process in the group.
+            deadline_s: time for the transfer.
 
         Raises:
             SupersededError: a newer version is in preparation or serves already.
-            WeightTransferError: the worker is tainted, or the engine cannot receive the plan.
+            TaintedError: an earlier load failed midway.
+            WeightTransferError: the engine cannot receive the plan.
         """
         async with self._turn:
             self._refuse_if_tainted()
@@ -136,12 +141,13 @@ class WeightProtocol:
         return await _share(transfer.received)
 
     async def commit(self, version: PolicyVersion) -> CommitReport:
-        """Load the version; from then on it serves.
+        """Load the version, which serves from then on.
 
         Raises:
             SupersededError: the version is not in preparation.
             InvalidArgumentError: its transfer has not answered yet.
-            WeightTransferError: loading failed; the worker is tainted.
+            TaintedError: the load failed midway; the worker is tainted.
+            WeightTransferError: the version was not received; the old version serves.
         """
         transfer = self._current(version)
         if transfer.committed is None:
@@ -149,11 +155,13 @@ class WeightProtocol:
             _require(transfer.received, "ReceiveWeights", version)
             transfer.committed = self._begin(self._engine.commit(version), f"commit version {version}")
             transfer.committed.add_done_callback(self._commit_ended)
+        await asyncio.wait({transfer.committed})
+        self._refuse_if_tainted()  # also after an error that the engine does not know, which may have come at any point
         return await _share(transfer.committed)
 
     async def abort(self, version: PolicyVersion, reason: str) -> None:
-        """Forget a version that is in preparation. Changes nothing about any other, nor about one that is being
-        loaded or serves."""
+        """Forget a version that is in preparation. A version that is being loaded or that serves stays, and so does
+        every other version."""
         async with self._turn:
             transfer = self._transfer
             if transfer is None or transfer.version != version or transfer.committed is not None:
@@ -162,7 +170,7 @@ class WeightProtocol:
             await self._drop(reason)
 
     async def close(self) -> None:
-        """End the steps that are running."""
+        """Cancel the steps that are running."""
         transfer, self._transfer = self._transfer, None
         if transfer is not None:
             await _cancel(transfer.steps)
@@ -179,7 +187,7 @@ class WeightProtocol:
             raise self._taint.result()
 
     async def _drop(self, reason: str) -> None:
-        """Make the engine forget a transfer that is not committed; one that is being loaded is waited for."""
+        """Make the engine forget the transfer, unless it is committed. A load that is running is waited for."""
         transfer = self._transfer
         if transfer is None:
             return
@@ -200,17 +208,18 @@ class WeightProtocol:
 
     def _commit_ended(self, step: asyncio.Task[CommitReport]) -> None:
         error = None if step.cancelled() else step.exception()
-        if error is not None and not self._taint.done():
-            taint = WeightTransferError(f"{step.get_name()} failed, the engine's weights are undefined: {error}")
+        is_clean = error is None or (isinstance(error, RollMeshError) and not isinstance(error, TaintedError))
+        if not is_clean and not self._taint.done():
+            taint = TaintedError(f"{step.get_name()} failed, the engine's weights are undefined: {error}")
             taint.__cause__ = error
             self._taint.set_result(taint)
 
 
 async def _share(step: asyncio.Task[AnswerT]) -> AnswerT:
-    """Wait for a step that others may wait for too, and that `_drop` may end.
+    """Wait for a step. Other callers may wait for the same step, and `_drop` may cancel it.
 
     Raises:
-        SupersededError: it was ended.
+        SupersededError: the step was cancelled.
     """
     try:
         return await asyncio.shield(step)
@@ -221,21 +230,21 @@ async def _share(step: asyncio.Task[AnswerT]) -> AnswerT:
 
 
 def _has_failed(transfer: _Transfer | None) -> bool:
-    """Whether a step before the commit went wrong, so that preparing the version again means a new try."""
+    """Whether a step has failed, so that another PREPARE of the version begins a new try."""
     return transfer is not None and any(
         step.done() and (step.cancelled() or step.exception() is not None) for step in transfer.steps
     )
 
 
 def _require(step: asyncio.Task[Any] | None, name: str, version: PolicyVersion) -> None:
-    """The step before must have succeeded. Raises its error if it failed."""
+    """Raise unless the step before has succeeded; where it failed, raise its error."""
     if step is None or not step.done():
         raise InvalidArgumentError(f"{name} has not answered yet for version {version}", "version")
     step.result()
 
 
 def _log_failure(step: asyncio.Task[Any]) -> None:
-    """Also retrieves the error of a step whose caller has gone."""
+    """Log the error of a step. This also retrieves the error where no caller is left to do so."""
     error = None if step.cancelled() else step.exception()
     if error is not None:
         _logger.warning("%s failed: %s", step.get_name(), error)

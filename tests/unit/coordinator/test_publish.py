@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rollmesh.errors import InvalidArgumentError, SupersededError, UnavailableError, WeightTransferError
+from rollmesh.errors import InvalidArgumentError, SupersededError, TaintedError, UnavailableError, WeightTransferError
 from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.types import PolicyVersion, Role, RunState
 from tests.unit.coordinator.harness import Mesh, mesh_config, running_mesh
@@ -196,7 +196,7 @@ def test_a_learner_that_could_not_send_ends_the_receives_at_once(with_mesh: Call
 
 def test_a_worker_that_cannot_load_is_dropped_and_the_others_serve(with_mesh: Callable[..., None]) -> None:
     async def body(mesh: Mesh) -> None:
-        broken = await mesh.join("rollout-0", failures={"commit": WeightTransferError("no such layer")})
+        broken = await mesh.join("rollout-0", failures={"commit": TaintedError("no such layer")})
         healthy = await mesh.join("rollout-1")
         outcome = await mesh.publish(0)
         assert outcome.is_committed
@@ -212,7 +212,7 @@ def test_a_worker_that_cannot_load_is_dropped_and_the_others_serve(with_mesh: Ca
 
 def test_the_run_fails_when_no_worker_is_left_that_serves(with_mesh: Callable[..., None]) -> None:
     async def body(mesh: Mesh) -> None:
-        await mesh.join("rollout-0", failures={"commit": WeightTransferError("no such layer")})
+        await mesh.join("rollout-0", failures={"commit": TaintedError("no such layer")})
         outcome = await mesh.publish(0)
         assert not outcome.is_committed
         assert "rollout-0: no such layer" in outcome.abort_reason

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from rollmesh.errors import InvalidArgumentError, SupersededError, WeightTransferError
+from rollmesh.errors import InvalidArgumentError, SupersededError, TaintedError, WeightTransferError
 from rollmesh.types import PolicyVersion, TensorSpec, WeightEpoch, WeightPlan
 from services.rollout.weight_protocol import WeightProtocol
 from tests.fakes.engine import FakeEngine
@@ -206,15 +206,33 @@ def test_a_failed_commit_taints_the_worker_for_good_and_tells_its_owner() -> Non
         assert not watching.done()
         engine.failures["commit"] = RuntimeError("shape mismatch")
         for _ in range(2):
-            with pytest.raises(RuntimeError, match="shape mismatch"):
+            with pytest.raises(TaintedError, match="shape mismatch"):
                 await protocol.commit(V1)
-        with pytest.raises(WeightTransferError, match=r"commit version 0.1 failed.*shape mismatch"):
+        with pytest.raises(TaintedError, match=r"commit version 0.1 failed.*shape mismatch"):
             await watching
         assert protocol.is_tainted
-        with pytest.raises(WeightTransferError):
+        with pytest.raises(TaintedError):
             await prepare(protocol, V2)
 
     run(scenario)
+
+
+def test_a_refusal_to_load_leaves_the_old_version_serving_and_the_next_one_possible() -> None:
+    async def scenario(protocol: WeightProtocol, engine: FakeEngine) -> None:
+        await prepare(protocol, V1)
+        await protocol.receive(V1)
+        engine.failures["commit"] = WeightTransferError("the received bytes are gone")
+        for _ in range(2):
+            with pytest.raises(WeightTransferError, match="the received bytes are gone"):
+                await protocol.commit(V1)
+        assert not protocol.is_tainted
+        engine.failures.clear()
+        await prepare(protocol, V2)
+        await protocol.receive(V2)
+        await protocol.commit(V2)
+        assert engine.version == V2
+
+    assert run(scenario).steps == ["prepare", "receive", "commit", "abort", "prepare", "receive", "commit"]
 
 
 def test_an_abort_does_not_touch_a_version_that_is_being_loaded() -> None:

@@ -49,6 +49,13 @@ def test_failures_that_stay_are_raised_at_once(error: RollMeshError) -> None:
     assert len(attempts.times) == 1
 
 
+def test_the_caller_may_end_the_tries() -> None:
+    attempts = Attempts(UnavailableError("a"), UnavailableError("b"), UnavailableError("c"))
+    with pytest.raises(UnavailableError, match="b"):
+        asyncio.run(retry(attempts, timeout_s=5, backoff=QUICK, should_retry=lambda error: str(error) == "a"))
+    assert len(attempts.times) == 2
+
+
 def test_the_last_error_is_raised_when_the_time_is_up() -> None:
     attempts = Attempts(*(UnavailableError(str(n)) for n in range(1000)))
     begin = time.monotonic()

@@ -1,0 +1,96 @@
+"""A rollout worker behind a connection that loses calls: the real weight protocol, a fake engine, no sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from rollmesh.errors import DeadlineError, UnavailableError
+from rollmesh.types import CommitReport, PolicyVersion, ReceiveReport, WeightEpoch, WeightPlan
+from services.rollout.weight_protocol import WeightProtocol
+from tests.fakes.engine import FakeEngine
+
+AnswerT = TypeVar("AnswerT")
+
+
+class Loss(enum.Enum):
+    """What becomes of one call."""
+
+    NONE = "it is answered"
+    REQUEST = "the connection breaks before the request arrives"
+    ANSWER = "the request is executed and the connection breaks before the answer arrives"
+    SILENCE = "the request never arrives and nobody notices before the deadline"
+
+
+def _nothing_is_lost(step: str, call: int) -> Loss:
+    return Loss.NONE
+
+
+@dataclass
+class LossyPeer:
+    """What `services.coordinator.peers.RolloutPeer` describes.
+
+    Attributes:
+        engine: behind the protocol.
+        loss: of the call with this step ("prepare", "receive", "commit", "abort") and this number, from 1 for the
+            first call of that step.
+        retry_after_s: what a lost connection asks for.
+        num_calls: calls by step.
+        called_s: loop times of the calls, by step.
+    """
+
+    engine: FakeEngine = field(default_factory=lambda: FakeEngine(version=None))
+    loss: Callable[[str, int], Loss] = _nothing_is_lost
+    retry_after_s: float = 0.0
+    num_calls: Counter[str] = field(default_factory=Counter)
+    called_s: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.protocol = WeightProtocol(self.engine)
+
+    async def prepare(
+        self,
+        version: PolicyVersion,
+        plan: WeightPlan,
+        epoch: WeightEpoch,
+        rank: int,
+        transfer_deadline_s: float,
+        *,
+        timeout_s: float,
+    ) -> None:
+        await self._call(
+            "prepare", lambda: self.protocol.prepare(version, plan, epoch, rank, transfer_deadline_s), timeout_s
+        )
+
+    async def receive(self, version: PolicyVersion, *, timeout_s: float) -> ReceiveReport:
+        return await self._call("receive", lambda: self.protocol.receive(version), timeout_s)
+
+    async def commit(self, version: PolicyVersion, *, timeout_s: float) -> CommitReport:
+        return await self._call("commit", lambda: self.protocol.commit(version), timeout_s)
+
+    async def abort(self, version: PolicyVersion, reason: str, *, timeout_s: float) -> None:
+        await self._call("abort", lambda: self.protocol.abort(version, reason), timeout_s)
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+    async def _call(self, step: str, execute: Callable[[], Awaitable[AnswerT]], timeout_s: float) -> AnswerT:
+        self.num_calls[step] += 1
+        self.called_s.setdefault(step, []).append(asyncio.get_running_loop().time())
+        loss = self.loss(step, self.num_calls[step])
+        if loss is Loss.REQUEST:
+            raise UnavailableError("connection refused", self.retry_after_s)
+        try:
+            async with asyncio.timeout(timeout_s):
+                if loss is Loss.SILENCE:
+                    await asyncio.get_running_loop().create_future()
+                answer = await execute()
+        except TimeoutError as error:
+            raise DeadlineError(f"no answer to {step} in {timeout_s:g} s") from error
+        if loss is Loss.ANSWER:
+            raise UnavailableError("connection reset", self.retry_after_s)
+        return answer
