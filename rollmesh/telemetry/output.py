@@ -6,7 +6,7 @@ everywhere:
 * A reader that went away (EPIPE, EIO) ends nothing. What is printed after it is dropped in silence.
 * A full disk is an error where the output is what the command is for (`config schema > file`), and is ignored where
   the output only tells of the work (`up`, a service): `install(is_dispensable=True)`.
-* A character that the encoding lacks becomes a plain one.
+* A character that the encoding lacks becomes a plain one, or its number.
 """
 
 from __future__ import annotations
@@ -69,15 +69,19 @@ def _patient(stream: TextIO | None, is_dispensable: bool) -> TextIO:
     return io.TextIOWrapper(
         io.BufferedWriter(PatientOutput(raw.fileno(), is_dispensable)),
         encoding=stream.encoding,
-        errors=_ERRORS if stream.errors == "strict" else stream.errors,
+        errors=_ERRORS,
         line_buffering=getattr(stream, "line_buffering", False),
         write_through=getattr(stream, "write_through", False),
     )
 
 
-def _plain(error: UnicodeError) -> tuple[str, int]:
-    """A plain spelling of the characters that an encoding lacks, for `codecs.register_error`."""
+def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
+    """A plain spelling of one character that the encoding lacks, for `codecs.register_error`; of a byte of a file name
+    that is no text, that byte."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    text = error.object[error.start : error.end]
-    return "".join(_PLAIN.get(character, "?") for character in text), error.end
+    character = error.object[error.start]
+    if "\udc80" <= character <= "\udcff":
+        return bytes([ord(character) - 0xDC00]), error.start + 1
+    escaped = character.encode("ascii", "backslashreplace").decode("ascii")
+    return _PLAIN.get(character, escaped), error.start + 1

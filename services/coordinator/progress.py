@@ -13,11 +13,15 @@ from typing import Any
 from rollmesh.types import EvaluationResult, GroupState, RunState
 from services.coordinator.members import Clock
 
-WINDOW_S = 30.0
+WINDOW_S = 10.0
 
 
 class TokenMeter:
-    """Generated tokens per second over the last `WINDOW_S`, from a running total."""
+    """Generated tokens per second over the last `WINDOW_S`, from a running total.
+
+    A pause that fills the whole window, such as the time before the first tokens, is no part of the speed after it:
+    constant generation reads the same from its first seconds on.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -25,6 +29,8 @@ class TokenMeter:
 
     def observe(self, num_tokens: int) -> None:
         now = self._clock()
+        if self._totals and self._totals[0][1] == num_tokens:
+            self._totals.clear()
         self._totals.append((now, num_tokens))
         while len(self._totals) > 2 and self._totals[1][0] <= now - WINDOW_S:
             self._totals.popleft()

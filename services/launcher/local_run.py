@@ -178,11 +178,14 @@ class LocalRun:
         self._last_answer = time.monotonic()
         return status
 
-    async def _raise_if_dead(self) -> None:
-        """Redis comes first: without it every service ends, in any order."""
+    def _raise_if_redis_died(self) -> None:
         if self._server is not None and not self._server.is_running:
             log, how = self._folder / "redis" / "server.log", describe_exit(self._server.exit_code)
             raise ServiceDiedError(f"redis, which keeps the run's groups, {how}; its log is {log}", "redis", log)
+
+    async def _raise_if_dead(self) -> None:
+        """Redis comes first: without it every service ends, in any order."""
+        self._raise_if_redis_died()
         failed = self._group.first_failure()
         if failed is None:
             return
@@ -216,6 +219,7 @@ class LocalRun:
     async def _watch(self) -> MeshStatus | None:
         """Show progress until the run is over; None if it was interrupted."""
         while not self._interrupted.is_set():
+            self._raise_if_redis_died()  # before the coordinator is asked, which would wait for Redis
             status = await self._status()
             if status is not None:
                 self._progress.show(status)

@@ -25,18 +25,20 @@ MOVING = View(
 )
 
 
-def test_throughput_is_that_of_the_last_half_minute() -> None:
+def test_throughput_is_that_of_the_last_ten_seconds_and_no_average_of_the_run() -> None:
     now = [0.0]
     meter = TokenMeter(lambda: now[0])
-    assert meter.tokens_per_s == 0
-    for second in range(101):
+    rates = []
+    for second in range(141):
         now[0] = float(second)
-        meter.observe(100 * min(second, 50))
-    assert meter.tokens_per_s == 0
-    for second in range(101, 121):
-        now[0] = float(second)
-        meter.observe(5000 + 200 * (second - 100))
-    assert meter.tokens_per_s == pytest.approx(200 * 20 / 30)
+        # a minute of loading, 20 s at 100 a second, 30 s of training, then 200 a second
+        meter.observe(100 * min(max(second - 60, 0), 20) + 200 * max(second - 110, 0))
+        rates.append(meter.tokens_per_s)
+    assert set(rates[:61]) == {0.0}
+    assert rates[61:81] == [100.0] * 20  # the same from the first second on
+    assert rates[85] == pytest.approx(100 * 5 / 10)
+    assert set(rates[90:111]) == {0.0}
+    assert rates[111:] == [200.0] * 30
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import dataclasses
 import io
 
 from rollmesh.types import EvaluationResult, MeshStatus, PolicyVersion, RunState
-from services.launcher.progress import ProgressLine, format_status
+from services.launcher.progress import ProgressLine, fit, format_status
 
 VERSION = PolicyVersion(0, 11)
 STATUS = MeshStatus(
@@ -41,13 +41,27 @@ def test_the_line_has_what_a_person_asks_for() -> None:
 
 def test_the_line_says_how_many_groups_were_filtered() -> None:
     status = dataclasses.replace(STATUS, num_groups={"ready": 14, "filtered": 120})
-    assert "· queue 14 · filtered 120 · slots 50/64 ·" in format_status(status)
+    assert "· filtered 120 · queue 14 · slots 50/64 ·" in format_status(status)
 
 
 def test_a_start_says_who_is_there_and_who_is_awaited() -> None:
     status = dataclasses.replace(STATUS, run_state=RunState.STARTING, waiting_for="waiting for rollout-0")
-    assert format_status(status) == "starting · up: nobody yet · waiting for rollout-0"
-    assert format_status(status, ["reward", "learner"]) == "starting · 0 of 2 services up · loading reward, learner"
+    assert format_status(status) == "starting · waiting for rollout-0 · up: nobody yet"
+    assert format_status(status, ["reward", "learner"]) == "starting · loading reward, learner · 0 of 2 up"
+
+
+def test_eighty_columns_show_who_waits_for_whom_and_no_half_words() -> None:
+    sentence = "the learner waits for 20 groups that are leased to rollout-0"
+    stream = _Terminal()
+    ProgressLine(stream).show(dataclasses.replace(STATUS, waiting_for=sentence))
+    line = stream.getvalue().removeprefix("\r\x1b[K")
+    assert line == f"00:00 step 12/60 · {sentence}"
+    assert fit(["00:00 step 12/60", sentence, "reward 0.432", "5,123 tok/s"], 99) == f"{line} · reward 0.432"
+
+
+def test_a_sentence_that_is_wider_than_the_terminal_is_cut_visibly() -> None:
+    assert fit(["step 1/2", "the learner waits"], 20) == "step 1/2 · the lear…"
+    assert fit(["step 1/2"], 4) == "step"
 
 
 def test_a_terminal_sees_one_line_that_changes() -> None:
@@ -55,6 +69,7 @@ def test_a_terminal_sees_one_line_that_changes() -> None:
     line = ProgressLine(stream)
     line.show(STATUS)
     line.show(STATUS)
+    line.finish()
     line.finish()
     assert stream.getvalue().count("\n") == 1
     assert stream.getvalue().count("\r") == 2

@@ -13,7 +13,7 @@ PROGRAM = """
 import sys
 from rollmesh.telemetry import output
 output.install(is_dispensable={is_dispensable})
-print("α · β ± 1", flush=True)
+print("\\u03b1 \\u00b7 \\udcff \\u00b1 1", flush=True)
 print("to stderr", file=sys.stderr, flush=True)
 open({marker!r}, "w").close()
 """
@@ -54,12 +54,17 @@ def test_a_full_disk_is_an_error_only_where_the_output_is_the_purpose(tmp_path: 
     assert "output: cannot be written (No space left on device)" in errors
 
 
-def test_a_character_that_the_encoding_lacks_becomes_a_plain_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "surroundings",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}],
+    ids=["PYTHONIOENCODING", "C-locale"],
+)
+def test_a_character_that_the_encoding_lacks_becomes_a_plain_one(tmp_path: Path, surroundings: dict[str, str]) -> None:
     copy = tmp_path / "copy"
     with copy.open("wb") as sink:
-        code, _, has_ended = _run(tmp_path, sink.fileno(), PYTHONIOENCODING="ascii")
+        code, _, has_ended = _run(tmp_path, sink.fileno(), **surroundings)
     assert (code, has_ended) == (0, True)
-    assert copy.read_text() == "? - ? +- 1\n"
+    assert copy.read_bytes() == b"\\u03b1 - \xff +- 1\n"
 
 
 def test_a_terminal_that_was_closed_ends_nothing(tmp_path: Path) -> None:
