@@ -37,6 +37,9 @@ class RunSection(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80), BeforeValidator(_as_name)]
     """Names the run folder and the prefix of every key, metric and log line. A whole number is a name as well."""
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")] | None = None
+    """Tells this run from others of its name. `rollmesh up` and a coordinator that is started by itself choose a new
+    one; it stands in the run folder's mesh.yaml, for the processes of the run."""
     directory: Path = Path("runs")
     """Parent of the run folder; relative to the working directory."""
     seed: int = 1
@@ -173,6 +176,8 @@ class ReplaySection(Section):
     """Groups larger than this are refused (Redis itself ends at 512 MiB)."""
     timeout_s: PositiveFloat = 5.0
     """How long one command may take."""
+    outage_timeout_s: PositiveFloat = 30.0
+    """The run fails, saying so, after Redis could not be reached for so long."""
 
 
 class WeightsSection(Section):

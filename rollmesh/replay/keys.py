@@ -14,6 +14,7 @@ class Keys:
     scripts may touch all of its keys.
 
     Attributes:
+        prefix: of all keys.
         row_prefix: a group's row is the hash at this prefix followed by the group's id (fields: see `rows`).
         slots: zset of the groups that hold a slot, scored by the step that trained them, ``+inf`` before.
         deadlines: zset of leased groups by the end of their lease, Unix milliseconds of the Redis clock.
@@ -24,11 +25,13 @@ class Keys:
         requests: hash of each member's last lease request, to answer a repeated one.
         journal: stream with one entry per transition; never trimmed.
         wake: list of at most one element, which the learner pops when it has to look again.
+        identity: hash: whose keys these are (see `identity`): ``id``, ``fingerprint``, ``created_s``, ``state``.
+        owner: string that ends by itself unless the process that drives the run renews it (see `claim`).
     """
 
     def __init__(self, run_id: str) -> None:
         prefix = f"rollmesh:{{{run_id}}}:"
-        self._prefix = prefix
+        self.prefix = prefix
         self.row_prefix = f"{prefix}row:"
         self.slots = f"{prefix}slots"
         self.deadlines = f"{prefix}deadlines"
@@ -38,10 +41,12 @@ class Keys:
         self.requests = f"{prefix}requests"
         self.journal = f"{prefix}journal"
         self.wake = f"{prefix}wake"
+        self.identity = f"{prefix}identity"
+        self.owner = f"{prefix}owner"
 
     def index(self, state: GroupState) -> str:
         """The zset of the groups in ``state``: by sequence until they are in a batch, by step from then on."""
-        return f"{self._prefix}in:{state.value}"
+        return f"{self.prefix}in:{state.value}"
 
     def row(self, group_id: str) -> str:
         return self.row_prefix + group_id
@@ -49,11 +54,11 @@ class Keys:
     def payload(self, group_id: str, fencing_token: int) -> str:
         """The msgpack payload that the holder of this lease committed. Leases never share one, so that a fenced
         commit cannot touch what another stored."""
-        return f"{self._prefix}payload:{group_id}:{fencing_token}"
+        return f"{self.prefix}payload:{group_id}:{fencing_token}"
 
     def batch(self, step: int) -> str:
         """The list of the groups that a step took."""
-        return f"{self._prefix}batch:{step}"
+        return f"{self.prefix}batch:{step}"
 
     @cached_property
     def for_scripts(self) -> tuple[str, ...]:
@@ -69,4 +74,6 @@ class Keys:
             self.requests,
             self.journal,
             self.wake,
+            self.identity,
+            self.owner,
         )

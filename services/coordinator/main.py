@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
+import secrets
 import time
 from pathlib import Path
 
@@ -18,7 +20,9 @@ from rollmesh.aio.supervisor import Supervisor
 from rollmesh.data.datasets import PromptDataset, open_dataset
 from rollmesh.errors import ConfigError, RunEndedError, UnavailableError
 from rollmesh.replay.accounting import account, write_accounting
+from rollmesh.replay.claim import RunClaim
 from rollmesh.replay.connection import check_server, connect
+from rollmesh.replay.identity import RunIdentity, describe_server
 from rollmesh.replay.ledger import Ledger
 from rollmesh.rpc.channel import parse_address
 from rollmesh.rpc.rollout_client import RolloutClient
@@ -83,6 +87,9 @@ async def serve(config: MeshConfig, train: PromptDataset, evaluation: PromptData
     redis = connect(config.replay.url, config.replay.timeout_s)
     try:
         ledger = Ledger(redis, config.run.name, config.replay.payload_limit_bytes)
+        server_name = describe_server(config.replay.url)
+        claim = RunClaim(redis, config.run.name, _identity(config), server_name, config.replay.outage_timeout_s)
+        await claim.take()
         coordinator, watch = build(config, ledger, train, evaluation)
         services = {SERVICE: (add_CoordinatorServiceServicer_to_server, CoordinatorServicer(coordinator))}
         async with Server(config.coordinator.address, services, place="coordinator.address") as server:
@@ -90,6 +97,7 @@ async def serve(config: MeshConfig, train: PromptDataset, evaluation: PromptData
             async with Supervisor() as tasks:
                 tasks.spawn(coordinator.dispatcher.run(), "dispatcher")
                 tasks.spawn(watch.run(), "watch")
+                tasks.spawn(_fail_without_claim(claim, coordinator), "claim", may_end=True)
                 await _until_over(coordinator.run, stop)
                 coordinator.dispatcher.close_all()
                 linger = asyncio.timeout(LINGER_S)
@@ -99,11 +107,29 @@ async def serve(config: MeshConfig, train: PromptDataset, evaluation: PromptData
                         await stop.wait()
             await _write_books(coordinator, ledger, config.run.folder / "accounting.json")
             await coordinator.publisher.close()
+            await _release(claim, coordinator.run.state)
     finally:
         await redis.aclose()
     if coordinator.run.state is RunState.FAILED:
         raise RunEndedError(f"the run failed: {coordinator.run.failure}")
     return 0
+
+
+def _identity(config: MeshConfig) -> RunIdentity:
+    """The run's own id, and a digest of the sections that decide what is trained."""
+    trained = config.model_dump_json(include={"model", "data", "training", "sampling", "algorithm"})
+    return RunIdentity(config.run.id or secrets.token_hex(8), hashlib.sha256(trained.encode()).hexdigest()[:16])
+
+
+async def _fail_without_claim(claim: RunClaim, coordinator: Coordinator) -> None:
+    coordinator.fail(await claim.until_lost())
+
+
+async def _release(claim: RunClaim, state: RunState) -> None:
+    try:
+        await claim.release(state.value if state.is_over else "interrupted")
+    except UnavailableError as error:
+        logger.warning("Redis could not be told that the run is over: %s", error)
 
 
 def build(

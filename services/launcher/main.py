@@ -11,12 +11,14 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from rollmesh.errors import ConfigError
+from rollmesh.replay.identity import clear_run, refuse_known_run
 from rollmesh.replay.server import EmbeddedServer
 from rollmesh.rpc.channel import Address, parse_address
 from services.config import MeshConfig, dump_mesh
@@ -34,6 +36,8 @@ def up(config: MeshConfig, *, should_overwrite: bool) -> int:
     """
     check_folder(config, should_overwrite=should_overwrite)
     print_findings(config)
+    free_name(config, should_overwrite=should_overwrite)
+    config = config.model_copy(update={"run": config.run.model_copy(update={"id": secrets.token_hex(8)})})
     folder = prepare_folder(config, should_overwrite=should_overwrite)
     print(f"  {'run':<11}{folder} · {config.training.steps} steps at most", flush=True)
     with contextlib.ExitStack() as stack:
@@ -62,6 +66,21 @@ def print_findings(config: MeshConfig) -> None:
         verb = "belongs" if len(names) == 1 else "belong"
         problem = f"{', '.join(names)} {verb} to a distributed job around this run"
         print(f"warning: {problem}; the services start without {'it' if len(names) == 1 else 'them'}", file=sys.stderr)
+
+
+def free_name(config: MeshConfig, *, should_overwrite: bool) -> None:
+    """See to it that no keys in Redis carry the run's name: clear those of an earlier run on request.
+
+    Raises:
+        ConfigError: there are keys of another run, which are not to be replaced, or which goes on.
+    """
+    section = config.replay
+    if section.url is None:
+        return
+    if not should_overwrite:
+        refuse_known_run(section.url, section.timeout_s, config.run.name)
+    elif clear_run(section.url, section.timeout_s, config.run.name):
+        print(f"  {'replay':<11}the keys of an earlier run {config.run.name!r} were cleared", flush=True)
 
 
 def check_folder(config: MeshConfig, *, should_overwrite: bool) -> None:

@@ -4,7 +4,7 @@ local index = {
   pending = KEYS[1], leased = KEYS[2], ready = KEYS[3], batched = KEYS[4],
   trained = KEYS[5], retired = KEYS[6], filtered = KEYS[7], failed = KEYS[8],
 }
-local slots, deadlines, holders, line, meta, requests, journal, wake = unpack(KEYS, 9)
+local slots, deadlines, holders, line, meta, requests, journal, wake, identity, owner = unpack(KEYS, 9)
 local row_prefix = ARGV[1]
 
 local function now_ms()

@@ -10,11 +10,14 @@ import pytest
 import yaml
 
 from rollmesh.errors import ConfigError
+from rollmesh.replay.connection import connect_blocking
+from rollmesh.replay.keys import Keys
+from rollmesh.replay.server import EmbeddedServer
 from services.config import MeshConfig, load_mesh
 from services.launcher import prompt_check
 from services.launcher.address_check import reserve_any
 from services.launcher.device_check import cuda_obstacle
-from services.launcher.main import assign_ports, check_folder, claim_folder, prepare_folder
+from services.launcher.main import assign_ports, check_folder, claim_folder, free_name, prepare_folder
 from services.launcher.preflight import check
 
 Tree = dict[str, object]
@@ -276,3 +279,19 @@ def test_a_port_that_is_chosen_is_none_that_a_connection_may_get() -> None:
         ports = {first.getsockname()[1], second.getsockname()[1]}
     assert len(ports) == 2
     assert max(ports) < 32768
+
+
+def test_keys_of_an_earlier_run_of_the_name_are_refused_and_cleared_on_request(
+    tree: Tree, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with EmbeddedServer.start(tmp_path / "redis") as server:
+        config = _load(tree, tmp_path, f"replay.url={server.url}")
+        free_name(config, should_overwrite=False)
+        client = connect_blocking(server.url, 5.0)
+        client.rpush(Keys("tiny").line, "train:0:0")
+        with pytest.raises(ConfigError, match=r"run\.name: Redis holds keys rollmesh:\{tiny\}:\* .*--overwrite"):
+            free_name(config, should_overwrite=False)
+        free_name(config, should_overwrite=True)
+        assert not client.keys()
+        client.close()
+    assert "the keys of an earlier run 'tiny' were cleared" in capsys.readouterr().out

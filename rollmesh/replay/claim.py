@@ -1,0 +1,112 @@
+"""The right to drive a run: one coordinator at a time, and only on keys of its own run.
+
+::
+
+    take ──► owner key, which ends after 10 s ──renew, every 2 s──► ... ──► release (the state that the run ended in)
+                                 │
+                                 └── Redis is away too long, has lost the keys, or they are another run's ──► a sentence
+
+The owner key of a process that was killed ends by itself. A process that slept for longer takes its key again, unless
+another one came between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+
+from redis.asyncio import Redis
+
+from rollmesh.errors import ConfigError, ReplayError, UnavailableError
+from rollmesh.replay.connection import translate_errors
+from rollmesh.replay.identity import OWNER_TTL_S, RunIdentity
+from rollmesh.replay.keys import Keys
+from rollmesh.replay.scripts import source
+
+RENEW_S = 2.0
+
+
+class RunClaim:
+    """One process's claim to one run.
+
+    Args:
+        redis: from `connection.connect`; the caller closes it.
+        name: of the run.
+        identity: of the run.
+        server: the Redis server in an error's words, e.g. "Redis at redis://host:6379".
+        outage_timeout_s: Redis may be away for so long before the run is given up.
+    """
+
+    def __init__(self, redis: Redis, name: str, identity: RunIdentity, server: str, outage_timeout_s: float) -> None:
+        self._redis = redis
+        self._name = name
+        self._identity = identity
+        self._server = server
+        self._outage_timeout_s = outage_timeout_s
+        self._keys = Keys(name)
+        self._script = redis.register_script(source("claim"))
+        self._token = secrets.token_hex(8)
+
+    async def take(self) -> None:
+        """Claim the run. May be repeated.
+
+        Raises:
+            ConfigError: the keys are another run's, or another process drives this run.
+            UnavailableError: Redis is away.
+        """
+        answer = await self._run("take")
+        if answer == "mine":
+            return
+        if answer == "held":
+            problem = f"another coordinator of the run {self._name!r} is at work on the keys {self._keys.prefix}*"
+            raise ConfigError("run.name", problem, "end it, or choose another name")
+        problem = f"{self._server} holds keys {self._keys.prefix}* of another run of this name"
+        fix = "start with `rollmesh up --overwrite`, which clears them, or choose another name"
+        raise ConfigError("run.name", problem, fix)
+
+    async def until_lost(self) -> str:
+        """Renew the claim for as long as that works.
+
+        Returns:
+            Why the run cannot go on, as a sentence.
+        """
+        last_answer_s = time.monotonic()
+        while True:
+            await asyncio.sleep(RENEW_S)
+            try:
+                answer = await self._run("renew")
+            except (UnavailableError, ReplayError) as error:
+                away_s = time.monotonic() - last_answer_s
+                if away_s >= self._outage_timeout_s:
+                    return (
+                        f"{self._server}, which holds the replay queue, has been away for {away_s:.0f} s "
+                        f"(replay.outage_timeout_s is {self._outage_timeout_s:g}): {error}"
+                    )
+                continue
+            last_answer_s = time.monotonic()
+            if answer == "gone":
+                return f"{self._server} has lost the run's keys {self._keys.prefix}*: it started again without its data"
+            if answer != "mine":
+                return f"another run named {self._name!r} has taken over the keys {self._keys.prefix}*"
+
+    async def release(self, state: str) -> None:
+        """Say how the run ended, and let the claim go.
+
+        Args:
+            state: "finished", "failed" or "interrupted".
+
+        Raises:
+            UnavailableError: Redis is away; the claim ends by itself.
+        """
+        if await self._run("renew") != "mine":
+            return
+        with translate_errors():
+            await self._redis.hset(self._keys.identity, "state", state)
+            await self._redis.delete(self._keys.owner)
+
+    async def _run(self, mode: str) -> str:
+        arguments = (mode, self._identity.id, self._identity.fingerprint, self._token, round(OWNER_TTL_S * 1000))
+        with translate_errors():
+            answer = await self._script(keys=self._keys.for_scripts, args=(self._keys.row_prefix, *arguments))
+        return str(answer.decode())

@@ -1,0 +1,173 @@
+"""Whose keys in Redis these are: what is known of an earlier run of a name, and how its keys are cleared.
+
+A run's name spells its keys, but two runs may have one name. Therefore the keys carry an identity: a random id, which a
+run keeps for its life, and a fingerprint of its configuration. A run never works on the keys of another identity.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+
+from rollmesh.errors import ConfigError
+from rollmesh.replay.connection import connect_blocking, translate_errors, without_password
+from rollmesh.replay.keys import Keys
+
+OWNER_TTL_S = 10.0
+"""The owner key of a process that does not renew it ends after so long."""
+_POLL_S = 0.25
+_KEYS_PER_CALL = 500
+_PLACE = "run.name"
+
+
+@dataclass(frozen=True, slots=True)
+class RunIdentity:
+    """What tells a run from others of its name.
+
+    Attributes:
+        id: random; the same from the run's first process to its last.
+        fingerprint: of the configuration: a digest as hexadecimal digits.
+    """
+
+    id: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class KnownRun:
+    """The run whose keys are in Redis.
+
+    Attributes:
+        name: of the run.
+        prefix: of its keys.
+        identity: None for keys without one, which an older version of RollMesh wrote.
+        age_s: since the run's start; None where there is no identity.
+        state: "running", "interrupted", "finished" or "failed".
+        num_opened: groups that it opened.
+        is_owned: whether a process drives the run now, or did until a few seconds ago.
+    """
+
+    name: str
+    prefix: str
+    identity: RunIdentity | None
+    age_s: float | None
+    state: str
+    num_opened: int
+    is_owned: bool
+
+    def refusal(self, place: str = _PLACE) -> ConfigError:
+        """Why no other run of this name may start, and what to do."""
+        since = "" if self.age_s is None else f" that started {_duration(self.age_s)} ago"
+        keys = f"Redis holds keys {self.prefix}* of a run named {self.name!r}{since}"
+        if self.is_owned:
+            return ConfigError(place, f"{keys} and still goes on", "end that run, or choose another name")
+        groups = f"{self.num_opened} group{'s' * (self.num_opened != 1)} opened"
+        fix = "pass --overwrite to `rollmesh up` to clear those keys, or choose another name"
+        return ConfigError(place, f"{keys} and is {self.state} ({groups})", fix)
+
+
+def find_run(client: Redis, name: str) -> KnownRun | None:
+    """The run whose keys carry ``name``; None where there are no such keys. O(1).
+
+    Raises:
+        UnavailableError: Redis is away.
+    """
+    keys = Keys(name)
+    with translate_errors(), client.pipeline(transaction=True) as pipeline:
+        pipeline.hgetall(keys.identity)
+        pipeline.exists(keys.owner)
+        pipeline.llen(keys.line)
+        pipeline.exists(keys.meta)
+        pipeline.time()
+        fields, is_owned, num_opened, has_meta, (now_s, _) = pipeline.execute()
+    if not fields and not num_opened and not has_meta:
+        return None
+    known: dict[str, str] = {key.decode(): value.decode() for key, value in fields.items()}
+    identity = RunIdentity(known["id"], known.get("fingerprint", "")) if "id" in known else None
+    age_s = float(now_s) - float(known["created_s"]) if "created_s" in known else None
+    state = known.get("state", "interrupted")
+    if state == "running" and not is_owned:
+        state = "interrupted"
+    return KnownRun(name, keys.prefix, identity, age_s, state, int(num_opened), bool(is_owned))
+
+
+def refuse_known_run(url: str, timeout_s: float, name: str) -> None:
+    """Refuse to start a run whose name has keys in Redis already.
+
+    Raises:
+        ConfigError: names the keys, the age and state of the run that wrote them, and the fix.
+        UnavailableError: Redis is away.
+    """
+    client = connect_blocking(url, timeout_s)
+    try:
+        known = find_run(client, name)
+    finally:
+        client.close()
+    if known is not None:
+        raise known.refusal()
+
+
+def clear_run(url: str, timeout_s: float, name: str) -> int:
+    """Remove the keys of an earlier run. A run that a process still drives is left alone.
+
+    Waits up to `OWNER_TTL_S` for the owner key of a process that was killed to end.
+
+    Returns:
+        How many keys were removed.
+
+    Raises:
+        ConfigError: the run still goes on.
+        UnavailableError: Redis is away.
+    """
+    client: Any = connect_blocking(url, timeout_s)
+    try:
+        while (known := find_run(client, name)) is not None and known.is_owned:
+            if _is_renewed(client, Keys(name).owner):
+                raise known.refusal()
+        return 0 if known is None else _unlink_all(client, known.prefix)
+    finally:
+        client.close()
+
+
+def _is_renewed(client: Any, owner: str) -> bool:
+    """Whether somebody renews the owner key. Waits until that is seen, or the key ends."""
+    left_ms = OWNER_TTL_S * 1000
+    while True:
+        with translate_errors():
+            now_ms = client.pttl(owner)
+        if now_ms < 0:
+            return False
+        if now_ms > left_ms:
+            return True
+        left_ms = now_ms
+        time.sleep(_POLL_S)
+
+
+def _unlink_all(client: Any, prefix: str) -> int:
+    """The identity goes last: a clearing that was cut short can be repeated."""
+    identity = f"{prefix}identity".encode()
+    num_keys = 0
+    with translate_errors():
+        batch: list[bytes] = []
+        for key in client.scan_iter(match=f"{prefix}*", count=_KEYS_PER_CALL):
+            if key != identity:
+                batch.append(key)
+            if len(batch) >= _KEYS_PER_CALL:
+                num_keys += client.unlink(*batch)
+                batch.clear()
+        return num_keys + int(client.unlink(*batch, identity))
+
+
+def describe_server(url: str) -> str:
+    """The server in an error's words: its address without a password."""
+    return f"Redis at {without_password(url)}"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length_s in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length_s:
+            return f"{seconds / length_s:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

@@ -1,0 +1,155 @@
+"""Two runs of one name never share keys in Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import redis
+
+from rollmesh.errors import ConfigError
+from rollmesh.replay import claim as claim_module
+from rollmesh.replay.claim import RunClaim
+from rollmesh.replay.connection import connect
+from rollmesh.replay.identity import RunIdentity, clear_run, find_run, refuse_known_run
+from rollmesh.replay.keys import Keys
+from rollmesh.replay.ledger import Ledger
+from rollmesh.types import PromptId
+
+OLD, NEW = RunIdentity("0" * 16, "aaaa"), RunIdentity("1" * 16, "bbbb")
+
+
+@pytest.fixture
+def on_redis(url: str) -> Callable[[Callable[[Any], Awaitable[Any]]], Any]:
+    def run(body: Callable[[Any], Awaitable[Any]]) -> Any:
+        async def scenario() -> Any:
+            client = connect(url, 5.0)
+            try:
+                return await body(client)
+            finally:
+                await client.aclose()
+
+        return asyncio.run(scenario())
+
+    return run
+
+
+def claim_of(client: Any, run_id: str, identity: RunIdentity, outage_timeout_s: float = 30.0) -> RunClaim:
+    return RunClaim(client, run_id, identity, "Redis at home", outage_timeout_s)
+
+
+async def work(client: Any, run_id: str, state: str) -> None:
+    """A run that opened three groups and ended in ``state``; empty: it was killed."""
+    claim = claim_of(client, run_id, OLD)
+    await claim.take()
+    await Ledger(client, run_id).open_groups([PromptId("train", 0, index) for index in range(3)])
+    if state:
+        await claim.release(state)
+
+
+@pytest.mark.parametrize("state", ["finished", "failed", "interrupted"])
+def test_the_keys_of_an_earlier_run_are_refused_with_their_age_and_state(
+    on_redis: Any, url: str, run_id: str, state: str
+) -> None:
+    on_redis(lambda client: work(client, run_id, state))
+    pattern = rf"keys rollmesh:\{{{run_id}\}}:\* of a run named '{run_id}' that started \d s ago and is {state} "
+    with pytest.raises(ConfigError, match=pattern + r"\(3 groups opened\); pass --overwrite to .* another name"):
+        refuse_known_run(url, 5.0, run_id)
+    with pytest.raises(ConfigError, match=r"holds keys .* of another run of this name; start with .*--overwrite"):
+        on_redis(lambda client: claim_of(client, run_id, NEW).take())
+
+
+def test_keys_without_an_identity_are_an_earlier_run_as_well(on_redis: Any, url: str, run_id: str) -> None:
+    on_redis(lambda client: Ledger(client, run_id).open_groups([PromptId("train", 0, 0)]))
+    with pytest.raises(ConfigError, match=rf"a run named '{run_id}' and is interrupted \(1 group opened\)"):
+        refuse_known_run(url, 5.0, run_id)
+    with pytest.raises(ConfigError, match="another run of this name"):
+        on_redis(lambda client: claim_of(client, run_id, NEW).take())
+
+
+def test_a_run_that_goes_on_is_neither_joined_nor_cleared(
+    on_redis: Any, url: str, run_id: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim_module, "RENEW_S", 0.05)
+
+    async def scenario(client: Any) -> None:
+        claim = claim_of(client, run_id, OLD)
+        await claim.take()
+        await Ledger(client, run_id).open_groups([PromptId("train", 0, 0)])
+        renewing = asyncio.create_task(claim.until_lost())
+        for refused in (refuse_known_run, clear_run):
+            with pytest.raises(ConfigError, match=r"and still goes on; end that run, or choose another name"):
+                await asyncio.to_thread(refused, url, 5.0, run_id)
+        with pytest.raises(ConfigError, match="another coordinator of the run"):
+            await claim_of(client, run_id, OLD).take()
+        renewing.cancel()
+
+    on_redis(scenario)
+    assert raw.exists(Keys(run_id).line)
+
+
+def test_the_keys_of_a_run_that_was_killed_are_cleared_once_its_claim_has_ended(
+    on_redis: Any, url: str, run_id: str, raw: redis.Redis
+) -> None:
+    on_redis(lambda client: work(client, run_id, ""))
+    raw.set(f"rollmesh:{{{run_id}2}}:line", "another run's")
+    raw.pexpire(Keys(run_id).owner, 300)
+    assert clear_run(url, 5.0, run_id) > 3
+    assert find_run(raw, run_id) is None
+    assert not list(raw.scan_iter(f"rollmesh:{{{run_id}}}:*"))
+    assert raw.exists(f"rollmesh:{{{run_id}2}}:line")
+    on_redis(lambda client: claim_of(client, run_id, NEW).take())
+
+
+def test_the_same_identity_goes_on_where_it_was(on_redis: Any, run_id: str, raw: redis.Redis) -> None:
+    on_redis(lambda client: work(client, run_id, "interrupted"))
+    on_redis(lambda client: claim_of(client, run_id, OLD).take())
+    known = find_run(raw, run_id)
+    assert known is not None
+    assert (known.identity, known.state, known.num_opened, known.is_owned) == (OLD, "running", 3, True)
+
+
+def test_a_claim_that_expired_while_its_process_slept_is_taken_again(
+    on_redis: Any, run_id: str, raw: redis.Redis
+) -> None:
+    async def scenario(client: Any) -> None:
+        claim = claim_of(client, run_id, OLD)
+        await claim.take()
+        raw.delete(Keys(run_id).owner)
+        await claim.release("finished")
+
+    on_redis(scenario)
+    known = find_run(raw, run_id)
+    assert known is not None
+    assert (known.state, known.is_owned) == ("finished", False)
+
+
+@pytest.mark.parametrize(
+    ("loss", "sentence"),
+    [
+        ("cleared", "Redis at home has lost the run's keys"),
+        ("taken", "another run named"),
+        ("away", r"Redis at home, which holds the replay queue, has been away for .*outage_timeout_s is 0\.1"),
+    ],
+)
+def test_a_lost_claim_says_why_the_run_cannot_go_on(
+    on_redis: Any, run_id: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch, loss: str, sentence: str
+) -> None:
+    monkeypatch.setattr(claim_module, "RENEW_S", 0.05)
+
+    async def scenario(client: Any) -> str:
+        if loss == "away":
+            absent = connect("unix:///nowhere/redis.sock", 0.5)
+            return await asyncio.wait_for(claim_of(absent, run_id, OLD, 0.1).until_lost(), 30)
+        claim = claim_of(client, run_id, OLD)
+        await claim.take()
+        raw.delete(Keys(run_id).owner, Keys(run_id).identity)
+        if loss == "taken":
+            await claim_of(client, run_id, NEW).take()
+        return await asyncio.wait_for(claim.until_lost(), 30)
+
+    reason = on_redis(scenario)
+    assert re.match(sentence, reason), reason
