@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -106,6 +107,21 @@ class TrainingSection(Section):
     @property
     def num_slots(self) -> int:
         return self.slots or (self.max_staleness + 1) * self.prompts_per_step
+
+    def shortfall(self, num_rows: int) -> str:
+        """One sentence if a dataset of ``num_rows`` rows is used up before the last step; else empty.
+
+        3,000 rows in one epoch are 94 steps of 32 prompts, the last one smaller.
+        """
+        num_prompts, needed = num_rows * self.epochs, self.steps * self.prompts_per_step
+        if num_prompts >= needed:
+            return ""
+        num_steps, num_epochs = math.ceil(num_prompts / self.prompts_per_step), math.ceil(needed / num_rows)
+        return (
+            f"training.steps {self.steps:,} of training.prompts_per_step {self.prompts_per_step:,} take {needed:,} "
+            f"prompts, and training.epochs {self.epochs:,} of {num_rows:,} rows give {num_prompts:,}: the run ends "
+            f"after {num_steps:,} steps; set training.epochs to {num_epochs:,}, or training.steps to {num_steps:,}"
+        )
 
     @model_validator(mode="after")
     def _check_slots(self) -> TrainingSection:

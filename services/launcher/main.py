@@ -60,6 +60,8 @@ def print_findings(config: MeshConfig) -> None:
     """Run the checks and show, line by line, what they find."""
     for finding in preflight.check(config):
         print(f"  {finding.what:<11}{finding.where} · {finding.result}", flush=True)
+        if finding.warning:
+            print(f"warning: {finding.warning}", file=sys.stderr, flush=True)
     for warning in config.warnings:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     if names := job_variables(os.environ):

@@ -14,6 +14,7 @@ from rollmesh.replay.connection import check_server, without_password
 from rollmesh.replay.server import find_binary
 from services.config import MeshConfig
 from services.launcher.address_check import check_addresses
+from services.launcher.deepspeed_check import check_deepspeed
 from services.launcher.device_check import check_devices
 from services.launcher.model_check import check_length, check_model, check_reference
 from services.launcher.prompt_check import CheckedPrompts, PromptSource, check_prompts
@@ -24,11 +25,12 @@ from services.rollout.preflight import check_extra
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that was looked at and found right."""
+    """Something that was looked at and found right; ``warning`` says what works and is probably not meant."""
 
     what: str
     where: str
     result: str
+    warning: str = ""
 
 
 def check(config: MeshConfig) -> Iterator[Finding]:
@@ -38,6 +40,7 @@ def check(config: MeshConfig) -> Iterator[Finding]:
         ConfigError: the mesh cannot work.
     """
     check_extra(config.rollout.engine.extra)
+    check_deepspeed(config.learner.deepspeed)
     check_devices(config)
     check_addresses(config)
     policy = check_model("model.path", config.model.path, trust_remote_code=config.model.trust_remote_code)
@@ -55,7 +58,8 @@ def check(config: MeshConfig) -> Iterator[Finding]:
         sources.append(PromptSource("evaluation.data", config.evaluation.data, new_tokens))
     prompts = check_prompts(sources, config.model, policy.vocab_size)
     for what, source, checked in zip(("data", "evaluation"), sources, prompts, strict=False):
-        yield Finding(what, str(source.data.path), checked.result)
+        warning = config.training.shortfall(checked.num_rows) if what == "data" else ""
+        yield Finding(what, str(source.data.path), checked.result, warning)
     yield _check_replay(config)
     yield _check_reward(config, prompts[0])
 

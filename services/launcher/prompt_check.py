@@ -39,12 +39,14 @@ class CheckedPrompts:
 
     Attributes:
         result: what was found.
+        num_rows: prompts of one epoch.
         first_place: file and row of the first prompt that will be used.
         first_text: that prompt as rendered; None where only the worker can render.
         first_label_json: that row's label; empty where the dataset has none.
     """
 
     result: str
+    num_rows: int
     first_place: str
     first_text: str | None
     first_label_json: str
@@ -80,6 +82,7 @@ def check_prompts(sources: Sequence[PromptSource], model: ModelSection, vocab_si
         checked.append(
             CheckedPrompts(
                 result=_describe(len(dataset), num_judged, measured),
+                num_rows=len(dataset),
                 first_place=dataset.place(first),
                 first_text=None if measured is None else measured.first_text,
                 first_label_json=dataset.row(first).label_json,

@@ -72,6 +72,7 @@ def test_the_reward_function_is_tried_on_the_first_prompt_as_the_model_will_see_
         ("learner.address=192.0.2.1:0", "learner.address: 192.0.2.1 is not an address of this machine"),
         ("weights.host=192.0.2.1", "weights.host: 192.0.2.1 is not an address of this machine"),
         ("rollout={num_workers: 2, address: '127.0.0.1:45671'}", "rollout.address: 127.0.0.1:45671 is one port"),
+        ("learner.deepspeed.foo=1", "learner.deepspeed.foo: is not a key of DeepSpeed's configuration"),
         ("rollout.engine.extra.model=other", "rollout.engine.extra.model: is set by the mesh itself; remove it"),
         ("replay.url=redis://127.0.0.1:1/0", "replay.url"),
         ("reward={address: '127.0.0.1:1'}", "reward.address: no server answers at 127.0.0.1:1"),
@@ -180,6 +181,18 @@ def test_chat_messages_need_the_chat_template(tree: Tree, tmp_path: Path) -> Non
     row = {"input": [{"role": "user", "content": "one"}], "label": 0}
     (tmp_path / "train.jsonl").write_text(json.dumps(row))
     assert "line 1: is a list of chat messages, and no chat template" in _fault(_load(tree, tmp_path))
+
+
+def test_more_steps_than_the_prompts_are_enough_for_are_warned_of(tree: Tree, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text(json.dumps({"input": "one", "label": 0}) + "\n")
+    overrides = ["training.steps=1000000", "training.prompts_per_step=2"]
+    warnings = [finding.warning for finding in check(_load(tree, tmp_path, *overrides)) if finding.warning]
+    assert warnings == [
+        "training.steps 1,000,000 of training.prompts_per_step 2 take 2,000,000 prompts, and training.epochs 1 of 1 "
+        "rows give 1: the run ends after 1 steps; set training.epochs to 2,000,000, or training.steps to 1"
+    ]
+    enough = _load(tree, tmp_path, *overrides, "training.epochs=2000000")
+    assert not any(finding.warning for finding in check(enough))
 
 
 def test_a_reference_that_lacks_tokens_is_refused(tree: Tree, tmp_path: Path) -> None:
