@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,22 @@ def build_demo_model(folder: Path, *, steps: int = 300, arguments: Sequence[str]
     return folder
 
 
-def start_mesh(demo: Path, runs: Path, overrides: Sequence[str]) -> subprocess.Popen[str]:
-    """`rollmesh up` on the demo's mesh file with the model and data of ``demo``."""
+def start_mesh(
+    demo: Path,
+    runs: Path,
+    overrides: Sequence[str],
+    *,
+    cwd: Path = REPOSITORY,
+    environment: Mapping[str, str] | None = None,
+    output: int = subprocess.PIPE,
+) -> subprocess.Popen[str]:
+    """`rollmesh up` on the demo's mesh file with the model and data of ``demo``.
+
+    Args:
+        cwd: the working directory.
+        environment: variables on top of those of this process.
+        output: where stdout and stderr go.
+    """
     settings = [
         f"run.directory={runs}",
         f"model.path={demo / 'model'}",
@@ -56,8 +70,9 @@ def start_mesh(demo: Path, runs: Path, overrides: Sequence[str]) -> subprocess.P
         command += ["--set", setting]
     return subprocess.Popen(
         tethered(command),
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
+        cwd=cwd,
+        env={**os.environ, **(environment or {})},
+        stdout=output,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,

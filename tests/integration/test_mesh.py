@@ -204,18 +204,52 @@ def test_ranks_and_zero_stages_do_not_change_the_losses(synchronous: MeshRun, tm
     np.testing.assert_allclose(losses, expected, atol=1e-4)
 
 
-def test_ctrl_c_stops_everything_in_order(demo: Path, tmp_path: Path) -> None:
-    process = start_mesh(demo, tmp_path, ["run.name=interrupted", *SMALL, "training.steps=100"])
+HOSTILE = {
+    "RANK": "1",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "nowhere",
+    "MASTER_PORT": "1",
+    "http_proxy": "http://127.0.0.1:9",
+    "https_proxy": "http://127.0.0.1:9",
+    "grpc_proxy": "http://127.0.0.1:9",
+    "LC_ALL": "C",
+    "PYTHONUTF8": "0",
+    "PYTHONCOERCECLOCALE": "0",
+    "PYTHONOPTIMIZE": "1",
+}
+"""Variables that a job, a company's network and an old system leave around a run."""
+
+
+def test_a_run_bears_its_surroundings_and_the_loss_of_its_reader_and_ends_in_order(demo: Path, tmp_path: Path) -> None:
+    users = tmp_path / "users"
+    (users / "services").mkdir(parents=True)
+    for name in ("services/__init__.py", "redis.py", "yaml.py"):
+        (users / name).write_text("raise SystemExit('a module of the working directory')\n")
+    reader, writer = os.pipe()
+    overrides = ["run.name=interrupted", *SMALL, "training.steps=1000", "evaluation.every_steps=1000"]
+    process = start_mesh(
+        demo, tmp_path, overrides, cwd=users, environment={**HOSTILE, "PYTHONPATH": str(REPOSITORY)}, output=writer
+    )
+    os.close(writer)
     folder = tmp_path / "interrupted"
     deadline = time.monotonic() + 200
     while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").read_text():
         assert process.poll() is None, service_logs(folder)
         assert time.monotonic() < deadline, service_logs(folder)
         time.sleep(0.5)
-    os.kill(process.pid, signal.SIGINT)
+    os.close(reader)
+    num_steps = len((folder / "metrics.jsonl").read_text().splitlines())
+    while len((folder / "metrics.jsonl").read_text().splitlines()) < num_steps + 5:
+        assert process.poll() is None, service_logs(folder)
+        assert time.monotonic() < deadline, service_logs(folder)
+        time.sleep(0.5)
+    os.kill(process.pid, signal.SIGHUP)
     run = finish_mesh(process, folder, timeout_s=90)
-    assert run.exit_code == 130
-    assert (folder / "report.md").exists()
+    assert run.exit_code == 128 + signal.SIGHUP
+    assert run.accounting["state"] == "interrupted"
+    assert run.accounting["num_groups"]["failed"] == 0
+    assert "| the run | interrupted |" in (folder / "report.md").read_text()
     assert processes_of(folder) == []
 
 
@@ -230,6 +264,8 @@ def test_a_service_that_dies_ends_the_run_and_is_named(demo: Path, tmp_path: Pat
     run = finish_mesh(process, folder, timeout_s=90)
     assert run.exit_code == 1
     assert "error: reference was killed by SIGKILL" in run.output
+    assert (run.accounting["state"], run.accounting["first_cause"]["process"]) == ("failed", "reference")
+    assert "num_opened" in run.accounting
     assert processes_of(folder) == []
 
 
