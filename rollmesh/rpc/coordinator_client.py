@@ -96,6 +96,16 @@ class CoordinatorClient(Connection):
         request = control.leave_to_proto(control.LeaveCall(self.caller, failure))
         await call_unary(self._stub.Leave, request, timeout_s=timeout_s, peer=self.peer)
 
+    async def fail_run(self, run_id: str, reason: str, *, timeout_s: float = 2.0) -> None:
+        """Tell the coordinator that the run cannot go on. Anybody who knows the run may; no membership needed.
+
+        Raises:
+            UnavailableError, DeadlineError: the coordinator did not answer in time.
+            InvalidArgumentError: the coordinator serves another run.
+        """
+        request = control.fail_run_to_proto(control.FailRunCall(run_id, reason))
+        await call_unary(self._stub.FailRun, request, timeout_s=timeout_s, peer=self.peer)
+
     def lease_stream(self, *, lost_timeout_s: float = 30.0) -> LeaseStream:
         """The member's leases, as `LeaseStream` tells; ``lost_timeout_s`` is how long it tries to get a stream."""
         return LeaseStream(self._stub.Lease, self.caller, peer=self.peer, lost_timeout_s=lost_timeout_s)

@@ -49,6 +49,11 @@ class CoordinatorServiceStub(object):
                 request_serializer=rollmesh_dot_v1_dot_coordinator__pb2.LeaveRequest.SerializeToString,
                 response_deserializer=rollmesh_dot_v1_dot_coordinator__pb2.LeaveResponse.FromString,
                 _registered_method=True)
+        self.FailRun = channel.unary_unary(
+                '/rollmesh.v1.CoordinatorService/FailRun',
+                request_serializer=rollmesh_dot_v1_dot_coordinator__pb2.FailRunRequest.SerializeToString,
+                response_deserializer=rollmesh_dot_v1_dot_coordinator__pb2.FailRunResponse.FromString,
+                _registered_method=True)
         self.Lease = channel.stream_stream(
                 '/rollmesh.v1.CoordinatorService/Lease',
                 request_serializer=rollmesh_dot_v1_dot_coordinator__pb2.LeaseRequest.SerializeToString,
@@ -102,6 +107,16 @@ class CoordinatorServiceServicer(object):
 
     def Leave(self, request, context):
         """A member leaves, because the run is over or because it failed. Never fails. Deadline 5 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FailRun(self, request, context):
+        """The run cannot go on, for a reason that only its launcher sees: a process died, or a person stopped the run. The
+        run is FAILED with that reason, and members learn of it by heartbeat. Only the first reason counts: after the end
+        of a run the call changes nothing, and so does repeating it. Fails with ERROR_REASON_INVALID_ARGUMENT if the
+        coordinator serves another run. Deadline 2 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,6 +188,11 @@ def add_CoordinatorServiceServicer_to_server(servicer, server):
                     servicer.Leave,
                     request_deserializer=rollmesh_dot_v1_dot_coordinator__pb2.LeaveRequest.FromString,
                     response_serializer=rollmesh_dot_v1_dot_coordinator__pb2.LeaveResponse.SerializeToString,
+            ),
+            'FailRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.FailRun,
+                    request_deserializer=rollmesh_dot_v1_dot_coordinator__pb2.FailRunRequest.FromString,
+                    response_serializer=rollmesh_dot_v1_dot_coordinator__pb2.FailRunResponse.SerializeToString,
             ),
             'Lease': grpc.stream_stream_rpc_method_handler(
                     servicer.Lease,
@@ -286,6 +306,33 @@ class CoordinatorService(object):
             '/rollmesh.v1.CoordinatorService/Leave',
             rollmesh_dot_v1_dot_coordinator__pb2.LeaveRequest.SerializeToString,
             rollmesh_dot_v1_dot_coordinator__pb2.LeaveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FailRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rollmesh.v1.CoordinatorService/FailRun',
+            rollmesh_dot_v1_dot_coordinator__pb2.FailRunRequest.SerializeToString,
+            rollmesh_dot_v1_dot_coordinator__pb2.FailRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

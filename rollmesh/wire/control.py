@@ -58,6 +58,14 @@ class LeaveCall:
 
 
 @dataclass(frozen=True, slots=True)
+class FailRunCall:
+    """``reason`` is one sentence."""
+
+    run_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class CreditGrant:
     """A message of the Lease stream; ``caller`` is None in all but the first."""
 
@@ -156,6 +164,14 @@ def leave_to_proto(call: LeaveCall) -> pb.LeaveRequest:
 
 def leave_from_proto(message: pb.LeaveRequest) -> LeaveCall:
     return LeaveCall(caller_from_proto(message), checks.text(message.failure, "failure"))
+
+
+def fail_run_to_proto(call: FailRunCall) -> pb.FailRunRequest:
+    return pb.FailRunRequest(run_id=call.run_id, reason=call.reason)
+
+
+def fail_run_from_proto(message: pb.FailRunRequest) -> FailRunCall:
+    return FailRunCall(checks.text(message.run_id, "run_id"), checks.text(message.reason, "reason"))
 
 
 def grant_to_proto(grant: CreditGrant) -> pb.LeaseRequest:

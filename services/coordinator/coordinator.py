@@ -87,10 +87,7 @@ class Coordinator:
             SupersededError: another process has taken over the name.
             UnavailableError: the leases of the old incarnation could not be revoked yet.
         """
-        if run_id != self.run.run_id:
-            raise InvalidArgumentError(
-                f"this is run {self.run.run_id!r}, not {run_id!r}; check the addresses", "run_id"
-            )
+        self._require_run(run_id)
         if self.run.state.is_over:
             raise RunEndedError(self.run.failure or "the run is finished")
         known = self.members.get(name)
@@ -111,6 +108,12 @@ class Coordinator:
             groups_per_batch=self._admission.groups_per_batch,
             num_steps=self._admission.num_steps,
         )
+
+    def _require_run(self, run_id: str) -> None:
+        if run_id != self.run.run_id:
+            raise InvalidArgumentError(
+                f"this is run {self.run.run_id!r}, not {run_id!r}; check the addresses", "run_id"
+            )
 
     def heartbeat(self, name: str, incarnation: str, num_generated_tokens: int) -> Heartbeat:
         """Raises UnknownMemberError if this incarnation is not a member."""
@@ -225,6 +228,15 @@ class Coordinator:
             await self._lose(member)
         for name in sorted(self._to_revoke):
             await self._revoke(name)
+
+    def fail_run(self, run_id: str, reason: str) -> None:
+        """The launcher's word that the run cannot go on; only the first reason is kept.
+
+        Raises:
+            InvalidArgumentError: the coordinator serves another run.
+        """
+        self._require_run(run_id)
+        self.fail(reason)
 
     def fail(self, reason: str) -> None:
         """End the run: everybody is told by heartbeat, and nobody gets another lease."""

@@ -43,6 +43,11 @@ class CoordinatorServicer(pb_grpc.CoordinatorServiceServicer):
         await self._coordinator.leave(call.caller.name, call.caller.incarnation, call.failure)
         return pb.LeaveResponse()
 
+    async def FailRun(self, request: pb.FailRunRequest, context: Any) -> pb.FailRunResponse:
+        call = control.fail_run_from_proto(request)
+        self._coordinator.fail_run(call.run_id, call.reason)
+        return pb.FailRunResponse()
+
     async def Lease(self, request_iterator: AsyncIterator[pb.LeaseRequest], context: Any) -> None:
         """Reads credits on a task of its own and writes leases as the dispatcher gives them; ends when the worker
         half-closes, when its line is closed, or when the stream breaks."""

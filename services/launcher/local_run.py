@@ -102,6 +102,7 @@ class LocalRun:
             if outcome.reason:
                 kind = "error" if outcome.state is EndState.FAILED else outcome.state.value
                 print(f"{kind}: {outcome.reason}", file=sys.stderr, flush=True)
+                await self._tell_coordinator(outcome.reason)
         finally:
             await self._stop(stop_timeout_s)
         await self._record(outcome)
@@ -167,9 +168,13 @@ class LocalRun:
         log = self._log("coordinator")
         return ServiceDiedError(f"coordinator {problem}; its log is {log}", "coordinator", log)
 
+    @property
+    def _is_coordinator_gone(self) -> bool:
+        return any(service.name == "coordinator" for service in self._group.ended())
+
     async def _status(self) -> MeshStatus | None:
         """None where the coordinator does not answer; at once where its process has ended."""
-        if any(service.name == "coordinator" for service in self._group.ended()):
+        if self._is_coordinator_gone:
             return None
         try:
             status = await self._client.status()
@@ -244,6 +249,13 @@ class LocalRun:
             print(f"warning: {', '.join(late)} did not end in {LEAVE_S:.0f} s", file=sys.stderr, flush=True)
         await self._raise_if_dead()
         return Outcome(EndState.COMPLETED, EXIT_OK)
+
+    async def _tell_coordinator(self, reason: str) -> None:
+        """Before the services are stopped, so that nobody takes those that the end stops for its cause."""
+        if self._is_coordinator_gone:
+            return
+        with contextlib.suppress(RollMeshError):
+            await self._client.fail_run(self._config.run.name, reason)
 
     async def _stop(self, timeout_s: float) -> None:
         await self._group.stop_all(timeout_s)

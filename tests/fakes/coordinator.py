@@ -93,6 +93,10 @@ class FakeCoordinator(pb_grpc.CoordinatorServiceServicer):
         self.incarnations.pop(call.caller.name, None)
         return pb.LeaveResponse()
 
+    async def FailRun(self, request: pb.FailRunRequest, context: Any) -> pb.FailRunResponse:
+        await self._enter("FailRun")
+        return pb.FailRunResponse()
+
     async def Lease(self, request_iterator: AsyncIterator[pb.LeaseRequest], context: Any) -> AsyncIterator[Any]:
         await self._enter("Lease")
         first = control.grant_from_proto(await anext(request_iterator))

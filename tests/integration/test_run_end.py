@@ -113,6 +113,9 @@ def test_a_killed_process_is_named_and_the_groups_are_accounted_for(
     assert errors[0] == f"error: {books['reason']}"
     assert books["num_opened"] == 3
     assert books["checkpoint"] is None
+    if victim == "rollout-0":  # the one that lives is told why it has to end
+        log = (mesh.folder / "logs" / "coordinator.log").read_text()
+        assert log.splitlines()[-1] == f"error: the run failed: {books['reason']}"
     assert "| the run | failed |" in mesh.page
     assert "3 groups opened = 0 trained" in mesh.page
 

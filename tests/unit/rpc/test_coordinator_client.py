@@ -141,6 +141,7 @@ _CALLS: dict[str, Callable[[CoordinatorClient], Awaitable[object]]] = {
     "Register": lambda client: client.register("sums", Role.LEARNER, "127.0.0.1:7", timeout_s=0.3),
     "Heartbeat": lambda client: client.heartbeat(timeout_s=0.3),
     "Leave": lambda client: client.leave(timeout_s=0.3),
+    "FailRun": lambda client: client.fail_run("sums", "a process died", timeout_s=0.3),
     "ReportEvaluation": lambda client: client.report_evaluation("g", 1, [EVALUATION_SAMPLE], timeout_s=0.3),
     "BeginPublish": lambda client: client.begin_publish(VERSION, PLAN, "h", 1, 1.0, timeout_s=0.3),
     "FinishPublish": lambda client: client.finish_publish(VERSION, bytes(32), timeout_s=0.3),
