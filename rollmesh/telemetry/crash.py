@@ -24,9 +24,11 @@ def report_crash(error: BaseException) -> str:
 
 
 def describe_crash(error: BaseException) -> str:
-    """One line, e.g. ``KeyError: 'reward' at services/learner/loop.py:81, in _step``."""
-    lines = str(error).split()
-    message = " ".join(lines)
+    """One line, e.g. ``KeyError: 'reward' (at services/learner/loop.py:81, in _step)``; of a group of exceptions, its
+    first one."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    message = " ".join(str(error).split())
     if len(message) > _LONGEST_MESSAGE:
         message = message[:_LONGEST_MESSAGE] + "…"
     kind = type(error).__name__

@@ -6,12 +6,14 @@ import asyncio
 import dataclasses
 import enum
 import json
+from pathlib import Path
 
 from rollmesh.errors import ConfigError, DeadlineError, UnavailableError
 from rollmesh.rpc.channel import parse_address
 from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.types import MeshStatus, PolicyVersion, RunState
 from services.config import MeshConfig, load_mesh
+from services.launcher.outcome import ACCOUNTING, read_json
 from services.launcher.progress import format_status
 
 
@@ -27,10 +29,19 @@ def show(config: MeshConfig, *, is_json: bool) -> int:
         status = asyncio.run(_ask(address))
     except (UnavailableError, DeadlineError) as error:
         raise UnavailableError(
-            f"run {config.run.name}: no coordinator answers at {address}; the run is over, or was never started"
+            f"run {config.run.name}: no coordinator answers at {address}; {_end_of(config.run.folder)}"
         ) from error
     print(json.dumps(_plain(status), indent=2) if is_json else _table(status))
     return 0
+
+
+def _end_of(folder: Path) -> str:
+    """What the run folder says of the end of its run."""
+    books = read_json(folder / ACCOUNTING)
+    if "state" not in books:
+        return "the run is over, or was never started"
+    reason = f" ({books['reason']})" if books.get("reason") else ""
+    return f"the run is over: {books['state']}{reason}"
 
 
 def find_coordinator(config: MeshConfig) -> str:

@@ -18,6 +18,7 @@ from rollmesh.errors import RollMeshError, RunEndedError
 from rollmesh.replay.connection import check_server, connect_blocking
 from rollmesh.replay.intake import BatchIntake
 from rollmesh.telemetry import logs
+from rollmesh.telemetry.crash import describe_crash
 from services.config import MeshConfig
 from services.learner.bound import staleness_window
 from services.learner.checkpoint import CheckpointStore, Learnables
@@ -67,7 +68,7 @@ def run(config: MeshConfig, name: str) -> int:
         _leave(control, f"the learner was stopped by signal {stopped}")
         return 128 + int(str(stopped))
     except BaseException as error:
-        sentence = str(error) if isinstance(error, RollMeshError) else f"{type(error).__name__}: {error}"
+        sentence = str(error) if isinstance(error, RollMeshError) else describe_crash(error)
         _leave(control, " ".join(sentence.split()))
         raise
     _leave(control, "")

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from rollmesh.aio import run_service, service
+from rollmesh.aio import run_service, service, stop_signals
 
 
 def send(number: signal.Signals) -> None:
@@ -170,3 +170,14 @@ def test_stopping_is_logged_with_the_signal(caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.INFO):
         run_service(main, "reward-1")
     assert "reward-1: stopping on SIGTERM" in caplog.text
+
+
+def test_a_hangup_ends_a_service_in_order_unless_it_is_ignored() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert set(stop_signals()) == {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` starts a process
+        assert set(stop_signals()) == {signal.SIGTERM, signal.SIGINT}
+    finally:
+        signal.signal(signal.SIGHUP, before)

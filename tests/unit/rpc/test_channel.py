@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -152,3 +154,10 @@ def test_a_target_that_grpc_resolves_itself_is_passed_on() -> None:
             await stub.GetRewardInfo(reward_pb2.GetRewardInfoRequest(), timeout=20)
 
     asyncio.run(main())
+
+
+def test_there_is_one_place_that_opens_channels() -> None:
+    root = Path(__file__).resolve().parents[3]
+    sources = [path for name in ("rollmesh", "services") for path in (root / name).rglob("*.py")]
+    openers = [path.name for path in sources if re.search(r"secure_channel\(", path.read_text(encoding="utf-8"))]
+    assert openers == ["channel.py"]

@@ -35,6 +35,11 @@ def test_a_message_of_many_lines_becomes_one_line_of_bounded_length() -> None:
     assert len(sentence) < 600
 
 
+def test_a_group_of_exceptions_is_described_by_its_first_one() -> None:
+    group = ExceptionGroup("unhandled errors in a TaskGroup", [ExceptionGroup("inner", [KeyError("reward")])])
+    assert describe_crash(group) == "KeyError: 'reward'"
+
+
 def test_a_disk_with_space_is_not_mentioned(tmp_path: Path) -> None:
     assert full_disk(tmp_path) == ""
     assert full_disk(tmp_path / "absent") == ""
