@@ -187,7 +187,7 @@ class Lease:
     """The right to produce one group.
 
     ``prompt`` and ``label`` are the dataset row's cells as JSON text (``label_json`` empty where there is none);
-    ``sequence`` is the group's place in the line; ``ttl_s`` runs from receipt.
+    ``sequence`` is the group's place in the line; ``ttl_s`` runs from receipt, and begins anew at each renewal.
     """
 
     group_id: str
@@ -202,6 +202,19 @@ class Lease:
     datasource: str
     sampling: SamplingSpec
     ttl_s: float
+
+    @property
+    def key(self) -> LeaseKey:
+        return LeaseKey(self.kind, self.group_id, self.fencing_token)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseKey:
+    """Names one lease."""
+
+    kind: LeaseKind
+    group_id: str
+    fencing_token: int
 
 
 @dataclass(frozen=True)
@@ -297,12 +310,33 @@ class Registration:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberReport:
+    """What a member says of its work at each heartbeat.
+
+    Attributes:
+        num_generated_tokens: of a rollout worker since it started, those of unfinished samples included.
+        num_moves: grows whenever the member's work moves; only compared with the number before.
+        patience_s: how long ``num_moves`` may rightly stay the same; 0 is no longer than the run's stall timeout.
+        phase: of the learner; None of any other member.
+        renewals: leases that a rollout worker goes on with.
+    """
+
+    num_generated_tokens: int = 0
+    num_moves: int = 0
+    patience_s: float = 0.0
+    phase: LearnerPhase | None = None
+    renewals: tuple[LeaseKey, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """The coordinator's answer to a heartbeat; ``committed_version`` is None until the first commit."""
+    """The coordinator's answer to a heartbeat; ``committed_version`` is None until the first commit, and ``ended`` are
+    leases of the member that are over."""
 
     run_state: RunState
     committed_version: PolicyVersion | None
     failure: str = ""
+    ended: tuple[LeaseKey, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 ::
 
     open_groups ──► PENDING ──lease──► LEASED ──commit──► READY ──► (the learner: `intake`)
-                       ▲                 │ │
+                       ▲                 │ │   (renew: the lease lives on)
                        └── expire, ──────┘ ├── give_back (final, or attempts exhausted), expire ──► FAILED
                            revoke,         └── filter_group ─────────────────────────────────────► FILTERED
                            give_back
@@ -96,7 +96,7 @@ class Ledger:
         self._redis = redis
         self._keys = Keys(run_id)
         self._payload_limit_bytes = payload_limit_bytes
-        names = ("open", "lease", "expire", "give_back", "close")
+        names = ("open", "lease", "renew", "expire", "give_back", "close")
         self._scripts = {name: redis.register_script(source(name)) for name in names}
         self._commits = CommitLine(redis, redis.register_script(source("commit")), self._keys)
 
@@ -132,7 +132,36 @@ class Ledger:
         """Lease up to ``limit`` pending groups to ``member``, the first in the line first, for ``ttl_s`` seconds."""
         if limit < 1:
             return []
-        return await self._rows("lease", member, max(1, round(ttl_s * 1000)), limit, secrets.token_hex(8))
+        return await self._rows("lease", member, _as_ms(ttl_s), limit, secrets.token_hex(8))
+
+    async def renew(self, leases: Sequence[tuple[str, int]], ttl_s: float) -> set[str]:
+        """Let leases live for ``ttl_s`` seconds from now. May be repeated.
+
+        Args:
+            leases: group id and fencing token of each.
+
+        Returns:
+            The ids of the groups whose lease is over: expired, ended or superseded. Nothing has changed for them.
+        """
+        ended: set[str] = set()
+        for start in range(0, len(leases), _ROWS_PER_CALL):
+            pairs = (part for lease in leases[start : start + _ROWS_PER_CALL] for part in lease)
+            ended.update(group_id.decode() for group_id in await self._run("renew", _as_ms(ttl_s), *pairs))
+        return ended
+
+    async def seconds_left(self, group_ids: Sequence[str]) -> dict[str, float]:
+        """The time until their leases expire, by the clock of the Redis server, of those groups that are leased. It is
+        not above 0 where a lease has expired."""
+        if not group_ids:
+            return {}
+        with translate_errors():
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                pipeline.time()
+                pipeline.zmscore(self._keys.deadlines, list(group_ids))
+                (seconds, microseconds), deadlines_ms = await pipeline.execute()
+        now_s = seconds + microseconds / 1e6
+        pairs = zip(group_ids, deadlines_ms, strict=True)
+        return {group_id: deadline / 1000 - now_s for group_id, deadline in pairs if deadline is not None}
 
     async def expire_leases(self, max_attempts: int) -> list[GroupRow]:
         """End all leases whose time is up by the clock of the Redis server.
@@ -257,6 +286,10 @@ class Ledger:
 
     async def _rows(self, name: str, *arguments: str | int) -> list[GroupRow]:
         return [parse_row(reply) for reply in await self._run(name, *arguments)]
+
+
+def _as_ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
 
 
 def _parse(fields: Mapping[bytes, bytes]) -> GroupRow:

@@ -18,6 +18,7 @@ from rollmesh.rpc.status import translate_errors
 from rollmesh.types import (
     EvaluationSample,
     Heartbeat,
+    MemberReport,
     MeshStatus,
     PolicyVersion,
     PublishOutcome,
@@ -30,6 +31,7 @@ from rollmesh.v1 import coordinator_pb2, coordinator_pb2_grpc
 from rollmesh.wire import control, evaluation, status, weights
 
 _REGISTER_ATTEMPT_S = 10.0
+NOTHING_TO_REPORT = MemberReport()
 
 
 class CoordinatorClient(Connection):
@@ -79,14 +81,18 @@ class CoordinatorClient(Connection):
         )
         return control.registration_from_proto(answer)
 
-    async def heartbeat(self, num_generated_tokens: int = 0, *, timeout_s: float = 5.0) -> Heartbeat:
+    async def heartbeat(self, report: MemberReport = NOTHING_TO_REPORT, *, timeout_s: float = 5.0) -> Heartbeat:
         """One heartbeat, one try.
+
+        Args:
+            report: how the member's work moves.
+            timeout_s: for the answer.
 
         Raises:
             UnknownMemberError: register again.
             UnavailableError, DeadlineError: the coordinator did not answer.
         """
-        request = control.heartbeat_call_to_proto(control.HeartbeatCall(self.caller, num_generated_tokens))
+        request = control.heartbeat_call_to_proto(control.HeartbeatCall(self.caller, report))
         with translate_errors(self.peer):
             answer = await self._stub.Heartbeat(request, timeout=timeout_s)
         return control.heartbeat_from_proto(answer)

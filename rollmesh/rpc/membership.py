@@ -3,6 +3,7 @@
 ::
 
     enter: register ──► heartbeat task: every interval ──► run state, committed version
+                            │ with the member's report of its work
                             │ the coordinator does not know us: register again
                             │ the coordinator is silent for member_timeout: wait_over raises
     exit:  stop heartbeats ──► leave
@@ -22,7 +23,7 @@ from typing import Self
 
 from rollmesh.errors import DeadlineError, RollMeshError, RunEndedError, UnavailableError, UnknownMemberError
 from rollmesh.rpc.coordinator_client import CoordinatorClient
-from rollmesh.types import Heartbeat, PolicyVersion, Registration, Role, RunState
+from rollmesh.types import Heartbeat, MemberReport, PolicyVersion, Registration, Role, RunState
 
 _logger = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ class Membership:
         role: what the member does.
         address: where the member's own server answers.
         num_weight_ranks: processes of the member that take part in weight transfers.
-        num_generated_tokens: asked for at every heartbeat.
+        report: asked at every heartbeat how the member's work moves.
+        on_answer: called with the report and the answer of every heartbeat.
         register_timeout_s: how long the coordinator may take to be there.
 
     Raises:
@@ -61,8 +63,9 @@ class Membership:
         role: Role,
         address: str,
         num_weight_ranks: int = 0,
-        num_generated_tokens: Callable[[], int] = lambda: 0,
         *,
+        report: Callable[[], MemberReport] = MemberReport,
+        on_answer: Callable[[MemberReport, Heartbeat], None] = lambda report, heartbeat: None,
         register_timeout_s: float = 60.0,
     ) -> None:
         self._client = client
@@ -70,7 +73,8 @@ class Membership:
         self._role = role
         self._address = address
         self._num_weight_ranks = num_weight_ranks
-        self._num_generated_tokens = num_generated_tokens
+        self._report = report
+        self._on_answer = on_answer
         self._register_timeout_s = register_timeout_s
         self._registration: Registration | None = None
         self._last: Heartbeat | None = None
@@ -166,8 +170,11 @@ class Membership:
             await asyncio.sleep(self.registration.heartbeat_interval_s)
 
     async def _beat_once(self) -> None:
+        report = self._report()
         try:
-            self._hear(await self._client.heartbeat(self._num_generated_tokens(), timeout_s=_HEARTBEAT_TIMEOUT_S))
+            heartbeat = await self._client.heartbeat(report, timeout_s=_HEARTBEAT_TIMEOUT_S)
+            self._hear(heartbeat)
+            self._on_answer(report, heartbeat)
         except UnknownMemberError:
             if self.run_state.is_over:
                 return

@@ -1,3 +1,4 @@
+from rollmesh.v1 import learner_pb2 as _learner_pb2
 from rollmesh.v1 import rollout_pb2 as _rollout_pb2
 from rollmesh.v1 import trajectory_pb2 as _trajectory_pb2
 from google.protobuf.internal import containers as _containers
@@ -77,24 +78,44 @@ class RegisterResponse(_message.Message):
     def __init__(self, heartbeat_interval_ms: _Optional[int] = ..., member_timeout_ms: _Optional[int] = ..., committed_version: _Optional[_Union[_trajectory_pb2.PolicyVersion, _Mapping]] = ..., groups_per_batch: _Optional[int] = ..., num_steps: _Optional[int] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("name", "incarnation", "num_generated_tokens")
+    __slots__ = ("name", "incarnation", "num_generated_tokens", "num_moves", "patience_ms", "phase", "renewals")
     NAME_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     NUM_GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_MOVES_FIELD_NUMBER: _ClassVar[int]
+    PATIENCE_MS_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    RENEWALS_FIELD_NUMBER: _ClassVar[int]
     name: str
     incarnation: str
     num_generated_tokens: int
-    def __init__(self, name: _Optional[str] = ..., incarnation: _Optional[str] = ..., num_generated_tokens: _Optional[int] = ...) -> None: ...
+    num_moves: int
+    patience_ms: int
+    phase: _learner_pb2.LearnerPhase
+    renewals: _containers.RepeatedCompositeFieldContainer[LeaseKey]
+    def __init__(self, name: _Optional[str] = ..., incarnation: _Optional[str] = ..., num_generated_tokens: _Optional[int] = ..., num_moves: _Optional[int] = ..., patience_ms: _Optional[int] = ..., phase: _Optional[_Union[_learner_pb2.LearnerPhase, str]] = ..., renewals: _Optional[_Iterable[_Union[LeaseKey, _Mapping]]] = ...) -> None: ...
+
+class LeaseKey(_message.Message):
+    __slots__ = ("kind", "group_id", "fencing_token")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    GROUP_ID_FIELD_NUMBER: _ClassVar[int]
+    FENCING_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    kind: LeaseKind
+    group_id: str
+    fencing_token: int
+    def __init__(self, kind: _Optional[_Union[LeaseKind, str]] = ..., group_id: _Optional[str] = ..., fencing_token: _Optional[int] = ...) -> None: ...
 
 class HeartbeatResponse(_message.Message):
-    __slots__ = ("run_state", "committed_version", "failure")
+    __slots__ = ("run_state", "committed_version", "failure", "ended")
     RUN_STATE_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_VERSION_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
     run_state: RunState
     committed_version: _trajectory_pb2.PolicyVersion
     failure: str
-    def __init__(self, run_state: _Optional[_Union[RunState, str]] = ..., committed_version: _Optional[_Union[_trajectory_pb2.PolicyVersion, _Mapping]] = ..., failure: _Optional[str] = ...) -> None: ...
+    ended: _containers.RepeatedCompositeFieldContainer[LeaseKey]
+    def __init__(self, run_state: _Optional[_Union[RunState, str]] = ..., committed_version: _Optional[_Union[_trajectory_pb2.PolicyVersion, _Mapping]] = ..., failure: _Optional[str] = ..., ended: _Optional[_Iterable[_Union[LeaseKey, _Mapping]]] = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
     __slots__ = ("name", "incarnation", "failure")

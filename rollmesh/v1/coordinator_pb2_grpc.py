@@ -98,8 +98,9 @@ class CoordinatorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Heartbeat(self, request, context):
-        """Sent by each member every `heartbeat_interval_ms`. A member that misses `member_timeout_ms` is dropped. Fails
-        with ERROR_REASON_UNKNOWN_MEMBER if the coordinator does not know the incarnation: register again. Deadline 5 s.
+        """Sent by each member every `heartbeat_interval_ms`. A member that misses `member_timeout_ms` is dropped. It also
+        says how the member's work moves, and renews the leases of a rollout worker. Safe to repeat. Fails with
+        ERROR_REASON_UNKNOWN_MEMBER if the coordinator does not know the incarnation: register again. Deadline 5 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -5,15 +5,24 @@ A ``*Call`` is the argument of the method of that name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rollmesh.types import Heartbeat, Lease, PolicyVersion, Registration, Role, SamplingSpec
+from rollmesh.types import (
+    Heartbeat,
+    Lease,
+    LeaseKey,
+    MemberReport,
+    PolicyVersion,
+    Registration,
+    Role,
+    SamplingSpec,
+)
 from rollmesh.v1 import coordinator_pb2 as pb
 from rollmesh.wire import checks
-from rollmesh.wire.enums import LEASE_KINDS, ROLES, RUN_STATES
-from rollmesh.wire.limits import MAX_MEMBERS, MAX_SAMPLES, MAX_TOKENS
+from rollmesh.wire.enums import LEARNER_PHASES, LEASE_KINDS, ROLES, RUN_STATES
+from rollmesh.wire.limits import MAX_LEASES, MAX_MEMBERS, MAX_SAMPLES, MAX_TOKENS
 from rollmesh.wire.trajectory import (
     optional_version,
     prompt_id_from_proto,
@@ -46,7 +55,7 @@ class RegisterCall:
 @dataclass(frozen=True, slots=True)
 class HeartbeatCall:
     caller: Caller
-    num_generated_tokens: int
+    report: MemberReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +139,46 @@ def registration_from_proto(message: pb.RegisterResponse) -> Registration:
     )
 
 
+def lease_key_to_proto(key: LeaseKey) -> pb.LeaseKey:
+    return pb.LeaseKey(kind=LEASE_KINDS.to_proto(key.kind), group_id=key.group_id, fencing_token=key.fencing_token)
+
+
+def lease_key_from_proto(message: pb.LeaseKey, parent: str = "") -> LeaseKey:
+    return LeaseKey(
+        LEASE_KINDS.from_proto(message.kind, checks.join(parent, "kind")),
+        checks.name(message.group_id, checks.join(parent, "group_id")),
+        message.fencing_token,
+    )
+
+
+def _lease_keys_from_proto(messages: Sequence[pb.LeaseKey], field: str) -> tuple[LeaseKey, ...]:
+    checks.at_most(messages, MAX_LEASES, field)
+    return tuple(lease_key_from_proto(message, field) for message in messages)
+
+
 def heartbeat_call_to_proto(call: HeartbeatCall) -> pb.HeartbeatRequest:
+    report = call.report
     return pb.HeartbeatRequest(
         name=call.caller.name,
         incarnation=call.caller.incarnation,
-        num_generated_tokens=call.num_generated_tokens,
+        num_generated_tokens=report.num_generated_tokens,
+        num_moves=report.num_moves,
+        patience_ms=checks.milliseconds(report.patience_s, "patience_ms"),
+        phase=None if report.phase is None else LEARNER_PHASES.to_proto(report.phase),
+        renewals=[lease_key_to_proto(key) for key in report.renewals],
     )
 
 
 def heartbeat_call_from_proto(message: pb.HeartbeatRequest) -> HeartbeatCall:
-    return HeartbeatCall(caller_from_proto(message), message.num_generated_tokens)
+    phase = message.phase
+    report = MemberReport(
+        num_generated_tokens=message.num_generated_tokens,
+        num_moves=message.num_moves,
+        patience_s=message.patience_ms / 1000,
+        phase=LEARNER_PHASES.from_proto(phase, "phase") if phase else None,
+        renewals=_lease_keys_from_proto(message.renewals, "renewals"),
+    )
+    return HeartbeatCall(caller_from_proto(message), report)
 
 
 def heartbeat_to_proto(heartbeat: Heartbeat) -> pb.HeartbeatResponse:
@@ -147,6 +186,7 @@ def heartbeat_to_proto(heartbeat: Heartbeat) -> pb.HeartbeatResponse:
         run_state=RUN_STATES.to_proto(heartbeat.run_state),
         committed_version=version_to_proto(heartbeat.committed_version),
         failure=heartbeat.failure,
+        ended=[lease_key_to_proto(key) for key in heartbeat.ended],
     )
 
 
@@ -155,6 +195,7 @@ def heartbeat_from_proto(message: pb.HeartbeatResponse) -> Heartbeat:
         run_state=RUN_STATES.from_proto(message.run_state, "run_state"),
         committed_version=optional_version(message, "committed_version"),
         failure=checks.text(message.failure, "failure"),
+        ended=_lease_keys_from_proto(message.ended, "ended"),
     )
 
 

@@ -37,6 +37,9 @@ MAX_TENSORS = 2**18
 MAX_DIMENSIONS = 16
 """Dimensions of one tensor."""
 
+MAX_LEASES = 2**16
+"""Leases of one member."""
+
 MAX_MEMBERS = 2**16
 """Members of a run; processes of a weight epoch."""
 

@@ -18,7 +18,8 @@ class CoordinatorSection(Section):
     member_timeout_s: PositiveFloat = 30.0
     """A member that was silent for so long is dropped."""
     lease_ttl_s: PositiveFloat = 300.0
-    """A group that was not committed for so long is leased again."""
+    """Seconds that a lease lives from its last renewal. Workers renew their leases as long as their work moves, so that
+    this is no limit for a group; it is how long a group stays with a worker from which nothing is heard."""
     max_attempts: PositiveInt = 3
     """Leases of one group before it is FAILED."""
     max_version_lag: Annotated[int, Field(ge=0)] = 0
@@ -26,7 +27,9 @@ class CoordinatorSection(Section):
     max_failed_fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
     """The run stops when more than this part of the groups that ended (and at least a batch of them) FAILED."""
     stall_timeout_s: PositiveFloat = 600.0
-    """The run fails, saying who waits for whom, after so long without any progress."""
+    """Seconds without any progress after which a worker gives back its groups, and the run fails, saying who waits for
+    whom. Tokens, scores, training passes, weights and bytes of a checkpoint are progress; see also
+    learner.silent_work_timeout_s."""
 
     @model_validator(mode="after")
     def _check_timeout(self) -> CoordinatorSection:
@@ -34,6 +37,13 @@ class CoordinatorSection(Section):
             raise ConfigError(
                 "coordinator.member_timeout_s",
                 f"{self.member_timeout_s:g} is not more than two heartbeats of {self.heartbeat_interval_s:g} s",
+                "raise it",
+            )
+        if self.lease_ttl_s <= 3 * self.heartbeat_interval_s:
+            raise ConfigError(
+                "coordinator.lease_ttl_s",
+                f"{self.lease_ttl_s:g} is not more than three heartbeats of {self.heartbeat_interval_s:g} s, which "
+                "renew the leases",
                 "raise it",
             )
         return self

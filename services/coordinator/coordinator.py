@@ -16,6 +16,7 @@ from rollmesh.types import (
     EvaluationSample,
     GroupState,
     Heartbeat,
+    MemberReport,
     MemberStatus,
     MeshStatus,
     PolicyVersion,
@@ -31,6 +32,7 @@ from services.coordinator.leases import Dispatcher, LeaseLine
 from services.coordinator.members import Member, Members
 from services.coordinator.progress import TokenMeter, View, waiting_for
 from services.coordinator.publish import Publisher, PublishRequest
+from services.coordinator.renewals import Renewals
 from services.coordinator.run import Run
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ class Coordinator:
         ledger: Ledger,
         admission: Admission,
         dispatcher: Dispatcher,
+        renewals: Renewals,
         publisher: Publisher,
         evaluator: Evaluator | None,
         meter: TokenMeter,
@@ -64,6 +67,7 @@ class Coordinator:
         self.run = run
         self.members = members
         self.dispatcher = dispatcher
+        self.renewals = renewals
         self.publisher = publisher
         self.evaluator = evaluator
         self.quiet_s = 0.0
@@ -115,10 +119,13 @@ class Coordinator:
                 f"this is run {self.run.run_id!r}, not {run_id!r}; check the addresses", "run_id"
             )
 
-    def heartbeat(self, name: str, incarnation: str, num_generated_tokens: int) -> Heartbeat:
-        """Raises UnknownMemberError if this incarnation is not a member."""
-        self.members.heartbeat(name, incarnation, num_generated_tokens)
-        return Heartbeat(self.run.state, self.run.committed_version, self.run.failure)
+    def heartbeat(self, name: str, incarnation: str, report: MemberReport) -> Heartbeat:
+        """A member lives, and says how its work moves. Raises UnknownMemberError if this incarnation is not a
+        member."""
+        member = self.members.heartbeat(name, incarnation, report)
+        self.renewals.ask(member, report.renewals)
+        ended, member.ended_leases = tuple(member.ended_leases), []
+        return Heartbeat(self.run.state, self.run.committed_version, self.run.failure, ended)
 
     async def leave(self, name: str, incarnation: str, failure: str) -> None:
         """A member goes, in good order or not; never fails. The run ends with a member that failed, and with a
@@ -248,7 +255,8 @@ class Coordinator:
         self._meter.observe(self.members.num_generated_tokens)
 
     def progress_mark(self) -> Hashable:
-        """Equal as long as nothing has moved: neither groups, nor tokens, steps, versions, evaluations or members."""
+        """Equal as long as nothing has moved: neither groups, nor tokens, steps, versions, evaluations or members, nor
+        the work that the members report."""
         snapshot = self.dispatcher.snapshot
         return (
             self.run.state,
@@ -256,7 +264,7 @@ class Coordinator:
             self.run.committed_version,
             self.publisher.stage,
             self.members.num_generated_tokens,
-            len(self.members),
+            self.members.num_moves,
             None if snapshot is None else (tuple(snapshot.num_groups.items()), snapshot.num_opened),
             None if self.evaluator is None else (self.evaluator.version, self.evaluator.num_open),
         )
@@ -295,10 +303,11 @@ class Coordinator:
 
     def view(self) -> View:
         """What `waiting_for` looks at."""
-        snapshot = self.dispatcher.snapshot
+        snapshot, learner = self.dispatcher.snapshot, self.members.learner
         return View(
             run_state=self.run.state,
-            has_learner=self.members.learner is not None,
+            has_learner=learner is not None,
+            learner_phase=None if learner is None else learner.report.phase,
             num_rollouts=len(self.members.rollouts),
             num_serving=sum(self.dispatcher.is_serving(member) for member in self.members.rollouts),
             publish_stage=self.publisher.stage,

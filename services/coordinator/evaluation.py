@@ -4,6 +4,7 @@
 
     version committed ──► round due ──► items waiting ── take ──► leased ── report ──► done
                                             ▲                       │
+                                            │                       │    (renew: the lease lives on)
                                             └── expired, revoked ────┘   (at most max_attempts, then failed)
 
 A round is kept in memory only. While it lasts it *pins* its version, if so configured: the next publish waits for
@@ -66,7 +67,7 @@ class Evaluator:
         every_steps: a round is due whenever the version number reaches or passes a multiple of it.
         last_number: version number that ends the run; it is evaluated too.
         should_pin: whether rounds hold the next version back.
-        ttl_s: life of a lease, and the longest time that a round holds a version back.
+        ttl_s: life of a lease from its last renewal, and the longest time that a round holds a version back.
         max_attempts: leases of one prompt before it counts as failed.
         clock: monotonic seconds.
         first_token: first fencing token; larger than any that an earlier coordinator gave out.
@@ -166,6 +167,18 @@ class Evaluator:
             item.samples, item.fencing_token = tuple(samples), 0
             self._end(item)
         return True
+
+    def renew(self, group_id: str, fencing_token: int) -> bool:
+        """Let a lease live on, from now; False where it is over."""
+        item = None if self._round is None else self._round.items.get(group_id)
+        if item is None or item.fencing_token != fencing_token or item.deadline_s <= self._clock():
+            return False
+        item.deadline_s = self._clock() + self._ttl_s
+        return True
+
+    def seconds_left(self, item: EvaluationItem) -> float:
+        """The time until a lease expires."""
+        return item.deadline_s - self._clock()
 
     def expire(self) -> None:
         """End the leases whose time is over, and the pin of a round that takes too long."""

@@ -13,8 +13,8 @@ number of groups and members.
 Evaluation goes before training. Only members that serve a recent enough version are eligible.
 
 A lease that was under way when its stream broke is its member's all the same. Nobody knows which those are, so a new
-stream begins with what the member holds by ledger and round; the worker drops what it has already. The same is done
-when the answer of the ledger to a lease was lost.
+stream begins with what the member holds by ledger and round, each with the time that is left of it; the worker drops
+what it has already. The same is done when the answer of the ledger to a lease was lost.
 """
 
 from __future__ import annotations
@@ -242,19 +242,26 @@ class Dispatcher:
         lines = [line for line in self._lines.values() if line.is_unsure and line.credits > 0]
         if not lines:
             return
-        held: dict[str, list[Lease]] = {line.member.name: [] for line in lines}
-        async for row in self._ledger.rows(GroupState.LEASED):
-            if row.member in held:
-                held[row.member].append(self._prompts.train_lease(row, self._lease_ttl_s))
+        names = {line.member.name for line in lines}
+        rows = [row async for row in self._ledger.rows(GroupState.LEASED) if row.member in names]
+        left_s = await self._ledger.seconds_left([row.group_id for row in rows])
+        held: dict[str, list[Lease]] = {name: self._held_evaluations(name) for name in names}
+        for row in rows:
+            if (ttl_s := left_s.get(row.group_id, 0.0)) > 0:
+                held[row.member].append(self._prompts.train_lease(row, ttl_s))
         for line in lines:
             if line.is_open:
-                line.repeat(self._held_evaluations(line.member.name) + held[line.member.name])
+                line.repeat(held[line.member.name])
 
     def _held_evaluations(self, name: str) -> list[Lease]:
-        items = [] if self._evaluator is None else self._evaluator.leases_of(name)
+        evaluator = self._evaluator
+        if evaluator is None:
+            return []
+        items = [(item, evaluator.seconds_left(item)) for item in evaluator.leases_of(name)]
         return [
-            self._prompts.evaluation_lease(item.prompt_id, item.fencing_token, item.attempt, self._lease_ttl_s)
-            for item in items
+            self._prompts.evaluation_lease(item.prompt_id, item.fencing_token, item.attempt, left_s)
+            for item, left_s in items
+            if left_s > 0
         ]
 
     def _lease_evaluation(self) -> None:

@@ -39,6 +39,7 @@ from services.coordinator.members import Members
 from services.coordinator.progress import EvaluationLog, TokenMeter
 from services.coordinator.prompts import EVAL, TRAIN, PromptBook
 from services.coordinator.publish import Publisher, PublishSettings
+from services.coordinator.renewals import Renewals
 from services.coordinator.run import Run
 from services.coordinator.servicer import CoordinatorServicer
 from services.coordinator.versions import VersionBook
@@ -180,6 +181,7 @@ def build(
         ledger,
         admission,
         dispatcher,
+        Renewals(ledger, evaluator, section.lease_ttl_s),
         publisher,
         evaluator,
         TokenMeter(clock),

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rollmesh.errors import InvalidArgumentError, SupersededError, UnknownMemberError
-from rollmesh.types import PolicyVersion, Role
+from rollmesh.types import LeaseKey, MemberReport, PolicyVersion, Role
 
 Clock = Callable[[], float]
 
@@ -28,6 +28,8 @@ class Member:
         missed_prepare_s: clock time when it last failed to answer PREPARE, or None. It is asked again only once it has
             sent a heartbeat since, so that a frozen worker costs the learner one deadline and not one per version.
         num_generated_tokens: as it last reported.
+        report: of its last heartbeat.
+        ended_leases: leases that it asked to renew and that are over; its next heartbeat tells it.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Member:
     version: PolicyVersion | None = None
     missed_prepare_s: float | None = None
     num_generated_tokens: int = 0
+    report: MemberReport = field(default_factory=MemberReport)
+    ended_leases: list[LeaseKey] = field(default_factory=list)
 
     @property
     def can_prepare(self) -> bool:
@@ -109,11 +113,12 @@ class Members:
             raise UnknownMemberError(f"{name!r} is not a member in this incarnation; register again")
         return member
 
-    def heartbeat(self, name: str, incarnation: str, num_generated_tokens: int) -> Member:
+    def heartbeat(self, name: str, incarnation: str, report: MemberReport) -> Member:
         """Raises UnknownMemberError if this incarnation is not a member."""
         member = self.require(name, incarnation)
         member.last_seen_s = self._clock()
-        member.num_generated_tokens = max(member.num_generated_tokens, num_generated_tokens)
+        member.report = report
+        member.num_generated_tokens = max(member.num_generated_tokens, report.num_generated_tokens)
         self.changed.set()
         return member
 
@@ -154,6 +159,16 @@ class Members:
     @property
     def learner(self) -> Member | None:
         return next((member for member in self._by_name.values() if member.role is Role.LEARNER), None)
+
+    @property
+    def num_moves(self) -> tuple[int, ...]:
+        """How far the work of each member has moved."""
+        return tuple(member.report.num_moves for member in self._by_name.values())
+
+    @property
+    def patience_s(self) -> float:
+        """The longest time for which a member's work may rightly stand still."""
+        return max((member.report.patience_s for member in self._by_name.values()), default=0.0)
 
     @property
     def num_generated_tokens(self) -> int:

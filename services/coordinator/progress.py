@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rollmesh.types import EvaluationResult, GroupState, RunState
+from rollmesh.types import EvaluationResult, GroupState, LearnerPhase, RunState
 from services.coordinator.members import Clock
 
 WINDOW_S = 10.0
@@ -74,6 +74,7 @@ class View:
 
     Attributes:
         has_learner: whether a learner is a member.
+        learner_phase: what it does; None until its first heartbeat.
         num_rollouts: rollout workers that are members.
         num_serving: those of them that may get training leases.
         publish_stage: what the publish under way waits for; empty where there is none.
@@ -84,6 +85,7 @@ class View:
 
     run_state: RunState
     has_learner: bool
+    learner_phase: LearnerPhase | None
     num_rollouts: int
     num_serving: int
     publish_stage: str
@@ -104,6 +106,10 @@ def waiting_for(view: View) -> str:
         return "the mesh waits for the learner to register"
     if view.publish_stage:
         return f"the learner waits for {view.publish_stage}"
+    if view.learner_phase is LearnerPhase.CHECKPOINTING:
+        return "the mesh waits for the learner to write a checkpoint"
+    if view.learner_phase is LearnerPhase.STARTING:
+        return "the rollout workers wait for the learner to load its model"
     if view.run_state is RunState.STARTING:
         return "the rollout workers wait for the learner to publish its first version"
     if not view.num_serving:

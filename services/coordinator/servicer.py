@@ -35,7 +35,7 @@ class CoordinatorServicer(pb_grpc.CoordinatorServiceServicer):
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> pb.HeartbeatResponse:
         call = control.heartbeat_call_from_proto(request)
         caller = call.caller
-        answer = self._coordinator.heartbeat(caller.name, caller.incarnation, call.num_generated_tokens)
+        answer = self._coordinator.heartbeat(caller.name, caller.incarnation, call.report)
         return control.heartbeat_to_proto(answer)
 
     async def Leave(self, request: pb.LeaveRequest, context: Any) -> pb.LeaveResponse:

@@ -49,7 +49,7 @@ class Watch:
         max_attempts: leases of a group before it is FAILED.
         max_failed_fraction: of the groups that ended; above it the run fails.
         groups_per_batch: so many must have FAILED for that.
-        stall_timeout_s: without any progress for so long, the run fails.
+        stall_timeout_s: without any progress for so long, the run fails, unless a member asks for more patience.
         clock: monotonic seconds.
     """
 
@@ -83,6 +83,7 @@ class Watch:
         await coordinator.drop_silent()
         with contextlib.suppress(UnavailableError):
             # The dispatcher reports an unreachable Redis; leases that are overdue are dead to commits all the same.
+            await coordinator.renewals.flush()
             for row in await self._ledger.expire_leases(self._max_attempts):
                 logger.warning("lease of %s expired: %s", row.member, row.state.value, extra={"group": row.group_id})
             await self._check_failures(coordinator.dispatcher.snapshot)
@@ -103,7 +104,7 @@ class Watch:
         coordinator = self._coordinator
         quiet_s = self._stall.observe(coordinator.progress_mark())
         coordinator.quiet_s = quiet_s
-        if quiet_s >= self._stall_timeout_s and not coordinator.run.state.is_over:
+        if quiet_s >= max(self._stall_timeout_s, coordinator.members.patience_s) and not coordinator.run.state.is_over:
             await coordinator.refresh()
             sentence = waiting_for(coordinator.view())
             coordinator.fail(f"nothing has moved for {quiet_s:.0f} s: {sentence}")

@@ -21,7 +21,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +59,12 @@ class Learnables:
         policy, beta = PolicyEngine(config, ranks), config.learner.ema_beta
         critic = CriticEngine(config, ranks) if config.algorithm.needs_critic else None
         return cls(policy, critic, PolicyAverage(policy, ranks, beta) if beta is not None else None)
+
+    def count_work(self, count: Callable[[], None]) -> None:
+        """Have ``count`` called at each forward pass and each time that weights are gathered."""
+        self.policy.count_work = count
+        if self.critic is not None:
+            self.critic.engine.count_work = count
 
 
 class Manifest(BaseModel):

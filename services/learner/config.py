@@ -85,7 +85,11 @@ class LearnerSection(Section):
     num_threads: PositiveInt = 1
     """Threads of each rank on CPU."""
     batch_timeout_s: PositiveFloat = 900.0
-    """How long to wait for a batch before the run fails; begins anew if groups were filtered meanwhile."""
+    """Seconds that Redis may be away before the learner gives up. A batch may take longer: whether the run stands still
+    is the coordinator's to say (coordinator.stall_timeout_s)."""
+    silent_work_timeout_s: PositiveFloat = 1800.0
+    """Seconds that loading the model, a checkpoint or an export may go on without a sign of moving before the run
+    fails. Files that grow are a sign."""
     should_record_batches: bool = False
     """Write every batch to the run folder (`batches/`), so that a step can be repeated and studied."""
 

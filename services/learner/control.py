@@ -22,6 +22,7 @@ from collections.abc import Coroutine, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, TypeVar
 
+from rollmesh.aio.supervisor import Supervisor
 from rollmesh.errors import DeadlineError, RunEndedError
 from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.rpc.membership import Membership
@@ -47,6 +48,8 @@ ResultT = TypeVar("ResultT")
 
 CALL_MARGIN_S = 10.0
 """Added to the deadline of a call for the way between the threads."""
+FILES_POLL_S = 2.0
+"""Between looks at the files of a checkpoint that is being written."""
 STOP_TIMEOUT_S = 15.0
 """For the control thread to leave the run and stop its server."""
 
@@ -57,7 +60,7 @@ class Control:
     Args:
         config: the mesh's configuration.
         name: this member's.
-        progress: what the learner's service answers from.
+        progress: what the learner's service and its heartbeats answer from.
     """
 
     def __init__(self, config: MeshConfig, name: str, progress: LearnerProgress) -> None:
@@ -127,13 +130,14 @@ class Control:
         Raises:
             RollMeshError: what the coordinator answered.
         """
-        return self._call(
-            self._connected().begin_publish(
-                version, plan, store_host, store_port, transfer_deadline_s, timeout_s=timeout_s
-            ),
-            timeout_s + CALL_MARGIN_S,
-            f"the announcement of version {version}",
-        )
+        with self._progress.calling(timeout_s + CALL_MARGIN_S):
+            return self._call(
+                self._connected().begin_publish(
+                    version, plan, store_host, store_port, transfer_deadline_s, timeout_s=timeout_s
+                ),
+                timeout_s + CALL_MARGIN_S,
+                f"the announcement of version {version}",
+            )
 
     def finish_publish(
         self, version: PolicyVersion, digest: bytes, failure: str, timeout_s: float
@@ -232,12 +236,20 @@ class Control:
             server = await stack.enter_async_context(
                 Server(config.learner.address, {"rollmesh.v1.LearnerService": service}, place="learner.address")
             )
-            membership = Membership(client, config.run.name, Role.LEARNER, server.address)
+            membership = Membership(client, config.run.name, Role.LEARNER, server.address, report=self._progress.report)
             await stack.enter_async_context(membership)
             self._client = client
             self._ready.set_result(membership.registration)
-            await self._until_stopped(membership)
+            async with Supervisor() as tasks:
+                tasks.spawn(self._watch_files(), "checkpoint files")
+                await self._until_stopped(membership)
             await membership.leave(self._failure)
+
+    async def _watch_files(self) -> None:
+        """Look at the files of checkpoints on a thread: a disk that hangs must not hold up the heartbeats."""
+        while True:
+            await asyncio.sleep(FILES_POLL_S)
+            await asyncio.to_thread(self._progress.watch_files, self._config.run.folder)
 
     async def _until_stopped(self, membership: Membership) -> None:
         """Wait for `stop`; raises when the coordinator is lost. The end of the run goes to `wait_over` and `check`."""

@@ -51,6 +51,9 @@ class TrainingEngine:
         config: the mesh's configuration.
         ranks: the process group, already started.
 
+    Attributes:
+        count_work: called at each forward pass and each time that weights are gathered.
+
     Raises:
         ConfigError: DeepSpeed refuses what `learner.deepspeed` says.
     """
@@ -61,6 +64,7 @@ class TrainingEngine:
         section = config.learner
         self._pretrained, self._section = model.pretrained, section
         self._ranks = ranks
+        self.count_work: Callable[[], None] = lambda: None
         self._is_partitioned = section.zero_stage == 3
         self._max_grad_norm = optimizer.max_grad_norm
         is_float32 = section.dtype == "float32"
@@ -129,6 +133,7 @@ class TrainingEngine:
         return self._forward(batch.to(self._ranks.device))
 
     def _forward(self, batch: MicroBatch) -> tuple[Tensor, ...]:
+        self.count_work()
         outputs: tuple[Tensor, ...] = self._engine(
             batch.input_ids, batch.position_ids, batch.predictors, batch.targets, batch.boundaries
         )
@@ -248,6 +253,7 @@ class PolicyEngine(TrainingEngine):
     @contextlib.contextmanager
     def whole(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
         """The named parameters in full, while the context lasts. At stage 3 all ranks enter it together."""
+        self.count_work()
         parameters = dict(self._parameters())
         wanted = {name: parameters[name] for name in names}
         gather: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()

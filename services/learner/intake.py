@@ -70,7 +70,8 @@ class Intake:
         batch_size: groups in a batch.
         num_parts: optimiser steps in one pass over a batch.
         window: how far a batch may look past the oldest live group.
-        timeout_s: time to wait for a batch; begins anew if groups were FILTERED meanwhile.
+        timeout_s: how long the queue may be away. A batch may take longer: all ranks wait anew after this time, so
+            that no collective's times out, for as long as ``check`` lets them.
         check: called on rank 0 while it waits; raises when the run is over.
     """
 
@@ -97,7 +98,7 @@ class Intake:
         """This rank's share of the batch of a step, or None when nothing is left. Collective.
 
         Raises:
-            DeadlineError: no batch came in time (rank 0).
+            DeadlineError: the queue was away for too long (rank 0).
             ReplayError: a payload is missing.
             RollMeshError: the run is over (rank 0).
         """
@@ -126,8 +127,8 @@ class Intake:
         return tuple(self._patiently(lambda: self._queue.payloads(group_ids)))
 
     def _wait(self, step: int) -> bytes:
-        """Rank 0: the batch's entries as msgpack, null where nothing is left. Nothing if the time is up and groups were
-        filtered meanwhile: everybody waits anew then, so that no rank's collective times out."""
+        """Rank 0: the batch's entries as msgpack, null where nothing is left; nothing if the time is up, and then
+        everybody waits anew."""
         deadline = time.monotonic() + self._timeout_s
         while True:
             self._check()
@@ -137,10 +138,11 @@ class Intake:
                     step, self._batch_size, self._window, min(POLL_S, max(0.05, remaining_s))
                 )
                 break
-            except (DeadlineError, UnavailableError) as error:
+            except DeadlineError:
                 if remaining_s <= POLL_S:
-                    if isinstance(error, DeadlineError) and self._refresh_filtered():
-                        return b""
+                    return b""
+            except UnavailableError as error:
+                if remaining_s <= POLL_S:
                     raise DeadlineError(f"learner.batch_timeout_s = {self._timeout_s:g} passed: {error}") from error
         if batch is None:
             return bytes(msgpack.packb(None))
@@ -156,10 +158,8 @@ class Intake:
             )
         )
 
-    def _refresh_filtered(self) -> bool:
-        """Whether groups were filtered since the last look."""
-        before, self._num_filtered = self._num_filtered, self._queue.num_filtered()
-        return self._num_filtered > before
+    def _refresh_filtered(self) -> None:
+        self._num_filtered = self._queue.num_filtered()
 
     def mark_trained(self, step: int) -> None:
         """The groups of the step have gone into the policy. Does nothing on the other ranks."""

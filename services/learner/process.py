@@ -53,7 +53,7 @@ def run(config: MeshConfig, name: str) -> int:
     quiet_libraries()
     check_server(config.replay.url, config.replay.timeout_s)
     ranks = Ranks.start(config)
-    progress = LearnerProgress()
+    progress = LearnerProgress(config.learner.silent_work_timeout_s)
     control = Control(config, name, progress) if ranks.is_first else None
     try:
         with _signals_raise():
@@ -86,6 +86,7 @@ def _train(config: MeshConfig, ranks: Ranks, progress: LearnerProgress, control:
     (num_steps,) = ranks.max([registration.num_steps if registration is not None else 0])
     started = time.monotonic()
     learnables = Learnables.build(config, ranks)
+    learnables.count_work(progress.moved)
     _logger.info("loaded %s in %.1f s", config.model.path, time.monotonic() - started)
     redis = connect_blocking(config.replay.url, config.replay.timeout_s)
     publisher = Publisher(config, learnables.policy, ranks, control)

@@ -6,9 +6,9 @@
               failure ──► Ledger.give_back ─────────► PENDING | FAILED       failure ──► ReportEvaluation(failure)
               not to be trained, by its scores or its prompt ──► Ledger.filter_group ──► FILTERED
 
-Every call may be repeated without harm, so each is repeated while Redis or the coordinator is away, for as long as the
-lease could live. After that there is nobody to tell, and the worker ends. A lease that is over by then belongs to
-somebody else: its group is dropped with a line in the log.
+Every call may be repeated without harm, so each is repeated while Redis or the coordinator is away, for as long as a
+lease lives without a renewal. After that there is nobody to tell, and the worker ends. A lease that is over by then
+belongs to somebody else: its group is dropped with a line in the log.
 """
 
 from __future__ import annotations
@@ -57,15 +57,22 @@ class Delivery:
         ledger: of the run.
         evaluations: where evaluation groups go.
         max_attempts: leases of one group before it is FAILED.
+        timeout_s: how long each call is repeated while Redis or the coordinator is away.
         filter_section: which groups are not trained on.
     """
 
     def __init__(
-        self, ledger: GroupLedger, evaluations: EvaluationSink, max_attempts: int, filter_section: FilterSection
+        self,
+        ledger: GroupLedger,
+        evaluations: EvaluationSink,
+        max_attempts: int,
+        timeout_s: float,
+        filter_section: FilterSection,
     ) -> None:
         self._ledger = ledger
         self._evaluations = evaluations
         self._max_attempts = max_attempts
+        self._timeout_s = timeout_s
         self._filter_section = filter_section
 
     async def deliver(self, lease: Lease, samples: Sequence[Sample]) -> bool:
@@ -78,7 +85,7 @@ class Delivery:
             return False
         group = Group(lease.group_id, lease.prompt_id, lease.sequence, lease.attempt, tuple(samples))
         try:
-            outcome = await retry(lambda _: self._ledger.commit(group, lease.fencing_token), timeout_s=lease.ttl_s)
+            outcome = await retry(lambda _: self._ledger.commit(group, lease.fencing_token), timeout_s=self._timeout_s)
         except InvalidArgumentError as error:
             await self.give_back(lease, str(error), is_final=True)
             return False
@@ -96,7 +103,7 @@ class Delivery:
             return
         state = await retry(
             lambda _: self._ledger.give_back(lease.group_id, lease.fencing_token, reason, self._max_attempts, is_final),
-            timeout_s=lease.ttl_s,
+            timeout_s=self._timeout_s,
         )
         if state is None:
             _log_dropped(lease)
@@ -108,7 +115,7 @@ class Delivery:
             await self._report(lease, [], reason)
             return
         state = await retry(
-            lambda _: self._ledger.filter_group(lease.group_id, lease.fencing_token, reason), timeout_s=lease.ttl_s
+            lambda _: self._ledger.filter_group(lease.group_id, lease.fencing_token, reason), timeout_s=self._timeout_s
         )
         if state is None:
             _log_dropped(lease)
@@ -138,7 +145,7 @@ class Delivery:
         try:
             await retry(
                 lambda _: self._evaluations.report_evaluation(lease.group_id, lease.fencing_token, samples, failure),
-                timeout_s=lease.ttl_s,
+                timeout_s=self._timeout_s,
             )
         except SupersededError:
             _log_dropped(lease)

@@ -75,6 +75,7 @@ class Engine:
         self._version: PolicyVersion | None = None
         self._transfer: _Transfer | None = None
         self._is_tainted = False
+        self._num_ended_tokens = 0
 
     @classmethod
     async def start(cls, config: MeshConfig, worker_index: int = 0) -> Engine:
@@ -110,6 +111,12 @@ class Engine:
     def is_alive(self) -> bool:
         """Whether vLLM's processes run."""
         return not self._llm.errored
+
+    @property
+    def num_generated_tokens(self) -> int:
+        """Since the start, those of unfinished samples included."""
+        states = self._llm.output_processor.request_states.values()
+        return self._num_ended_tokens + sum(int(state.detokenizer.num_output_tokens()) for state in states)
 
     async def generate(
         self, request_id: str, prompt_token_ids: list[int], sampling: SamplingSpec, seed: int = 0
@@ -232,8 +239,11 @@ class Engine:
             collector = await self._llm.add_request(request_id, prompt, params)
             try:
                 output: RequestOutput = await collector.get()
+                self._num_ended_tokens += len(output.outputs[0].token_ids)
                 return output
             except asyncio.CancelledError:
+                state = self._llm.output_processor.request_states.get(collector.request_id)
+                self._num_ended_tokens += 0 if state is None else state.detokenizer.num_output_tokens()
                 await self._llm.abort(collector.request_id, internal=True)
                 raise
             finally:

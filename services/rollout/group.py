@@ -43,6 +43,7 @@ class Progress:
 
     num_samples_generating: int = 0
     num_generated_tokens: int = 0
+    num_samples_scored: int = 0
     num_groups_committed: int = 0
 
 
@@ -119,7 +120,9 @@ class GroupRunner:
             datasource=lease.datasource,
         )
         wants_reference = self._has_reference and lease.kind is LeaseKind.TRAIN
-        return await self._scorer.score(query, lease.sampling.temperature if wants_reference else None)
+        scored = await self._scorer.score(query, lease.sampling.temperature if wants_reference else None)
+        progress.num_samples_scored += 1
+        return scored
 
 
 def _valid(lease: Lease, outcomes: list[Sample | InvalidSample]) -> tuple[Sample, ...]:

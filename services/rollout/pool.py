@@ -7,7 +7,8 @@
                  at most `max_open_groups` credits and open groups together
 
 There is no batch and no barrier: whenever a group ends, however long others take, the next lease may come. A group task
-waits for the engine, the scorers and Redis, each with a deadline, and for no longer than its lease lives.
+waits for the scorers and Redis with a deadline each, and for the engine as long as its lease lives, which
+`lease_keeper` renews while the worker's work moves.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rollmesh.errors import InvalidArgumentError, UnavailableError
 from rollmesh.types import Lease, LeaseKind, Sample
 from services.rollout.delivery import Delivery
 from services.rollout.group import GenerationCutShortError, GroupRunner, Progress, TooFewSamplesError
+from services.rollout.lease_keeper import LeaseKeeper, LeaseOverError
 from services.rollout.scoring import ScoringFailedError
 
 _logger = logging.getLogger(__name__)
@@ -43,13 +45,17 @@ class GroupPool:
     Args:
         runner: makes a group's samples.
         delivery: ends leases.
+        keeper: renews leases.
         progress: counted into.
         max_open_groups: leases held, or asked for, at the same time.
     """
 
-    def __init__(self, runner: GroupRunner, delivery: Delivery, progress: Progress, max_open_groups: int) -> None:
+    def __init__(
+        self, runner: GroupRunner, delivery: Delivery, keeper: LeaseKeeper, progress: Progress, max_open_groups: int
+    ) -> None:
         self._runner = runner
         self._delivery = delivery
+        self._keeper = keeper
         self._progress = progress
         self._max_open_groups = max_open_groups
         self._open: dict[str, tuple[Lease, asyncio.Task[None]]] = {}
@@ -125,15 +131,13 @@ class GroupPool:
     async def _settle(self, lease: Lease) -> None:
         """Work on a group and end its lease, one way or another."""
         try:
-            async with asyncio.timeout(lease.ttl_s):
+            async with self._keeper.keep(lease):
                 samples = await self._runner.run(lease)
-        except TimeoutError:
-            await self._delivery.give_back(lease, f"not finished within its lease of {lease.ttl_s:g} s")
         except OverlongPromptError as error:
             await self._delivery.leave_out(lease, str(error))
         except (InvalidArgumentError, TooFewSamplesError) as error:
             await self._delivery.give_back(lease, str(error), is_final=True)
-        except (ScoringFailedError, GenerationCutShortError, UnavailableError) as error:
+        except (ScoringFailedError, GenerationCutShortError, LeaseOverError, UnavailableError) as error:
             await self._delivery.give_back(lease, str(error))
         else:
             await self._deliver(lease, samples)

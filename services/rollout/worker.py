@@ -29,11 +29,12 @@ from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.rpc.membership import Membership
 from rollmesh.rpc.scorer_clients import ReferenceClient, RewardClient
 from rollmesh.rpc.server import Server
-from rollmesh.types import LeaseKind, Role, RolloutStatus, RunState
+from rollmesh.types import LeaseKind, MemberReport, Role, RolloutStatus, RunState
 from services.config import MeshConfig
 from services.rollout.delivery import Delivery
 from services.rollout.episode import Generator
 from services.rollout.group import GroupRunner, Progress
+from services.rollout.lease_keeper import LeaseKeeper
 from services.rollout.pool import GroupPool, LeaseSource
 from services.rollout.scoring import Scorer
 from services.rollout.servicer import RolloutServicer
@@ -55,6 +56,11 @@ class RolloutEngine(Generator, WeightReceiver, Protocol):
 
     @property
     def is_alive(self) -> bool: ...
+
+    @property
+    def num_generated_tokens(self) -> int:
+        """Since the start, those of unfinished samples included."""
+        ...
 
 
 class Worker:
@@ -89,7 +95,13 @@ class Worker:
             timeout_s=config.rollout.scoring_timeout_s,
         )
         ledger = Ledger(self._redis, config.run.name, config.replay.payload_limit_bytes)
-        self._delivery = Delivery(ledger, self._client, config.coordinator.max_attempts, config.algorithm.filter)
+        self._delivery = Delivery(
+            ledger,
+            self._client,
+            config.coordinator.max_attempts,
+            config.coordinator.lease_ttl_s,
+            config.algorithm.filter,
+        )
 
     async def run(self, engine: RolloutEngine, stop: asyncio.Event) -> int:
         """Work until ``stop`` is set or the run is over.
@@ -109,9 +121,11 @@ class Worker:
             has_reference=self._reference is not None,
             progress=self._progress,
         )
-        pool = GroupPool(
-            runner, self._delivery, self._progress, config.rollout.open_groups(config.training.samples_per_prompt)
-        )
+        # Scoring ends by its own deadline, however long that is.
+        patience_s = max(config.coordinator.stall_timeout_s, config.rollout.scoring_timeout_s)
+        keeper = LeaseKeeper(config.coordinator.lease_ttl_s, patience_s, asyncio.get_running_loop().time)
+        max_open_groups = config.rollout.open_groups(config.training.samples_per_prompt)
+        pool = GroupPool(runner, self._delivery, keeper, self._progress, max_open_groups)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._redis.aclose)
             await stack.enter_async_context(self._client)
@@ -126,7 +140,8 @@ class Worker:
                 Role.ROLLOUT,
                 server.address,
                 engine.num_weight_ranks,
-                lambda: self._progress.num_generated_tokens,
+                report=lambda: self._report(engine, keeper),
+                on_answer=keeper.heard,
             )
             await stack.enter_async_context(membership)
             stack.push_async_callback(self._close_scorers)
@@ -172,6 +187,16 @@ class Worker:
         await self._reward.close()
         if self._reference is not None:
             await self._reference.close()
+
+    def _report(self, engine: RolloutEngine, keeper: LeaseKeeper) -> MemberReport:
+        progress, num_tokens = self._progress, engine.num_generated_tokens
+        num_moves = num_tokens + progress.num_samples_scored + progress.num_groups_committed
+        return MemberReport(
+            num_generated_tokens=num_tokens,
+            num_moves=num_moves,
+            patience_s=self._config.rollout.scoring_timeout_s if self._scorer.num_scoring else 0.0,
+            renewals=keeper.renewals(num_moves),
+        )
 
     def _status(self, engine: RolloutEngine, pool: GroupPool) -> RolloutStatus:
         return RolloutStatus(

@@ -58,6 +58,14 @@ LEASE = types.Lease(
     ttl_s=300.25,
 )
 
+REPORT = types.MemberReport(
+    num_generated_tokens=777,
+    num_moves=888,
+    patience_s=1800.5,
+    phase=types.LearnerPhase.CHECKPOINTING,
+    renewals=(LEASE.key,),
+)
+
 EVALUATION_SAMPLE = types.EvaluationSample(
     reward=0.5,
     score=0.25,
@@ -189,12 +197,12 @@ CODECS = [
         control.registration_from_proto,
     ),
     Codec(
-        control.HeartbeatCall(CALLER, 777),
+        control.HeartbeatCall(CALLER, REPORT),
         control.heartbeat_call_to_proto,
         control.heartbeat_call_from_proto,
     ),
     Codec(
-        types.Heartbeat(types.RunState.FINISHING, NEW, "oops"),
+        types.Heartbeat(types.RunState.FINISHING, NEW, "oops", (LEASE.key,)),
         control.heartbeat_to_proto,
         control.heartbeat_from_proto,
     ),
@@ -203,6 +211,7 @@ CODECS = [
     Codec(control.CreditGrant(CALLER, 5), control.grant_to_proto, control.grant_from_proto),
     Codec(LEASE.sampling, control.sampling_to_proto, control.sampling_from_proto),
     Codec(LEASE, control.lease_to_proto, control.lease_from_proto),
+    Codec(LEASE.key, control.lease_key_to_proto, control.lease_key_from_proto),
     Codec(
         control.ReportStepCall(CALLER, 7, NEW, {"policy/loss": -0.5}, True),
         control.report_step_to_proto,

@@ -82,7 +82,7 @@ def _unset_fields(message: Any, path: str) -> Iterator[str]:
 def _counterpart(domain: Any, field_name: str) -> Any:
     """The dataclass field that a message field stands for."""
     candidates = [field_name, f"is_{field_name}", field_name.removesuffix("_ms") + "_s"]
-    for owner in (domain, getattr(domain, "caller", None)):
+    for owner in (domain, getattr(domain, "caller", None), getattr(domain, "report", None)):
         for candidate in candidates:
             if hasattr(owner, candidate):
                 return getattr(owner, candidate)

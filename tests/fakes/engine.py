@@ -69,6 +69,7 @@ class FakeEngine:
     requests: list[Request] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
+    num_generated_tokens: int = 0
     num_running: int = 0
     max_running: int = 0
 
@@ -91,6 +92,7 @@ class FakeEngine:
         if "generate" in self.failures:
             raise self.failures["generate"]
         length = self.num_tokens(request)
+        self.num_generated_tokens += length
         version = self.version or PolicyVersion(0, 0)
         return Completion(
             token_ids=np.full(length, 65, np.int32),

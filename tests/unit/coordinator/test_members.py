@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rollmesh.errors import SupersededError, UnknownMemberError
-from rollmesh.types import PolicyVersion, Role
+from rollmesh.types import MemberReport, PolicyVersion, Role
 from services.coordinator.members import Member, Members
 
 
@@ -35,7 +35,7 @@ def test_two_processes_with_one_name_do_not_replace_each_other_for_ever() -> Non
     with pytest.raises(SupersededError, match="give each member its own name"):
         rig.join("a")
     with pytest.raises(UnknownMemberError):
-        rig.members.heartbeat("rollout-0", "a", 0)
+        rig.members.heartbeat("rollout-0", "a", MemberReport())
 
 
 def test_a_member_is_silent_after_its_timeout_and_not_before() -> None:
@@ -44,7 +44,7 @@ def test_a_member_is_silent_after_its_timeout_and_not_before() -> None:
     other, _ = rig.join("b", "rollout-1")
     rig.now = 10.0
     assert rig.members.silent() == []
-    rig.members.heartbeat("rollout-0", "a", 0)
+    rig.members.heartbeat("rollout-0", "a", MemberReport())
     rig.now = 10.5
     assert rig.members.silent() == [other]
 
@@ -53,15 +53,15 @@ def test_a_dropped_incarnation_comes_back_with_its_version_and_its_tokens_count_
     rig = Rig()
     member, _ = rig.join("a")
     member.version = PolicyVersion(0, 2)
-    rig.members.heartbeat("rollout-0", "a", 500)
+    rig.members.heartbeat("rollout-0", "a", MemberReport(num_generated_tokens=500))
     rig.members.remove("rollout-0", "a")
     assert rig.members.num_generated_tokens == 500
     back, _ = rig.join("a")
-    rig.members.heartbeat("rollout-0", "a", 600)
+    rig.members.heartbeat("rollout-0", "a", MemberReport(num_generated_tokens=600))
     assert back.version == PolicyVersion(0, 2)
     assert rig.members.num_generated_tokens == 600
     rig.join("b")
-    rig.members.heartbeat("rollout-0", "b", 10)
+    rig.members.heartbeat("rollout-0", "b", MemberReport(num_generated_tokens=10))
     assert rig.members.num_generated_tokens == 610
 
 
@@ -91,5 +91,5 @@ def test_a_worker_that_missed_prepare_is_asked_again_after_its_next_heartbeat() 
     member.missed_prepare_s = 1.0
     assert not member.can_prepare
     rig.now = 2.0
-    rig.members.heartbeat("rollout-0", "a", 0)
+    rig.members.heartbeat("rollout-0", "a", MemberReport())
     assert member.can_prepare

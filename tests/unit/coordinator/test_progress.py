@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from rollmesh.types import GroupState, RunState
+from rollmesh.types import GroupState, LearnerPhase, RunState
 from services.coordinator.progress import TokenMeter, View, waiting_for
 
 MOVING = View(
     run_state=RunState.RUNNING,
     has_learner=True,
+    learner_phase=LearnerPhase.TRAINING,
     num_rollouts=2,
     num_serving=2,
     publish_stage="",
@@ -46,6 +47,11 @@ def test_throughput_is_that_of_the_last_ten_seconds_and_no_average_of_the_run() 
     [
         ({"run_state": RunState.FINISHED}, ""),
         ({"has_learner": False}, "the mesh waits for the learner to register"),
+        ({"learner_phase": LearnerPhase.CHECKPOINTING}, "waits for the learner to write a checkpoint"),
+        (
+            {"run_state": RunState.STARTING, "learner_phase": LearnerPhase.STARTING},
+            "wait for the learner to load its model",
+        ),
         ({"publish_stage": "rollout-1 to load version 0.3"}, "the learner waits for rollout-1 to load version 0.3"),
         ({"run_state": RunState.STARTING}, "the rollout workers wait for the learner to publish its first version"),
         ({"num_rollouts": 0, "num_serving": 0}, "no rollout worker is there: start one"),

@@ -20,7 +20,7 @@ from rollmesh.errors import (
 )
 from rollmesh.replay.accounting import account
 from rollmesh.replay.ledger import CommitOutcome
-from rollmesh.types import GroupState, Lease, LeaseKind, PolicyVersion, Role, RunState
+from rollmesh.types import GroupState, Lease, LeaseKind, MemberReport, PolicyVersion, Role, RunState
 from tests.unit.coordinator.harness import (
     Mesh,
     Worker,
@@ -303,7 +303,7 @@ def test_the_status_shows_the_mesh_at_a_glance(with_worker: Callable[..., None])
     async def body(mesh: Mesh, worker: Worker) -> None:
         await mesh.publish(0)
         await worker.take(1)
-        await worker.client.heartbeat(1234)
+        await worker.client.heartbeat(MemberReport(num_generated_tokens=1234))
         await mesh.learner.report_step(1, PolicyVersion(0, 1), {"reward/mean": 0.25}, False)
         status = await mesh.learner.status()
         assert status.run_state is RunState.RUNNING

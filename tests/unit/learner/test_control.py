@@ -26,7 +26,7 @@ def test_a_publish_that_is_under_way_when_the_coordinator_is_lost_ends_with_that
         coordinator.stalled.add("FinishPublish")
         async with coordinator.serve() as server:
             config = mesh_config(tmp_path, tmp_path, coordinator={"address": server.address})
-            control = Control(config, "learner", LearnerProgress())
+            control = Control(config, "learner", LearnerProgress(60.0))
             await asyncio.to_thread(control.start)
             outcome = control.finish_publish(V1, b"d" * 32, "", timeout_s=60.0)
             while not coordinator.num_calls["FinishPublish"]:  # noqa: ASYNC110 (bounded by the test)

@@ -1,11 +1,13 @@
-"""Waiting for a batch while groups are filtered instead."""
+"""Waiting for a batch that takes long."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from rollmesh.errors import DeadlineError
+from rollmesh.errors import DeadlineError, RunEndedError
 from rollmesh.replay.intake import Batch, BatchEntry
 from rollmesh.types import Group, PolicyVersion, PromptId
 from services.learner.intake import Intake
@@ -36,20 +38,25 @@ class FilteringQueue:
         return [GROUP]
 
 
-def _intake(queue: FilteringQueue) -> Intake:
+def _intake(queue: FilteringQueue, check: Callable[[], None] = lambda: None) -> Intake:
     alone = Ranks(0, 1, torch.device("cpu"))
-    return Intake(queue, alone, 1, 1, 1, timeout_s=0.1, check=lambda: None)  # type: ignore[arg-type]
+    return Intake(queue, alone, 1, 1, 1, timeout_s=0.1, check=check)  # type: ignore[arg-type]
 
 
-def test_the_time_for_a_batch_begins_anew_while_groups_are_filtered() -> None:
-    queue = FilteringQueue(num_filtering=5, batch_after=5)
+@pytest.mark.parametrize("num_filtering", [5, 0])
+def test_a_batch_may_take_longer_than_the_queue_may_be_away(num_filtering: int) -> None:
+    queue = FilteringQueue(num_filtering, batch_after=5)
     share = _intake(queue).take(1)
     assert share is not None
-    assert (share.groups, share.num_filtered) == ((GROUP,), 5)
+    assert (share.groups, share.num_filtered) == ((GROUP,), num_filtering)
 
 
-def test_a_batch_that_does_not_come_although_nothing_is_filtered_ends_the_wait() -> None:
+def test_a_batch_that_does_not_come_ends_the_wait_with_the_run() -> None:
     queue = FilteringQueue(num_filtering=3, batch_after=1000)
-    with pytest.raises(DeadlineError, match=r"learner\.batch_timeout_s = 0\.1 passed: no batch"):
-        _intake(queue).take(1)
-    assert queue.num_waits == 4
+
+    def check() -> None:
+        if queue.num_waits == 7:
+            raise RunEndedError("the run is over: nothing has moved for 600 s")
+
+    with pytest.raises(RunEndedError, match="nothing has moved"):
+        _intake(queue, check).take(1)

@@ -136,6 +136,42 @@ def test_leases_expire_by_the_clock_of_the_server(url: str, run_id: str) -> None
     with_ledger(url, run_id, scenario)
 
 
+def test_a_renewed_lease_lives_on_and_one_that_is_over_stays_over(
+    url: str, run_id: str, raw: redis.Redis, make_group: MakeGroup
+) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        await ledger.open_groups(PROMPTS[:4])
+        kept, late, superseded, ended = await ledger.lease("rollout-0", 1, 4)
+        end_time_of(raw, run_id, superseded)
+        await ledger.expire_leases(max_attempts=3)
+        (again,) = await ledger.lease("rollout-1", 60, 1)
+        await ledger.give_back(ended.group_id, ended.fencing_token, "broken", 3)
+        end_time_of(raw, run_id, late)
+        asked = [(row.group_id, row.fencing_token) for row in (kept, late, superseded, ended)]
+        over = {late.group_id, superseded.group_id, ended.group_id}
+        assert await ledger.renew(asked, 60) == over
+        assert await ledger.renew(asked, 60) == over
+        left_s = await ledger.seconds_left([kept.group_id, again.group_id, ended.group_id])
+        assert set(left_s) == {kept.group_id, again.group_id}
+        assert all(50 < seconds <= 60 for seconds in left_s.values())
+        assert ids(await ledger.expire_leases(max_attempts=3)) == [late.group_id]
+        group = make_group(PROMPTS[1], sequence=1)
+        assert await ledger.commit(group, late.fencing_token) is CommitOutcome.FENCED
+
+    with_ledger(url, run_id, scenario)
+
+
+def test_many_leases_are_renewed_at_once(url: str, run_id: str) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        await ledger.open_groups([PromptId("train", 0, index) for index in range(260)])
+        rows = await ledger.lease("rollout-0", 1, 260)
+        assert await ledger.renew([(row.group_id, row.fencing_token) for row in rows], 60) == set()
+        left_s = await ledger.seconds_left([row.group_id for row in rows])
+        assert min(left_s.values()) > 50
+
+    with_ledger(url, run_id, scenario)
+
+
 def test_a_group_fails_after_its_last_attempt_and_frees_its_slot(url: str, run_id: str, raw: redis.Redis) -> None:
     async def scenario(ledger: Ledger) -> None:
         await ledger.open_groups(PROMPTS[:1])

@@ -19,6 +19,7 @@ from rollmesh.rpc.scorer_clients import RewardClient
 from rollmesh.types import EvaluationSample, GroupState, Lease, LeaseKind, PromptId, SamplingSpec
 from services.rollout.delivery import Delivery
 from services.rollout.group import GroupRunner, Progress
+from services.rollout.lease_keeper import LeaseKeeper
 from services.rollout.pool import GroupPool
 from services.rollout.scoring import Scorer
 from tests.fakes.engine import FakeEngine
@@ -153,11 +154,12 @@ class Rig:
         self.ledger = ledger
         self.progress = Progress()
         self.evaluations = Evaluations()
-        self.delivery = Delivery(ledger, self.evaluations, 2, filter_section)
+        self.delivery = Delivery(ledger, self.evaluations, 2, 30.0, filter_section)
         self.max_open_groups = max_open_groups
         self.settings: dict[str, Any] = {}
         self.running: asyncio.Task[None]
         self.pool: GroupPool
+        self.keeper: LeaseKeeper
         self.leases: LedgerLeases
 
     def start(self, client: RewardClient, **changes: Any) -> None:
@@ -167,7 +169,8 @@ class Rig:
         runner = GroupRunner(
             self.engine, scorer, renderers, AsciiTokenizer(), has_reference=False, progress=self.progress
         )
-        self.pool = GroupPool(runner, self.delivery, self.progress, self.max_open_groups)
+        self.keeper = LeaseKeeper(30.0, 60.0, asyncio.get_running_loop().time)
+        self.pool = GroupPool(runner, self.delivery, self.keeper, self.progress, self.max_open_groups)
         self.leases = LedgerLeases(self.ledger, **changes)
         self.running = asyncio.create_task(self.pool.run(self.leases))
 

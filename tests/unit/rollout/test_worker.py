@@ -122,7 +122,7 @@ def test_a_worker_registers_asks_for_its_credits_and_commits_its_groups(redis_ur
             await mesh.until_groups(GroupState.READY, 5)
             (registered,) = mesh.coordinator.registered
             assert registered.num_weight_ranks == 2
-            await until(lambda: mesh.coordinator.heartbeats[-1].num_generated_tokens == 5 * 2 * 5)
+            await until(lambda: mesh.coordinator.heartbeats[-1].report.num_generated_tokens == 5 * 2 * 5)
             await until(lambda: sum(mesh.coordinator.grants[0]) == 2 + 5)
             assert mesh.coordinator.grants[0][0] == 2
             async with RolloutClient(registered.address) as client:
@@ -288,3 +288,29 @@ def test_a_worker_without_redis_is_refused() -> None:
 @pytest.mark.parametrize(("name", "index"), [("rollout-0", 0), ("rollout-12", 12), ("rollout", 0), ("a-3-b", 0)])
 def test_the_number_of_a_worker_comes_from_its_name(name: str, index: int) -> None:
     assert worker_index(name) == index
+
+
+def test_a_sample_that_takes_longer_than_its_lease_lives_is_committed(redis_url: str, run_id: str) -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(is_held=lambda request: True)
+        sections = {"coordinator": {"lease_ttl_s": 0.5, "heartbeat_interval_s": 0.1, "member_timeout_s": 5.0}}
+        async with running_worker(redis_url, run_id, engine, **sections) as mesh:
+            await mesh.lease(0, ttl_s=0.5)
+            await until(lambda: sum(len(call.report.renewals) for call in mesh.coordinator.heartbeats) >= 5)
+            assert await mesh.num_groups(GroupState.LEASED) == 1
+            engine.released.set()
+            await mesh.until_groups(GroupState.READY, 1)
+
+    run_bounded(scenario())
+
+
+def test_a_worker_stops_working_on_a_lease_that_is_over(redis_url: str, run_id: str) -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(is_held=lambda request: True)
+        async with running_worker(redis_url, run_id, engine) as mesh:
+            await mesh.lease(0)
+            await until(lambda: engine.num_running == 2)
+            mesh.coordinator.heartbeat = Heartbeat(RunState.RUNNING, V0, ended=(lease(0, token=1).key,))
+            await until(lambda: len(engine.cancelled) == 2)
+
+    run_bounded(scenario())

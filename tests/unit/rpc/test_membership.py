@@ -21,7 +21,7 @@ from rollmesh.errors import (
 )
 from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.rpc.membership import Membership
-from rollmesh.types import Heartbeat, PolicyVersion, Role, RunState
+from rollmesh.types import Heartbeat, MemberReport, PolicyVersion, Role, RunState
 from tests.fakes.coordinator import FakeCoordinator
 from tests.fakes.waiting import run_bounded, until
 
@@ -45,14 +45,14 @@ def test_a_member_registers_beats_and_leaves() -> None:
     async def test() -> None:
         fake = FakeCoordinator()
         fake.heartbeat = Heartbeat(RunState.RUNNING, PolicyVersion(0, 3))
-        async with joined(fake, num_generated_tokens=lambda: 1234) as membership:
+        async with joined(fake, report=lambda: MemberReport(num_generated_tokens=1234)) as membership:
             assert membership.registration == fake.registration
             await until(lambda: len(fake.heartbeats) >= 3)
             assert membership.run_state is RunState.RUNNING
             assert membership.committed_version == PolicyVersion(0, 3)
         (call,) = fake.registered
         assert (call.run_id, call.role, call.address, call.num_weight_ranks) == ("sums", Role.ROLLOUT, "127.0.0.1:7", 2)
-        assert fake.heartbeats[0].num_generated_tokens == 1234
+        assert fake.heartbeats[0].report.num_generated_tokens == 1234
         assert [left.failure for left in fake.left] == [""]
 
     run_bounded(test())
@@ -259,7 +259,7 @@ def test_a_defect_in_the_token_counter_reaches_the_owner() -> None:
         def broken() -> int:
             raise ZeroDivisionError
 
-        async with joined(fake, num_generated_tokens=broken) as membership:
+        async with joined(fake, report=broken) as membership:
             with pytest.raises(ZeroDivisionError):
                 await membership.wait_over()
 
