@@ -7,17 +7,26 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from rollmesh.algorithms.presets import PRESETS
+from rollmesh.algorithms.variants import (
+    LOSSES,
+    AutoCorrection,
+    CorrectionSection,
+    DecoupledCorrection,
+    DppoCorrection,
+    LossSection,
+    M2poCorrection,
+    NoCorrection,
+    NonNegativeFloat,
+    SurrogateLoss,
+    TruncatedCorrection,
+)
 from rollmesh.config.section import Section, merge
 from rollmesh.config.shared import PositiveFloat, PositiveInt
 from rollmesh.errors import ConfigError
 
-NonNegativeFloat = Annotated[float, Field(ge=0)]
 UnitFloat = Annotated[float, Field(ge=0, le=1)]
 
 Estimator = Literal["gae", "reinforce", "reinforce_baseline", "group_norm", "dr_grpo", "rloo"]
-PolicyLossType = Literal["ppo", "gspo", "cispo", "policy_gradient"]
-Aggregation = Literal["token_mean", "sequence_mean", "prompt_mean", "constant"]
-CorrectionType = Literal["auto", "none", "tis", "icepop", "seq_mask_tis", "decoupled", "m2po", "dppo"]
 MixedVersion = Literal["allow", "same_version", "weight"]
 
 GROUP_ESTIMATORS = ("reinforce_baseline", "group_norm", "dr_grpo", "rloo")
@@ -73,49 +82,12 @@ class AdvantageSection(Section):
         return "full" if self.estimator in ("gae", "reinforce", "reinforce_baseline") else "none"
 
 
-class LossSection(Section):
-    """The policy's loss per token, and how tokens are averaged."""
-
-    type: PolicyLossType = "ppo"
-    clip_low: PositiveFloat | None = 0.2
-    """Distance below 1 at which the ratio is clipped; none does not clip."""
-    clip_high: PositiveFloat | None = 0.28
-    """Distance above 1; larger than the lower one as in DAPO."""
-    dual_clip: Annotated[float, Field(gt=1)] | None = None
-    """Limit of the ratio where the advantage is negative (3 is usual); none is off. Only for ppo and gspo."""
-    aggregation: Aggregation = "token_mean"
-    constant_tokens: PositiveInt | None = None
-    """With `constant`: what each sequence's sum is divided by; none is sampling.max_new_tokens."""
-
-
 class ResolvedCorrection(NamedTuple):
     """The off-policy correction of a run, with every `auto` resolved."""
 
     type: str
     ratio: str
     """The policy that the loss's ratio is taken against: "behaviour" or "old"."""
-
-
-class CorrectionSection(Section):
-    """What is done about tokens that another policy generated than the one in training."""
-
-    type: CorrectionType = "auto"
-    """`auto`: none against the behaviour policy where max_staleness > 0, tis where it is 0 and for policy_gradient."""
-    ratio: Literal["auto", "behaviour", "old"] = "auto"
-    """What the loss's ratio is taken against: the policy that generated the token, or the learner's at the start of the
-    batch. Free with `none`; the other corrections determine it."""
-    low: NonNegativeFloat = 0.5
-    """Lower end of the importance weights (tis, icepop, seq_mask_tis)."""
-    high: PositiveFloat = 5.0
-    """Upper end of the importance weights (also decoupled)."""
-    proximal: Literal["recomputed", "approximated"] = "recomputed"
-    """Proximal policy of `decoupled`: from the model at the start of the batch, or interpolated by version distance."""
-    m2_limit: PositiveFloat = 0.04
-    """M2PO: mean squared log-ratio over the tokens that are kept."""
-    divergence: Literal["tv", "kl"] = "tv"
-    """DPPO: of the two-outcome distribution "this token or another"."""
-    divergence_limit: PositiveFloat = 0.2
-    """DPPO: tokens beyond it that move further away are dropped; 0.2 suits tv, 0.05 kl."""
 
 
 class KLSection(Section):
@@ -154,8 +126,10 @@ class AlgorithmSection(Section):
     """Preset: gives the defaults of the parts below. See docs/algorithms.md."""
     reward: RewardShapingSection = RewardShapingSection()
     advantage: AdvantageSection = AdvantageSection()
-    loss: LossSection = LossSection()
-    correction: CorrectionSection = CorrectionSection()
+    loss: LossSection = SurrogateLoss()
+    """The policy's loss per token, and how tokens are averaged."""
+    correction: CorrectionSection = AutoCorrection()
+    """What is done about tokens that another policy generated than the one in training."""
     kl: KLSection = KLSection()
     filter: FilterSection = FilterSection()
     entropy_coef: NonNegativeFloat = 0.0
@@ -177,10 +151,13 @@ class AlgorithmSection(Section):
         preset = PRESETS.get(name) if isinstance(name, str) else None
         if preset is None:
             return given  # refused with the list of names by the field itself
-        correction = given.get("correction")
+        preset = merge({"loss": {"type": "ppo"}, "correction": {"type": "auto"}}, preset)
+        correction, loss = given.get("correction"), given.get("loss")
+        loss_type = loss.get("type", preset["loss"]["type"]) if isinstance(loss, dict) else preset["loss"]["type"]
+        preset["loss"] = _fit_loss(preset["loss"], loss_type)
         if isinstance(correction, dict) and correction.get("type") in ("m2po", "dppo"):
             # A trust region of their own: the ratio is not clipped as well, unless the file says so.
-            preset = merge(preset, {"loss": {"clip_low": None, "clip_high": None, "dual_clip": None}})
+            preset["loss"] |= dict.fromkeys({"clip_low", "clip_high", "dual_clip"} & preset["loss"].keys())
         return merge(preset, given)
 
     @model_validator(mode="after")
@@ -207,17 +184,16 @@ class AlgorithmSection(Section):
         The preset grpo gives ("tis", "old") at 0 and ("none", "behaviour") above.
         """
         section, loss, is_asynchronous = self.correction, self.loss.type, max_staleness > 0
-        kind: str = section.type
-        if kind == "auto":
-            weighs_tokens = loss == "policy_gradient" or (not is_asynchronous and loss != "gspo")
-            kind = "tis" if weighs_tokens and section.ratio != "behaviour" else "none"
-        if kind in ("m2po", "dppo"):
-            return ResolvedCorrection(kind, "behaviour")
-        if kind != "none":
-            return ResolvedCorrection(kind, "old")
+        if isinstance(section, (M2poCorrection, DppoCorrection)):
+            return ResolvedCorrection(section.type, "behaviour")
+        if not isinstance(section, (AutoCorrection, NoCorrection)):
+            return ResolvedCorrection(section.type, "old")
+        weighs_tokens = loss == "policy_gradient" or (not is_asynchronous and loss != "gspo")
+        if isinstance(section, AutoCorrection) and weighs_tokens and section.ratio != "behaviour":
+            return ResolvedCorrection("tis", "old")
         if section.ratio != "auto":
-            return ResolvedCorrection(kind, section.ratio)
-        return ResolvedCorrection(kind, "behaviour" if is_asynchronous else "old")
+            return ResolvedCorrection("none", section.ratio)
+        return ResolvedCorrection("none", "behaviour" if is_asynchronous else "old")
 
     def needs_old_pass(self, max_staleness: int, updates_per_batch: int) -> bool:
         """Whether the learner computes log-probabilities before the first optimiser step of a batch.
@@ -227,28 +203,40 @@ class AlgorithmSection(Section):
         """
         kind, ratio = self.resolve_correction(max_staleness)
         has_kl_in_reward = self.needs_reference and self.kl.place == "reward"
-        is_approximated = kind == "decoupled" and self.correction.proximal == "approximated"
+        section = self.correction
+        is_approximated = isinstance(section, DecoupledCorrection) and section.proximal == "approximated"
         moves_from_old = updates_per_batch > 1 and ratio == "old" and not is_approximated
         return has_kl_in_reward or kind == "m2po" or moves_from_old
+
+
+def _fit_loss(preset: dict[str, Any], chosen_type: Any) -> dict[str, Any]:
+    """A preset's loss with every setting of the loss that is chosen, which may be another than the preset's.
+
+    Of a loss with other settings only the way of averaging carries over: ppo's clip says nothing about cispo's.
+    """
+    chosen = LOSSES.get(chosen_type) if isinstance(chosen_type, str) else None
+    if chosen is None:
+        return preset  # refused with the list of names by the field itself
+    defaults = {name: field.default for name, field in chosen.model_fields.items() if name != "type"}
+    if chosen is LOSSES[preset["type"]]:
+        return {**defaults, **preset}
+    return {**defaults, **{key: preset[key] for key in ("aggregation", "constant_tokens") if key in preset}}
 
 
 def _check_limits(section: AlgorithmSection) -> None:
     ranges = {
         "algorithm.reward.clip": section.reward.clip,
         "algorithm.filter.score_range": section.filter.score_range,
-        "algorithm.correction.low": (section.correction.low, section.correction.high),
     }
+    if isinstance(section.correction, (AutoCorrection, TruncatedCorrection)):
+        ranges["algorithm.correction.low"] = (section.correction.low, section.correction.high)
     for place, limits in ranges.items():
         if limits is not None and limits[0] >= limits[1]:
             raise ConfigError(place, f"{limits[0]:g} is not below {limits[1]:g}", "put the lower limit first")
-    is_surrogate = section.loss.type in ("ppo", "gspo")
-    if section.loss.clip_low is not None and section.loss.clip_low >= 1 and is_surrogate:
+    loss = section.loss
+    if isinstance(loss, SurrogateLoss) and loss.clip_low is not None and loss.clip_low >= 1:
         raise ConfigError(
-            "algorithm.loss.clip_low", f"{section.loss.clip_low:g} allows ratios below 0", "use less than 1, or null"
-        )
-    if section.loss.dual_clip is not None and not is_surrogate:
-        raise ConfigError(
-            "algorithm.loss.dual_clip", f"belongs to ppo and gspo, not to {section.loss.type}", "remove it"
+            "algorithm.loss.clip_low", f"{loss.clip_low:g} allows ratios below 0", "use less than 1, or null"
         )
     if section.loss.constant_tokens is not None and section.loss.aggregation != "constant":
         raise ConfigError(
@@ -260,20 +248,6 @@ def _check_limits(section: AlgorithmSection) -> None:
 
 def _check_correction(section: AlgorithmSection) -> None:
     correction = section.correction
-    determined = {
-        "tis": "old",
-        "icepop": "old",
-        "seq_mask_tis": "old",
-        "decoupled": "old",
-        "m2po": "behaviour",
-        "dppo": "behaviour",
-    }.get(correction.type)
-    if determined is not None and correction.ratio not in ("auto", determined):
-        raise ConfigError(
-            "algorithm.correction.ratio",
-            f"{correction.ratio} does not go with {correction.type}, which takes it against the {determined} policy",
-            "remove it",
-        )
     if section.loss.type == "gspo" and correction.type not in ("auto", "none"):
         raise ConfigError(
             "algorithm.correction.type",
@@ -288,7 +262,7 @@ def _check_correction(section: AlgorithmSection) -> None:
             f"{correction.type} limits a ratio, and the plain policy gradient has none",
             "use tis, icepop or seq_mask_tis, or another loss",
         )
-    if correction.ratio == "behaviour":
+    if isinstance(correction, (AutoCorrection, NoCorrection)) and correction.ratio == "behaviour":
         raise ConfigError(
             "algorithm.correction.ratio",
             "behaviour corrects nothing here: the plain policy gradient has no ratio",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rollmesh.algorithms.config import AlgorithmSection
+from rollmesh.algorithms.variants import DecoupledCorrection, PolicyGradientLoss
 from rollmesh.config.shared import SamplingSection, TrainingSection
 from rollmesh.errors import ConfigError
 
@@ -49,14 +50,16 @@ def _check_groups(algorithm: AlgorithmSection, training: TrainingSection) -> Non
 
 def _check_correction(algorithm: AlgorithmSection, training: TrainingSection, updates_per_batch: int) -> None:
     section, loss = algorithm.correction, algorithm.loss
-    if section.type == "m2po" and updates_per_batch > 1 and loss.clip_low is None and loss.clip_high is None:
+    is_clipped = not isinstance(loss, PolicyGradientLoss) and (loss.clip_low, loss.clip_high) != (None, None)
+    if section.type == "m2po" and updates_per_batch > 1 and not is_clipped:
         raise ConfigError(
             "algorithm.correction.type",
             f"m2po chooses its tokens once for a batch, and nothing limits the last of {updates_per_batch} optimiser "
             "steps",
             "set algorithm.loss.clip_low and clip_high as well, or use dppo",
         )
-    if section.type == "decoupled" and section.proximal == "approximated" and training.max_staleness == 0:
+    is_approximated = isinstance(section, DecoupledCorrection) and section.proximal == "approximated"
+    if is_approximated and training.max_staleness == 0:
         raise ConfigError(
             "algorithm.correction.proximal",
             "approximated goes by a token's age in versions, and with training.max_staleness 0 there is none",

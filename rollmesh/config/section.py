@@ -7,9 +7,10 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from rollmesh.errors import ConfigError
@@ -33,16 +34,36 @@ class Section(BaseModel):
         allow_inf_nan=False,
     )
 
-    @field_validator("*", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _read_value(cls, value: Any, info: ValidationInfo) -> Any:
-        """What pydantic alone would take differently from how a person means it."""
-        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
-        if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
-            raise ValueError("it should be a number")  # and not 0 or 1
-        if isinstance(value, str) and Path in kinds:
-            return _expand_path(value)
+    def _read_values(cls, given: Any) -> Any:
+        """What pydantic alone would take differently from how a person means it: for the model, because a field's own
+        validator may not touch the discriminator of a union."""
+        if not isinstance(given, dict):
+            return given
+        fields = cls.model_fields
+        return {key: _read_value(fields[key], key, value) if key in fields else value for key, value in given.items()}
+
+
+class _FieldError(ValueError):
+    """A value that cannot be meant; ``fix`` says what can."""
+
+    def __init__(self, field: str, value: object, fix: str) -> None:
+        super().__init__(fix)
+        self.field = field
+        self.value = value
+
+
+def _read_value(field: FieldInfo, name: str, value: Any) -> Any:
+    kinds = _kinds(field.annotation)
+    if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
+        raise _FieldError(name, value, "it should be a number")  # and not 0 or 1
+    if not isinstance(value, str) or Path not in kinds:
         return value
+    try:
+        return _expand_path(value)
+    except ValueError as error:
+        raise _FieldError(name, value, str(error)) from error
 
 
 def _kinds(annotation: Any) -> set[type]:
@@ -103,9 +124,15 @@ def _as_config_error(model: type[Section], detail: ErrorDetails) -> ConfigError:
     original = detail.get("ctx", {}).get("error")
     if isinstance(original, ConfigError):
         return original
-    path = ".".join(str(part) for part in detail["loc"]) or "configuration"
+    if isinstance(original, _FieldError):
+        path = ".".join([*_follow(model, detail["loc"]).parts, original.field])
+        return ConfigError(path, f"{original.value!r} is not accepted", str(original))
+    place = _follow(model, detail["loc"])
+    path = ".".join(place.parts) or "configuration"
     if detail["type"] == "extra_forbidden":
-        return _unknown_key(model, detail["loc"], path)
+        return _unknown_key(place, path)
+    if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return _unknown_variant(detail, path)
     if detail["type"] == "missing":
         return ConfigError(path, "is missing", "set it")
     if detail["type"] in ("model_type", "model_attributes_type"):
@@ -117,18 +144,74 @@ def _as_config_error(model: type[Section], detail: ErrorDetails) -> ConfigError:
     return ConfigError(path, f"{detail['input']!r} is not accepted", fix)
 
 
-def _unknown_key(model: type[Section], loc: tuple[int | str, ...], path: str) -> ConfigError:
-    owner: Any = model
-    for part in loc[:-1]:
-        field = getattr(owner, "model_fields", {}).get(part)
-        owner = _section_type(field.annotation) if field is not None else None
-    known = sorted(getattr(owner, "model_fields", {}))
-    close = difflib.get_close_matches(str(loc[-1]), known, n=1)
+class _Place(NamedTuple):
+    """Where pydantic found a fault.
+
+    Attributes:
+        parts: of the dotted path. Pydantic's own path also names the variant; a mesh file does not.
+        owner: the section that holds the last part; None inside a free mapping or list.
+        variants: the variants of that section, by the values of their discriminator.
+        variant: the one that was chosen.
+    """
+
+    parts: list[str]
+    owner: type[Section] | None
+    variants: dict[str, type[Section]]
+    variant: str
+
+
+def _follow(model: type[Section], loc: tuple[int | str, ...]) -> _Place:
+    parts: list[str] = []
+    inner: type[Section] | None = model
+    owner: type[Section] | None = None
+    variants: dict[str, type[Section]] = {}
+    variant = ""
+    is_variant_next = False
+    for part in loc:
+        if is_variant_next:
+            inner, variant, is_variant_next = variants.get(str(part)), str(part), False
+            continue
+        parts.append(str(part))
+        owner, inner = inner, None
+        field = None if owner is None else owner.model_fields.get(str(part))
+        if field is None:
+            continue
+        if isinstance(field.discriminator, str):
+            variants, is_variant_next = _variants(field.annotation, field.discriminator), True
+        else:
+            inner, variants = _section_type(field.annotation), {}
+    return _Place(parts, owner, variants, variant)
+
+
+def _variants(annotation: Any, discriminator: str) -> dict[str, type[Section]]:
+    """The section for each value of the discriminator."""
+    return {
+        str(value): section
+        for section in get_args(annotation)
+        for value in get_args(section.model_fields[discriminator].annotation)
+    }
+
+
+def _unknown_key(place: _Place, path: str) -> ConfigError:
+    key = place.parts[-1]
+    others = [name for name, section in place.variants.items() if key in section.model_fields]
+    if others:
+        return ConfigError(path, f"belongs to {', '.join(others)} and not to {place.variant}", "remove it")
+    known = sorted({} if place.owner is None else place.owner.model_fields)
+    close = difflib.get_close_matches(key, known, n=1)
     fix = f"did you mean {close[0]!r}?" if close else f"known keys are {', '.join(known)}"
     return ConfigError(path, "is not a known key", fix)
 
 
-def _section_type(annotation: Any) -> Any:
+def _unknown_variant(detail: ErrorDetails, path: str) -> ConfigError:
+    context = detail["ctx"]
+    place = f"{path}.{context['discriminator'].strip(chr(39))}"
+    if detail["type"] == "union_tag_not_found":
+        return ConfigError(place, "is missing", "set it")
+    return ConfigError(place, f"{context['tag']!r} is not accepted", f"it should be one of {context['expected_tags']}")
+
+
+def _section_type(annotation: Any) -> type[Section] | None:
     """The section class inside an annotation such as ``Section | None``."""
     candidates = [annotation, *getattr(annotation, "__args__", ())]
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)

@@ -22,6 +22,16 @@ from rollmesh.algorithms.kl import kl_estimate
 from rollmesh.algorithms.losses import POLICY_LOSSES, Clip
 from rollmesh.algorithms.losses.policy_loss import bounded_log_ratio
 from rollmesh.algorithms.statistics import NUM_WEIGHT_SUMS, weight_sums
+from rollmesh.algorithms.variants import (
+    AutoCorrection,
+    CispoLoss,
+    CorrectionSection,
+    DecoupledCorrection,
+    DppoCorrection,
+    LossSection,
+    SurrogateLoss,
+    TruncatedCorrection,
+)
 from services.config import MeshConfig
 from services.learner.batching import MicroBatch
 
@@ -53,15 +63,9 @@ class Objective:
     def __init__(self, config: MeshConfig) -> None:
         section = config.algorithm
         self._policy_loss = POLICY_LOSSES[section.loss.type]
-        self._clip = Clip(section.loss.clip_low, section.loss.clip_high, section.loss.dual_clip)
+        self._clip = _clip(section.loss)
         self._correction = CORRECTIONS[section.resolve_correction(config.training.max_staleness)]
-        self._limits = Limits(
-            low=section.correction.low,
-            high=section.correction.high,
-            is_approximated=section.correction.proximal == "approximated",
-            divergence=section.correction.divergence,
-            divergence_limit=section.correction.divergence_limit,
-        )
+        self._limits = _limits(section.correction)
         self._kl_estimator = section.kl.estimator
         self._is_kl_in_loss = section.kl.place == "loss"
         self._entropy_coef = section.entropy_coef
@@ -128,3 +132,22 @@ class Objective:
             is_kept=columns.is_kept,
         )
         return self._correction(policies, self._limits)
+
+
+def _clip(section: LossSection) -> Clip:
+    if isinstance(section, SurrogateLoss):
+        return Clip(section.clip_low, section.clip_high, section.dual_clip)
+    if isinstance(section, CispoLoss):
+        return Clip(section.clip_low, section.clip_high, None)
+    return Clip(None, None, None)
+
+
+def _limits(section: CorrectionSection) -> Limits:
+    """The settings of the chosen correction; the others are not looked at."""
+    if isinstance(section, (AutoCorrection, TruncatedCorrection)):
+        return Limits(low=section.low, high=section.high)
+    if isinstance(section, DecoupledCorrection):
+        return Limits(high=section.high, is_approximated=section.proximal == "approximated")
+    if isinstance(section, DppoCorrection):
+        return Limits(divergence=section.divergence, divergence_limit=section.divergence_limit)
+    return Limits()

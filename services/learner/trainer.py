@@ -24,6 +24,7 @@ from rollmesh.algorithms.aggregate import token_weights
 from rollmesh.algorithms.corrections.m2po import second_moment_mask
 from rollmesh.algorithms.kl import KLController, kl_estimate
 from rollmesh.algorithms.pipeline import Advantages, Trajectories, estimate_advantages, shape_rewards
+from rollmesh.algorithms.variants import M2poCorrection
 from rollmesh.algorithms.whitening import RunningMoments
 from rollmesh.errors import ReplayError
 from rollmesh.models.rows import Layout
@@ -74,7 +75,6 @@ class Trainer:
         self._batching = choose_arrangement(config.learner, learnables, ranks)
         self._num_updates = config.learner.updates_per_batch
         staleness = config.training.max_staleness
-        self._correction = config.algorithm.resolve_correction(staleness)
         self._needs_old_pass = config.algorithm.needs_old_pass(staleness, self._num_updates)
 
     def train(self, parts: Sequence[Sequence[Group]], step: int, learner_number: int) -> StepStatistics:
@@ -230,7 +230,7 @@ class Trainer:
             section.loss.aggregation, part.tokens, part.groups, constant, self._sum_over_ranks
         )
         kept = columns.is_kept
-        if self._correction.type == "m2po":
+        if isinstance(section.correction, M2poCorrection):
             assert columns.old is not None
             kept = torch.ones(len(columns.old), dtype=torch.bool)
             kept[part.columns] = second_moment_mask(

@@ -54,7 +54,7 @@ class Corrected(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Settings of the corrections; see `rollmesh.algorithms.config.CorrectionSection`."""
+    """Settings of the corrections; see `rollmesh.algorithms.variants`."""
 
     low: float = 0.5
     high: float = 5.0

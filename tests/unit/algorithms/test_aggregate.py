@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollmesh.algorithms.aggregate import token_weights, weighted_sum
-from rollmesh.algorithms.config import Aggregation
+from rollmesh.algorithms.variants import Aggregation
 from tests.unit.algorithms import slow
 from tests.unit.algorithms.batches import dtypes, eighths, examples, group_lengths, seeds, segments
 

@@ -7,10 +7,11 @@ from typing import Any, get_args
 import pytest
 
 from rollmesh.algorithms.advantages import ESTIMATORS
-from rollmesh.algorithms.config import AlgorithmSection, Estimator, PolicyLossType
+from rollmesh.algorithms.config import AlgorithmSection, Estimator
 from rollmesh.algorithms.corrections import CORRECTIONS
 from rollmesh.algorithms.losses import POLICY_LOSSES
 from rollmesh.algorithms.presets import PAPERS, PRESETS
+from rollmesh.algorithms.variants import LOSSES, SurrogateLoss
 from rollmesh.config import merge
 from rollmesh.config.section import validate
 from rollmesh.errors import ConfigError
@@ -32,15 +33,15 @@ def test_a_preset_sets_what_it_says_and_its_dump_reads_back_to_the_same(name: st
 def test_every_name_in_the_configuration_has_its_implementation_and_its_paper() -> None:
     assert set(PRESETS) == set(PAPERS) == set(get_args(AlgorithmSection.model_fields["type"].annotation))
     assert set(ESTIMATORS) == set(get_args(Estimator))
-    assert set(POLICY_LOSSES) == set(get_args(PolicyLossType))
-    corrections = get_args(type_of("correction", "type"))
+    assert set(POLICY_LOSSES) == set(LOSSES) == types_of("loss")
+    corrections = types_of("correction")
     assert {name for name, _ in CORRECTIONS} == set(corrections) - {"auto"}
 
 
-def type_of(section: str, field: str) -> Any:
-    """The annotation of a field of one of the parts."""
-    part: Any = AlgorithmSection.model_fields[section].annotation
-    return part.model_fields[field].annotation
+def types_of(part: str) -> set[str]:
+    """The types of all variants of one of the parts."""
+    variants: Any = get_args(AlgorithmSection.model_fields[part].annotation)
+    return {name for variant in variants for name in get_args(variant.model_fields["type"].annotation)}
 
 
 def test_the_file_goes_over_the_preset_setting_by_setting() -> None:
@@ -51,7 +52,9 @@ def test_the_file_goes_over_the_preset_setting_by_setting() -> None:
 
 def test_a_null_in_the_file_switches_a_presets_setting_off() -> None:
     assert _section(type="dapo", filter={"score_range": None}).filter.score_range is None
-    assert _section(type="ppo", loss={"clip_low": None}).loss.clip_low is None
+    loss = _section(type="ppo", loss={"clip_low": None}).loss
+    assert isinstance(loss, SurrogateLoss)
+    assert loss.clip_low is None
 
 
 @pytest.mark.parametrize("correction", ["m2po", "dppo"])
@@ -97,11 +100,6 @@ def test_only_gae_needs_a_critic_and_only_comparing_estimators_need_groups() -> 
         ({"correction": {"low": 5}}, "algorithm.correction.low", "5 is not below 5"),
         ({"loss": {"clip_low": 1.0}}, "algorithm.loss.clip_low", "1 allows ratios below 0"),
         (
-            {"type": "cispo", "loss": {"dual_clip": 3}},
-            "algorithm.loss.dual_clip",
-            "belongs to ppo and gspo, not to cispo",
-        ),
-        (
             {"loss": {"constant_tokens": 100}},
             "algorithm.loss.constant_tokens",
             "has no effect with aggregation token_mean",
@@ -135,13 +133,70 @@ def test_settings_that_contradict_each_other_are_refused_with_place_and_problem(
     assert refused.value.fix
 
 
-@pytest.mark.parametrize("correction", ["tis", "icepop", "seq_mask_tis", "decoupled", "m2po", "dppo"])
-def test_a_correction_that_determines_the_ratios_policy_takes_no_other(correction: str) -> None:
-    (right,) = (ratio for name, ratio in CORRECTIONS if name == correction)
-    wrong = "old" if right == "behaviour" else "behaviour"
-    assert _section(correction={"type": correction, "ratio": right}).correction.ratio == right
-    with pytest.raises(ConfigError, match=f"algorithm.correction.ratio: {wrong} does not go with {correction}"):
-        _section(correction={"type": correction, "ratio": wrong})
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"correction": {"type": "tis", "m2_limit": 1}},
+            "correction.m2_limit: belongs to m2po and not to tis; remove",
+        ),
+        ({"correction": {"m2_limit": 1}}, "correction.m2_limit: belongs to m2po and not to auto; remove it"),
+        ({"correction": {"type": "tis", "ratio": "old"}}, "correction.ratio: belongs to auto, none and not to tis"),
+        (
+            {"correction": {"type": "decoupled", "low": 1}},
+            "correction.low: belongs to auto, tis, icepop, seq_mask",
+        ),
+        (
+            {"correction": {"type": "dppo", "lo": 1}},
+            "correction.lo: is not a known key; known keys are div",
+        ),
+        (
+            {"correction": {"type": "tiss"}},
+            "correction.type: 'tiss' is not accepted; it should be one of",
+        ),
+        ({"correction": {"type": "dppo", "divergence": "js"}}, "correction.divergence: 'js' is not accepted"),
+        ({"correction": 3}, "correction: 3 is not a section"),
+        (
+            {"loss": {"type": "policy_gradient", "clip_low": 1}},
+            "loss.clip_low: belongs to ppo, gspo, cispo",
+        ),
+        (
+            {"loss": {"type": "cispo", "dual_clip": 3}},
+            "loss.dual_clip: belongs to ppo, gspo and not to cispo",
+        ),
+    ],
+)
+def test_a_setting_of_another_variant_is_refused_by_name(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        _section(**given)
+    assert str(refused.value).startswith(message)
+
+
+CORRECTIONS_OF = {
+    "ppo": ["auto", "none", "tis", "icepop", "seq_mask_tis", "decoupled", "m2po", "dppo"],
+    "gspo": ["auto", "none"],
+    "cispo": ["auto", "none", "tis", "icepop", "seq_mask_tis", "decoupled", "m2po", "dppo"],
+    "policy_gradient": ["auto", "none", "tis", "icepop", "seq_mask_tis"],
+}
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize(("loss", "correction"), [(loss, c) for loss in LOSSES for c in CORRECTIONS_OF[loss]])
+def test_every_choice_of_variants_over_a_preset_has_their_settings_alone(name: str, loss: str, correction: str) -> None:
+    section = _section(type=name, loss={"type": loss}, correction={"type": correction})
+    assert (section.loss.type, section.correction.type) == (loss, correction)
+    assert _section(**section.model_dump(mode="json")) == section
+    clips = {key: value for key, value in section.loss.model_dump().items() if "clip" in key}
+    if correction in ("m2po", "dppo"):
+        assert set(clips.values()) == {None}
+    assert set(clips) == set(LOSSES[loss].model_fields) & {"clip_low", "clip_high", "dual_clip"}
+
+
+def test_a_presets_clip_carries_over_to_a_loss_of_the_same_settings_alone() -> None:
+    section = _section(type="reinforce++", loss={"type": "cispo"})
+    assert (section.loss.model_dump()["clip_low"], section.loss.model_dump()["clip_high"]) == (None, 4.0)
+    section = _section(type="dr_grpo", loss={"type": "policy_gradient"})
+    assert section.loss.aggregation == "constant"
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rollmesh.algorithms.aggregate import token_weights
-from rollmesh.algorithms.config import AdvantageSection, Aggregation, Estimator, MixedVersion
+from rollmesh.algorithms.config import AdvantageSection, Estimator, MixedVersion
 from rollmesh.algorithms.corrections.m2po import second_moment_mask
 from rollmesh.algorithms.pipeline import estimate_advantages
 from rollmesh.algorithms.reduction import SumOverRanks, alone
+from rollmesh.algorithms.variants import Aggregation
 from rollmesh.algorithms.whitening import RunningMoments
 from tests.unit.algorithms import slow
 from tests.unit.algorithms.batches import cut, examples, groups, logprobs, on_ranks, seeds, trajectories
