@@ -6,6 +6,7 @@ launcher writes it where the coordinator could not.
 
 from __future__ import annotations
 
+import enum
 import json
 import os
 import re
@@ -14,10 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from rollmesh.replay.ledger import Ledger
-from rollmesh.types import GroupState
+from rollmesh.types import GroupState, RunState
 
 VARYING = "…"
 """Stands for the words in which sentences of one kind differ."""
+
+
+class EndState(enum.Enum):
+    """How a run ended, in its accounting."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+    @classmethod
+    def of(cls, state: RunState) -> EndState:
+        """The end of a run whose coordinator ends in ``state``."""
+        return {RunState.FINISHED: cls.COMPLETED, RunState.FAILED: cls.FAILED}.get(state, cls.INTERRUPTED)
 
 
 async def account(ledger: Ledger) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from rollmesh.aio.service import run_service
 from rollmesh.aio.supervisor import Supervisor
 from rollmesh.data.datasets import PromptDataset, open_dataset
 from rollmesh.errors import ConfigError, RunEndedError, UnavailableError
-from rollmesh.replay.accounting import account, write_accounting
+from rollmesh.replay.accounting import EndState, account, write_accounting
 from rollmesh.replay.claim import RunClaim
 from rollmesh.replay.connection import check_server, connect
 from rollmesh.replay.identity import RunIdentity, describe_server
@@ -253,6 +253,7 @@ async def _write_books(coordinator: Coordinator, ledger: Ledger, path: Path) -> 
     except (UnavailableError, TimeoutError) as error:
         logger.warning("the run's accounting could not be read from Redis: %s", error)
         return
+    books["state"], books["reason"] = EndState.of(coordinator.run.state).value, coordinator.run.failure
     books["shortfall"] = coordinator.shortfall({state: books["num_groups"][state.value] for state in GroupState})
     if books["shortfall"]:
         logger.warning("%s", books["shortfall"])

@@ -22,13 +22,13 @@ from pathlib import Path
 
 from rollmesh.aio.service import stop_signals
 from rollmesh.errors import RollMeshError
+from rollmesh.replay.accounting import EndState
 from rollmesh.replay.server import EmbeddedServer
 from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.telemetry.crash import full_disk, report_crash
 from rollmesh.types import MeshStatus, RunState
 from services.config import MeshConfig
 from services.launcher.outcome import (
-    EndState,
     Outcome,
     complete_accounting,
     drop_incomplete,

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import json
 import re
 import shutil
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rollmesh.errors import RollMeshError
-from rollmesh.replay.accounting import account, write_accounting
+from rollmesh.replay.accounting import EndState, account, write_accounting
 from rollmesh.replay.connection import connect
 from rollmesh.replay.ledger import Ledger
 from rollmesh.replay.server import EmbeddedServer
@@ -27,14 +26,6 @@ ACCOUNTING_TIMEOUT_S = 30.0
 _STATES_OF_OPEN_GROUPS = ("pending", "leased", "ready", "batched")
 
 Books = dict[str, Any]
-
-
-class EndState(enum.Enum):
-    """How a run ended."""
-
-    COMPLETED = "completed"
-    FAILED = "failed"
-    INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +138,7 @@ def record(folder: Path, outcome: Outcome, books: Books) -> Books:
     Raises:
         OSError: it cannot be written.
     """
-    whole = {**outcome.as_record(folder), **books}
+    end = outcome.as_record(folder)
+    whole = {**end, **books, **end}  # the launcher's word on the end, before the coordinator's
     write_accounting(folder / ACCOUNTING, whole)
     return whole

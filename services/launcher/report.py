@@ -89,16 +89,17 @@ def _page(folder: Path, config: Record, steps: list[Record], evaluations: list[R
 
 
 def _end_section(accounting: Record) -> list[str]:
-    """How the run ended; nothing for the books of a coordinator that ran without a launcher."""
+    """How the run ended: the launcher's account, or that of a coordinator that ran without one."""
     if "state" not in accounting:
         return []
     rows = [f"| the run | {accounting['state']} |"]
-    if accounting["reason"]:
+    if accounting.get("reason"):
         rows.append(f"| reason | {_cell(accounting['reason'])} |")
-    if cause := accounting["first_cause"]:
+    if cause := accounting.get("first_cause"):
         rows.append(f"| failed first | {cause['process']}, log `{cause['log']}` |")
-    checkpoint = accounting["checkpoint"]
-    rows.append(f"| last checkpoint | {f'`{checkpoint}`' if checkpoint else 'none was written'} |")
+    if "checkpoint" in accounting:
+        checkpoint = accounting["checkpoint"]
+        rows.append(f"| last checkpoint | {f'`{checkpoint}`' if checkpoint else 'none was written'} |")
     return ["| | |", "|---|---|", *rows, ""]
 
 

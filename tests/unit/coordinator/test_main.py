@@ -111,6 +111,7 @@ def test_a_finished_run_ends_with_0_and_leaves_its_accounting(config: MeshConfig
     books = json.loads((config.run.folder / "accounting.json").read_text())
     assert (books["num_groups"]["failed"], books["reasons"]) == (1, {"no good": 1})
     assert books["shortfall"] == ""
+    assert (books["state"], books["reason"]) == ("completed", "")
 
 
 def test_a_failed_run_ends_with_1_and_says_why(config: MeshConfig, tmp_path: Path) -> None:

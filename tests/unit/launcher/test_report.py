@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from rollmesh.errors import ConfigError
-from services.launcher.outcome import EndState, Outcome, read_json, record
+from rollmesh.replay.accounting import EndState
+from services.launcher.outcome import Outcome, read_json, record
 from services.launcher.report import staleness_histogram, write_report
 
 
@@ -131,3 +132,11 @@ def test_the_page_lists_no_file_that_does_not_exist(folder: Path) -> None:
 def test_an_accounting_that_was_cut_off_counts_as_none(folder: Path) -> None:
     (folder / "accounting.json").write_text("")
     assert "## Accounting" not in write_report(folder).read_text()
+
+
+def test_the_books_of_a_coordinator_without_a_launcher_say_how_the_run_ended(folder: Path) -> None:
+    books = read_json(folder / "accounting.json")
+    (folder / "accounting.json").write_text(json.dumps({**books, "state": "failed", "reason": "learner: no memory"}))
+    page = write_report(folder).read_text()
+    assert "| the run | failed |" in page
+    assert "| reason | learner: no memory |" in page
