@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _WORKER_EXTENSION = "services.rollout.vllm_plugin.MeshWorkerExtension"
 _GIB = 1024**3
+_LONGEST_SOCKET_FOLDER = 64
 _IN_PROCESS_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 """By its path, because vLLM replaces the short name "uni" on CPU: its own thread binding needs a worker process. We
 bind no threads, and one process less starts sooner and leaves a small machine more."""
@@ -34,11 +36,19 @@ def prepare_environment(config: MeshConfig) -> None:
         "TRANSFORMERS_OFFLINE": "1",
         # An idle worker does not notice the end before it is sent a signal, which vLLM does after this time.
         "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "1",
+        "VLLM_RPC_BASE_PATH": _socket_folder(),
         "VLLM_ENGINE_READY_TIMEOUT_S": str(round(config.rollout.start_timeout_s)),
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     os.environ[OWNER_VARIABLE] = str(os.getpid())
+
+
+def _socket_folder() -> str:
+    """Where vLLM makes its Unix sockets. Their paths have at most 107 bytes, 37 of which are a name; clusters set
+    TMPDIR to folders that leave too few."""
+    folder = tempfile.gettempdir()
+    return folder if len(os.fsencode(folder)) <= _LONGEST_SOCKET_FOLDER else "/tmp"
 
 
 def _limit_cpu_threads(num_workers: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,19 @@ def test_the_settings_of_the_mesh_file_reach_vllm(folder: Path) -> None:
     assert arguments.enable_prefix_caching is False
     assert os.environ["VLLM_NO_USAGE_STATS"] == "1"
     assert os.environ["VLLM_WORKER_MULTIPROCESSING_METHOD"] == "spawn"
+
+
+@pytest.mark.parametrize(("folder_name", "is_used"), [("short", True), ("x" * 120, False)])
+def test_sockets_lie_where_their_paths_are_short_enough(
+    folder_name: str, is_used: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        temporary = Path(short) / folder_name
+        monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+        monkeypatch.setenv("VLLM_RPC_BASE_PATH", "to be restored")
+        monkeypatch.delenv("VLLM_RPC_BASE_PATH")
+        prepare_environment(mesh_config(tmp_path))
+        assert os.environ["VLLM_RPC_BASE_PATH"] == (str(temporary) if is_used else "/tmp")
 
 
 def test_workers_draw_different_random_numbers(folder: Path) -> None:
