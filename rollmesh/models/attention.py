@@ -98,7 +98,14 @@ def eager_attention(model: Any) -> Iterator[bool]:
         logging.set_verbosity(verbosity)
 
 
-def settle_attention(model: Any, make_probe: Callable[[], Probe], wanted: str, place: str) -> Probe:
+def name_of(model: Any) -> str:
+    """How the log calls a loaded model: "gemma2 with eager attention"."""
+    return f"{model.config.model_type} with {implementation_of(model)} attention"
+
+
+def settle_attention(
+    model: Any, make_probe: Callable[[], Probe], wanted: str, place: str, should_log: bool = True
+) -> Probe:
     """Compare a loaded model's attention with `eager`, which is taken where they differ. Collective.
 
     Args:
@@ -106,6 +113,7 @@ def settle_attention(model: Any, make_probe: Callable[[], Probe], wanted: str, p
         make_probe: examines the model as it is then.
         wanted: the user's choice, or "auto".
         place: the configuration path of the user's choice, for errors.
+        should_log: say it where another attention is taken; on one rank only.
 
     Returns:
         The probe of the model as it computes from now on.
@@ -120,9 +128,11 @@ def settle_attention(model: Any, make_probe: Callable[[], Probe], wanted: str, p
         difference = probe.change_since() if is_eager else 0.0
     if difference <= probe.tolerance:
         return probe
-    finding = f"changes the outputs of {probe.name} by up to {difference:.1e} (rounding is below {probe.tolerance:.1e})"
+    figures = f"by up to {difference:.1e} (rounding is below {probe.tolerance:.1e})"
     if wanted != AUTO:
-        raise ConfigError(place, f"{wanted!r} {finding}", "set it to auto or eager")
-    _logger.warning("attention %s %s: eager is used", used, finding)
+        problem = f"{wanted!r} changes the outputs of {model.config.model_type} {figures}"
+        raise ConfigError(place, problem, "set it to auto or eager")
+    if should_log:
+        _logger.warning("%s: its outputs differ from those of eager attention %s; eager is used", probe.name, figures)
     model.set_attn_implementation(EAGER)
     return make_probe()

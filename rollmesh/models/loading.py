@@ -37,10 +37,18 @@ class ModelSource:
 
 
 def load_causal_lm(source: ModelSource) -> Any:
-    """Load a causal language model; see `load_pretrained`."""
+    """Load a causal language model; see `load_pretrained`.
+
+    Raises:
+        ConfigError: the same, or the model names no output layer, in front of which hidden states are left out.
+    """
     from transformers import AutoModelForCausalLM
 
-    return load_pretrained(AutoModelForCausalLM, source)
+    model = load_pretrained(AutoModelForCausalLM, source)
+    if model.get_output_embeddings() is None:
+        problem = f"{type(model).__name__} in {source.path} gives no output embeddings"
+        raise ConfigError(source.place, problem, "name another architecture, or let get_output_embeddings return them")
+    return model
 
 
 def load_pretrained(auto_class: Any, source: ModelSource) -> Any:

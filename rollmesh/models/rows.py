@@ -99,13 +99,23 @@ class Boundaries:
         }
 
 
-def boundary_arguments(model: Any, boundaries: Boundaries | None) -> dict[str, Any]:
-    """Those of a row's boundaries that the model's forward pass takes by name or with ``**kwargs``."""
-    if boundaries is None:
-        return {}
-    parameters = inspect.signature(model.forward).parameters
-    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    return {name: value for name, value in boundaries.arguments().items() if takes_all or name in parameters}
+class AcceptedInputs:
+    """What a model's forward pass takes beside the token ids, by name or with ``**kwargs``.
+
+    A model that is not told the positions does not keep packed sequences apart; the probe finds that out.
+    """
+
+    def __init__(self, model: Any) -> None:
+        parameters = inspect.signature(model.forward).parameters
+        self._names = frozenset(parameters)
+        self._takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+
+    def __call__(self, position_ids: Tensor, boundaries: Boundaries | None) -> dict[str, Any]:
+        """The arguments, by name."""
+        known: dict[str, Any] = {"position_ids": position_ids}
+        if boundaries is not None:
+            known.update(boundaries.arguments())
+        return {name: value for name, value in known.items() if self._takes_all or name in self._names}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from rollmesh.errors import ConfigError
 from rollmesh.models.loading import ModelSource, load_pretrained
-from rollmesh.models.rows import Boundaries, boundary_arguments
+from rollmesh.models.rows import AcceptedInputs, Boundaries
 
 _REWARD_MODEL_SUFFIXES = ("ForSequenceClassification", "ForTokenClassification", "RewardModel")
 
@@ -39,6 +39,7 @@ class ValueModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self._accepted = AcceptedInputs(backbone)
 
     @property
     def pretrained(self) -> Any:
@@ -61,8 +62,8 @@ class ValueModel(nn.Module):
             predictors: int64 [N], flat index of the position that predicts each generated token.
             boundaries: of the sequences in the only row; None does not tell them.
         """
-        more = boundary_arguments(self.backbone, boundaries)
-        output = self.backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False, **more)
+        more = self._accepted(position_ids, boundaries)
+        output = self.backbone(input_ids=input_ids, use_cache=False, **more)
         return (self.head(output.last_hidden_state.flatten(0, 1)[predictors]),)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from rollmesh.config import merge
 from rollmesh.errors import ConfigError, RollMeshError
-from rollmesh.models.attention import implementation_of, settle_attention
+from rollmesh.models.attention import implementation_of, name_of, settle_attention
 from rollmesh.models.loading import ModelSource, load_causal_lm
 from rollmesh.models.probe import Probe
 from rollmesh.models.rows import Rectangle
@@ -145,13 +145,15 @@ class TrainingEngine:
         Raises:
             ConfigError: `learner.attention` names an implementation that is wrong for the model.
         """
-        config = self._pretrained.config
+        model, section = self._pretrained, self._section
 
         def make_probe() -> Probe:
-            vocabulary = config.get_text_config().vocab_size
-            return Probe(config.model_type, self._outputs_of, vocabulary, self._section.dtype, self._ranks.max)
+            vocabulary = model.config.get_text_config().vocab_size
+            return Probe(name_of(model), self._outputs_of, vocabulary, section.dtype, self._ranks.max)
 
-        return settle_attention(self._pretrained, make_probe, self._section.attention, "learner.attention")
+        return settle_attention(
+            model, make_probe, section.attention, "learner.attention", should_log=self._ranks.is_first
+        )
 
     @property
     def attention(self) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rollmesh.errors import ConfigError
 from rollmesh.models.logprobs import token_logprobs
-from rollmesh.models.rows import Boundaries, boundary_arguments
+from rollmesh.models.rows import AcceptedInputs, Boundaries
 from rollmesh.models.wanted import WantedLogits
 
 
@@ -34,6 +34,7 @@ class PolicyModel(nn.Module):
         self.temperature = temperature
         self._options = {"output_router_logits": True} if balances_experts else {}
         self._logits = WantedLogits(causal_lm)
+        self._accepted = AcceptedInputs(causal_lm)
 
     @property
     def pretrained(self) -> Any:
@@ -61,7 +62,7 @@ class PolicyModel(nn.Module):
             Log-probabilities float32 [N]; entropies float32 [N]; the load-balancing loss as the model defines it, over
             all rows × L positions, a scalar, 0 where it is not asked for. All are differentiable.
         """
-        more = {**self._options, **boundary_arguments(self.causal_lm, boundaries)}
-        output = self._logits(predictors, input_ids=input_ids, position_ids=position_ids, **more)
+        more = self._accepted(position_ids, boundaries)
+        output = self._logits(predictors, input_ids=input_ids, **more, **self._options)
         logprobs, entropies = token_logprobs(output.logits[0], targets, self.temperature)
         return logprobs, entropies, output.aux_loss if self._options else logprobs.new_zeros(())

@@ -15,11 +15,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils.logging import disable_progress_bar
 
 from rollmesh.errors import ConfigError, UnavailableError
-from rollmesh.models.attention import AUTO, settle_attention
+from rollmesh.models.attention import AUTO, name_of, settle_attention
 from rollmesh.models.loading import ModelSource, describe, load_causal_lm
 from rollmesh.models.logprobs import target_logprobs
 from rollmesh.models.probe import Probe, choose_batching, ways_of_batching
-from rollmesh.models.rows import Batching, Rectangle, lay_out
+from rollmesh.models.rows import AcceptedInputs, Batching, Rectangle, lay_out
 from rollmesh.models.wanted import WantedLogits
 from rollmesh.types import Float32Array, Int32Array
 
@@ -56,6 +56,7 @@ class FrozenPolicy:
         self._model = model
         self._device = device
         self._logits = WantedLogits(model)
+        self._accepted = AcceptedInputs(model)
         probe = settle_attention(model, self._probe, attention, ATTENTION_PLACE)
         self._batching = choose_batching([probe], ways_of_batching([attention], may_pack=False))
 
@@ -133,7 +134,8 @@ class FrozenPolicy:
         """Float32 [N], on the CPU."""
         input_ids, position_ids = rectangle.input_ids.to(self._device), rectangle.position_ids.to(self._device)
         wanted = predictors.to(self._device)
-        logits = self._logits(wanted, input_ids=input_ids, position_ids=position_ids).logits[0]
+        more = self._accepted(position_ids, rectangle.boundaries)
+        logits = self._logits(wanted, input_ids=input_ids, **more).logits[0]
         targets = input_ids.flatten()[wanted + 1]
         return target_logprobs(logits, targets, temperatures.to(self._device)).cpu()
 
@@ -143,7 +145,7 @@ class FrozenPolicy:
             return self._logprobs(rectangle, predictors, torch.ones(len(predictors)))
 
         dtype = str(self._model.dtype).removeprefix("torch.")
-        return Probe(self._model.config.model_type, forward, self.vocab_size, dtype, list)
+        return Probe(name_of(self._model), forward, self.vocab_size, dtype, list)
 
 
 def choose_device(name: str) -> torch.device:

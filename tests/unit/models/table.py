@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rollmesh.models.attention import AUTO, implementation_of, settle_attention
+from rollmesh.models.attention import AUTO, implementation_of, name_of, settle_attention
 from rollmesh.models.probe import Probe, choose_batching, ways_of_batching
 from rollmesh.models.rows import Batching, Rectangle
 from services.learner.policy import PolicyModel
@@ -35,7 +35,7 @@ def make_probe(policy: PolicyModel, dtype: str = "float32") -> Probe:
         )[0]
         return logprobs
 
-    return Probe(config.model_type, forward, config.get_text_config().vocab_size, dtype, list)
+    return Probe(name_of(policy.causal_lm), forward, config.get_text_config().vocab_size, dtype, list)
 
 
 def choose(model: Any) -> tuple[PolicyModel, Batching]:

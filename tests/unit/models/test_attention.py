@@ -83,7 +83,7 @@ def test_attention_that_changes_the_outputs_is_replaced(wrong_model: Any, caplog
     policy = PolicyModel(wrong_model, 1.0)
     settle_attention(wrong_model, lambda: make_probe(policy), "auto", "learner.attention")
     assert implementation_of(wrong_model) == "eager"
-    assert "attention wrong changes the outputs of llama by up to" in caplog.text
+    assert "llama with wrong attention: its outputs differ from those of eager attention by up to" in caplog.text
 
 
 def test_attention_that_the_user_chose_and_that_changes_the_outputs_is_refused(wrong_model: Any) -> None:

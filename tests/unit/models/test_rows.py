@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rollmesh.models.rows import Batching, boundary_arguments, lay_out
+from rollmesh.models.rows import AcceptedInputs, Batching, lay_out
 
 A, B, C = (np.array(ids, np.int32) for ids in ([5, 6, 7, 8], [9, 10], [11]))
 
@@ -28,7 +28,7 @@ def test_a_row_with_boundaries_says_where_its_sequences_begin() -> None:
 
 
 class _Named:
-    def forward(self, input_ids: Any, seq_idx: Any = None) -> None: ...
+    def forward(self, input_ids: Any, position_ids: Any = None, seq_idx: Any = None) -> None: ...
 
 
 class _Open:
@@ -40,9 +40,10 @@ class _Closed:
 
 
 def test_a_model_is_given_only_what_its_forward_pass_takes() -> None:
-    boundaries = lay_out([A, B], ((0, 1),), Batching.PACKED_WITH_BOUNDARIES).boundaries
-    names = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}
-    assert set(boundary_arguments(_Named(), boundaries)) == {"seq_idx"}
-    assert set(boundary_arguments(_Open(), boundaries)) == names
-    assert boundary_arguments(_Closed(), boundaries) == {}
-    assert boundary_arguments(_Open(), None) == {}
+    rectangle = lay_out([A, B], ((0, 1),), Batching.PACKED_WITH_BOUNDARIES)
+    positions, boundaries = rectangle.position_ids, rectangle.boundaries
+    names = {"position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}
+    assert set(AcceptedInputs(_Named())(positions, boundaries)) == {"position_ids", "seq_idx"}
+    assert set(AcceptedInputs(_Open())(positions, boundaries)) == names
+    assert AcceptedInputs(_Closed())(positions, boundaries) == {}
+    assert set(AcceptedInputs(_Open())(positions, None)) == {"position_ids"}
