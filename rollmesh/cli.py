@@ -32,6 +32,9 @@ SERVICES = {
     "learner": "optimise the policy with DeepSpeed",
 }
 
+SCORERS = ("reward", "reference")
+"""Services that a file may describe alone."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the process's exit code."""
@@ -154,7 +157,13 @@ def _services(module: str) -> Any:
 
 
 def _load(args: argparse.Namespace) -> Any:
+    """The file of a mesh."""
     return _services("config").load_mesh(args.config, args.overrides)
+
+
+def _load_any(args: argparse.Namespace) -> Any:
+    """The file of a mesh, or of the scorers alone."""
+    return _services("config").load_config(args.config, args.overrides)
 
 
 def _run_up(args: argparse.Namespace) -> int:
@@ -170,7 +179,7 @@ def _run_service(args: argparse.Namespace) -> int:
         # For the Python processes that vLLM and torch start. Those of a user's reward function keep Python's own rule.
         os.environ["PYTHONSAFEPATH"] = "1"
     _die_with_launcher()
-    config = _load(args)
+    config = _load_any(args) if args.service in SCORERS else _load(args)
     # A learner of several ranks starts itself again under torch's launcher and needs to find its file.
     os.environ["ROLLMESH_CONFIG"] = str(args.config.resolve())
     os.environ["ROLLMESH_OVERRIDES"] = json.dumps(args.overrides)
@@ -201,7 +210,7 @@ def _die_with_launcher() -> None:
 
 
 def _run_status(args: argparse.Namespace) -> int:
-    return int(_services("launcher.status").show(_load(args), is_json=args.is_json))
+    return int(_services("launcher.status").show(_load_any(args), is_json=args.is_json))
 
 
 def _run_report(args: argparse.Namespace) -> int:
@@ -210,14 +219,14 @@ def _run_report(args: argparse.Namespace) -> int:
 
 
 def _run_config_check(args: argparse.Namespace) -> int:
-    config = _load(args)
+    config = _load_any(args)
     _services("launcher.main").print_findings(config)
     print(f"{args.config}: ok")
     return EXIT_OK
 
 
 def _run_config_show(args: argparse.Namespace) -> int:
-    print(_services("config").dump_mesh(_load(args)), end="")
+    print(_services("config").dump_mesh(_load_any(args)), end="")
     return EXIT_OK
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from rollmesh.algorithms.config import AlgorithmSection
 from rollmesh.algorithms.rules import check_objective, objective_warnings
@@ -31,21 +31,44 @@ from services.reward.config import RewardSection
 from services.rollout.config import RolloutSection
 
 
-class MeshConfig(Section):
-    """One mesh file."""
+class ScorerConfig(Section):
+    """What the servers that score samples need: reward and reference. All of a file that describes them alone."""
 
     run: RunSection
+    model: ModelSection | None = None
+    coordinator: CoordinatorSection = CoordinatorSection()
+    reward: RewardSection = RewardSection()
+    reference: ReferenceSection | None = None
+    """Needed where algorithm.kl.coef is greater than 0."""
+
+    def check_stands_alone(self) -> None:
+        """Raises ConfigError if the file does not say what a server on its own has to know."""
+        if self.reward.function is None and self.reference is None:
+            fix = "set reward.function, add `reference:`, or for a mesh add `data:`, `training:` and `sampling:`"
+            raise ConfigError("configuration", "describes no server and no mesh", fix)
+        if self.reference is not None and self.model is None:
+            raise ConfigError("model", "is missing, and the reference server loads it", "add a `model:` section")
+        addresses = {"coordinator.address": self.coordinator.address}
+        if self.reward.function is not None:
+            addresses["reward.address"] = self.reward.address
+        if self.reference is not None:
+            addresses["reference.address"] = self.reference.address
+        fix = "name the port that the mesh's file names, or for a mesh add `data:`, `training:` and `sampling:`"
+        for place, address in addresses.items():
+            if address.endswith(":0"):
+                raise ConfigError(place, f"{address} leaves the port open", fix)
+
+
+class MeshConfig(ScorerConfig):
+    """One mesh file: reinforcement learning, with every service."""
+
     model: ModelSection
     data: DataSection
     evaluation: EvaluationSection | None = None
     training: TrainingSection
     sampling: SamplingSection
     algorithm: AlgorithmSection = AlgorithmSection()
-    coordinator: CoordinatorSection = CoordinatorSection()
     rollout: RolloutSection = RolloutSection()
-    reward: RewardSection = RewardSection()
-    reference: ReferenceSection | None = Field(default=None)
-    """Needed where algorithm.kl.coef is greater than 0."""
     learner: LearnerSection = LearnerSection()
     replay: ReplaySection = ReplaySection()
     weights: WeightsSection = WeightsSection()
@@ -89,6 +112,20 @@ def load_mesh(path: Path, overrides: Sequence[str] = ()) -> MeshConfig:
     return validate(MeshConfig, load_yaml(path, overrides))
 
 
-def dump_mesh(config: MeshConfig) -> str:
+def load_config(path: Path, overrides: Sequence[str] = ()) -> MeshConfig | ScorerConfig:
+    """Read a mesh file, or a file that describes scorers alone: it has none of the sections that a mesh adds.
+
+    Raises:
+        ConfigError: one sentence with the place, the value and the fix.
+    """
+    tree = load_yaml(path, overrides)
+    if tree.keys() - ScorerConfig.model_fields.keys():
+        return validate(MeshConfig, tree)
+    config = validate(ScorerConfig, tree)
+    config.check_stands_alone()
+    return config
+
+
+def dump_mesh(config: ScorerConfig) -> str:
     """The resolved configuration as YAML that `load_mesh` reads back to the same value."""
     return dump_yaml(config.model_dump(mode="json"))

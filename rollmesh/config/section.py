@@ -117,7 +117,12 @@ def validate(model: type[SectionT], tree: dict[str, Any]) -> SectionT:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise _as_config_error(model, error.errors()[0]) from error
+        # A key that is misspelt first: what it should have been is missing as well.
+        faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+        missing = [str(fault["loc"][0]) for fault in faults if fault["type"] == "missing" and len(fault["loc"]) == 1]
+        if len(missing) > 1 and faults[0]["type"] == "missing":
+            raise ConfigError(", ".join(missing), "are missing", "add these sections") from error
+        raise _as_config_error(model, faults[0]) from error
 
 
 def _as_config_error(model: type[Section], detail: ErrorDetails) -> ConfigError:

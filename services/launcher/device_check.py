@@ -16,8 +16,13 @@ def check_devices(config: MeshConfig) -> None:
     if config.has_reference and config.reference:
         wanted.append(("reference.device", config.reference.device))
     for place, device in wanted:
-        if device == "cuda" and (obstacle := cuda_obstacle()):
-            raise ConfigError(place, f"is 'cuda', but {obstacle}", "set it to auto or cpu")
+        check_device(place, device)
+
+
+def check_device(place: str, device: str) -> None:
+    """Raises ConfigError if ``device`` is "cuda" and there can be none."""
+    if device == "cuda" and (obstacle := cuda_obstacle()):
+        raise ConfigError(place, f"is 'cuda', but {obstacle}", "set it to auto or cpu")
 
 
 def cuda_obstacle() -> str | None:

@@ -21,7 +21,7 @@ from rollmesh.errors import ConfigError
 from rollmesh.replay.identity import clear_run, refuse_known_run
 from rollmesh.replay.server import EmbeddedServer
 from rollmesh.rpc.channel import Address, parse_address
-from services.config import MeshConfig, dump_mesh
+from services.config import MeshConfig, ScorerConfig, dump_mesh
 from services.launcher import preflight
 from services.launcher.address_check import reserve_any
 from services.launcher.environment import job_variables
@@ -56,13 +56,13 @@ async def _run(config: MeshConfig, folder: Path, server: EmbeddedServer | None) 
     return await LocalRun(config, folder, server).run()
 
 
-def print_findings(config: MeshConfig) -> None:
+def print_findings(config: ScorerConfig) -> None:
     """Run the checks and show, line by line, what they find."""
     for finding in preflight.check(config):
         print(f"  {finding.what:<11}{finding.where} · {finding.result}", flush=True)
         if finding.warning:
             print(f"warning: {finding.warning}", file=sys.stderr, flush=True)
-    for warning in config.warnings:
+    for warning in config.warnings if isinstance(config, MeshConfig) else []:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     if names := job_variables(os.environ):
         verb = "belongs" if len(names) == 1 else "belong"

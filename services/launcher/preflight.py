@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from rollmesh.replay.connection import check_server, without_password
 from rollmesh.replay.server import find_binary
-from services.config import MeshConfig
+from services.config import MeshConfig, ScorerConfig
 from services.launcher.address_check import check_addresses
 from services.launcher.deepspeed_check import check_deepspeed
-from services.launcher.device_check import check_devices
+from services.launcher.device_check import check_device, check_devices
 from services.launcher.model_check import check_length, check_model, check_reference
 from services.launcher.prompt_check import CheckedPrompts, PromptSource, check_prompts
 from services.launcher.server_check import check_answers
@@ -33,12 +33,28 @@ class Finding:
     warning: str = ""
 
 
-def check(config: MeshConfig) -> Iterator[Finding]:
+def check(config: ScorerConfig) -> Iterator[Finding]:
     """Run all checks; yields what each has found.
 
     Raises:
-        ConfigError: the mesh cannot work.
+        ConfigError: the mesh, or the servers that stand alone, cannot work.
     """
+    yield from _check_mesh(config) if isinstance(config, MeshConfig) else _check_scorers(config)
+
+
+def _check_scorers(config: ScorerConfig) -> Iterator[Finding]:
+    if config.reference is not None and config.model is not None:
+        check_device("reference.device", config.reference.device)
+        own = config.reference.model_path
+        place, path = ("model.path", config.model.path) if own is None else ("reference.model_path", own)
+        summary = check_model(place, path, trust_remote_code=config.model.trust_remote_code)
+        yield Finding("reference", str(path), summary.architecture)
+    if config.reward.function is not None:
+        result = check_function(config.reward.function, config.reward, None)
+        yield Finding("reward", str(config.reward.function), result)
+
+
+def _check_mesh(config: MeshConfig) -> Iterator[Finding]:
     check_extra(config.rollout.engine.extra)
     check_deepspeed(config.learner.deepspeed)
     check_devices(config)

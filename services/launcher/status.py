@@ -12,12 +12,12 @@ from rollmesh.errors import ConfigError, DeadlineError, UnavailableError
 from rollmesh.rpc.channel import parse_address
 from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.types import MeshStatus, PolicyVersion, RunState
-from services.config import MeshConfig, load_mesh
+from services.config import ScorerConfig, load_mesh
 from services.launcher.outcome import ACCOUNTING, read_json
 from services.launcher.progress import format_status
 
 
-def show(config: MeshConfig, *, is_json: bool) -> int:
+def show(config: ScorerConfig, *, is_json: bool) -> int:
     """Print the status that the coordinator gives.
 
     Raises:
@@ -44,7 +44,7 @@ def _end_of(folder: Path) -> str:
     return f"the run is over: {books['state']}{reason}"
 
 
-def find_coordinator(config: MeshConfig) -> str:
+def find_coordinator(config: ScorerConfig) -> str:
     """The address in the mesh file, or where that leaves the port open, in the file that `rollmesh up` resolved.
 
     Raises:

@@ -21,7 +21,7 @@ from rollmesh.rpc.server import Server
 from rollmesh.telemetry.logs import configure
 from rollmesh.types import Role
 from rollmesh.v1.reference_pb2_grpc import add_ReferenceServiceServicer_to_server
-from services.config import MeshConfig
+from services.config import ScorerConfig
 from services.reference.model import FrozenPolicy
 from services.reference.scheduler import Scheduler
 from services.reference.servicer import ReferenceServicer
@@ -32,13 +32,13 @@ _WAITING_BATCHES = 8
 """Batches' worth of tokens that may wait before streams are read no further."""
 
 
-def main(config: MeshConfig, name: str) -> int:
+def main(config: ScorerConfig, name: str) -> int:
     """Serve until the run is over or a signal comes; returns the exit code."""
     configure(config.run.name, name)
     return run_service(lambda stop: serve(config, name, stop), name)
 
 
-async def serve(config: MeshConfig, name: str, stop: asyncio.Event) -> int:
+async def serve(config: ScorerConfig, name: str, stop: asyncio.Event) -> int:
     """Raises ConfigError for a model, a device or an address that cannot be used."""
     section = config.reference
     if section is None:
@@ -66,9 +66,10 @@ async def serve(config: MeshConfig, name: str, stop: asyncio.Event) -> int:
         executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _load(config: MeshConfig) -> FrozenPolicy:
+def _load(config: ScorerConfig) -> FrozenPolicy:
     section = config.reference
     assert section is not None
+    assert config.model is not None
     return FrozenPolicy.load(
         section.model_path or config.model.path,
         dtype=section.dtype,

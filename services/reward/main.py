@@ -18,7 +18,7 @@ from rollmesh.rpc.server import Server
 from rollmesh.telemetry.logs import configure
 from rollmesh.types import Role
 from rollmesh.v1.reward_pb2_grpc import add_RewardServiceServicer_to_server
-from services.config import MeshConfig
+from services.config import ScorerConfig
 from services.reward.pool import RewardPool
 from services.reward.servicer import RewardServicer
 
@@ -26,13 +26,13 @@ _GRACE_S = 2.0
 """For workers that end with the run to take their last answers."""
 
 
-def main(config: MeshConfig, name: str) -> int:
+def main(config: ScorerConfig, name: str) -> int:
     """Serve until the run is over or a signal comes; returns the exit code."""
     configure(config.run.name, name)
     return run_service(lambda stop: serve(config, name, stop), name)
 
 
-async def serve(config: MeshConfig, name: str, stop: asyncio.Event) -> int:
+async def serve(config: ScorerConfig, name: str, stop: asyncio.Event) -> int:
     """Raises ConfigError for a file or an address that cannot be used."""
     section = config.reward
     if section.function is None:

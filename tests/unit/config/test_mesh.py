@@ -95,7 +95,7 @@ def test_a_fault_names_the_place_and_the_fix(mesh_file: Path, override: str, pla
         ("run: [", "is not valid YAML"),
         ("- a", "holds a list"),
         ("", "is empty"),
-        ("run: {name: x}", "model: is missing"),
+        ("run: {name: x}", "model, data, training, sampling: are missing; add"),
     ],
 )
 def test_a_file_that_is_no_mesh_is_refused(tmp_path: Path, text: str, problem: str) -> None:
