@@ -186,7 +186,8 @@ class LocalRun:
     def _raise_if_redis_died(self) -> None:
         if self._server is not None and not self._server.is_running:
             log, how = self._folder / "redis" / "server.log", describe_exit(self._server.exit_code)
-            raise ServiceDiedError(f"redis, which keeps the run's groups, {how}; its log is {log}", "redis", log)
+            what = f"redis (pid {self._server.pid}), which holds the replay queue"
+            raise ServiceDiedError(f"{what}, {how}; its log is {log}", "redis", log)
 
     async def _raise_if_dead(self) -> None:
         """Redis comes first: without it every service ends, in any order."""

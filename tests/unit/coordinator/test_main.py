@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 from rollmesh.errors import ConfigError
 from rollmesh.replay.connection import connect
 from rollmesh.replay.ledger import Ledger
+from rollmesh.replay.server import EmbeddedServer
 from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.rpc.server import Server
 from rollmesh.types import PolicyVersion, Role, RunState
@@ -131,3 +133,23 @@ def test_a_signal_stops_the_process_in_order(config: MeshConfig, tmp_path: Path)
         asyncio.run(join())
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
+
+
+def test_a_redis_that_goes_away_fails_the_run_with_one_sentence(tmp_path: Path) -> None:
+    async def until_it_serves(config: MeshConfig) -> None:
+        async with CoordinatorClient(config.coordinator.address, "looker") as looker:
+            await looker.status(timeout_s=100)
+
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = {"address": f"127.0.0.1:{probe.getsockname()[1]}"}
+    with EmbeddedServer.start(tmp_path / "redis") as server:
+        replay = {"outage_timeout_s": 0.5}
+        config = mesh_config(tmp_path, server.url, coordinator=address, replay=replay)
+        with coordinator_process(config, tmp_path) as process:
+            asyncio.run(until_it_serves(config))
+            os.kill(server.pid, signal.SIGKILL)
+            _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.splitlines()[-1].startswith(
+        f"error: the run failed: Redis at {server.url}, which holds the replay queue, has been away for "
+    )
