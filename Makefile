@@ -8,7 +8,7 @@ STAMP := $(VENV)/.set-up
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-model test test-fast lint format protos bench clean
+.PHONY: help setup demo demo-model test test-fast lint format protos bench bench-memory clean
 
 help: ## Show this help.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -73,6 +73,9 @@ protos: $(STAMP) ## Generate the stubs again, with the oldest supported protobuf
 bench: $(STAMP) examples/operators/model/config.json ## Measure; writes docs/performance.json and its table.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[ray]"
 	@$(BIN)/python -m tests.bench.run
+
+bench-memory: $(STAMP) ## 100,000 groups of pretended engines through Redis: what it holds stays the same.
+	@$(BIN)/python -m tests.bench.redis_memory
 
 clean: ## Remove the environment, runs and caches.
 	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

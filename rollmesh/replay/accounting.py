@@ -35,51 +35,56 @@ class EndState(enum.Enum):
 
 
 async def account(ledger: Ledger) -> dict[str, Any]:
-    """Go through all rows of the ledger once. O(groups).
+    """Go through the rows of the ledger once, and add its totals of the groups that have no row any more. O(rows).
 
     Returns:
         ``num_opened``; ``num_groups`` by state; ``num_trained`` (TRAINED or RETIRED); ``num_steps``; ``num_retried``
         (groups of more than one attempt); ``pass_rate``, what part of the trained and FILTERED groups was trained (1
         where there are none); ``reasons`` of FAILED and FILTERED groups with their numbers; ``num_duplicate_prompts``
-        and ``num_gaps`` in the line, which are 0 in a sound run; ``is_balanced`` (both are, and every group ended).
+        and ``num_gaps`` in the line, which are 0 in a sound run; ``is_balanced`` (both are, every group ended, and the
+        places of all groups sum up to what the places of a line without gaps do).
     """
-    states: Counter[GroupState] = Counter()
+    totals = await ledger.totals()
+    states = Counter(totals.num_compacted)
     reasons = ReasonCounter()
+    for _, reason, count in totals.reasons:
+        reasons.add(reason, count)
     prompts: set[str] = set()
-    sequences: set[int] = set()
-    steps: set[int] = set()
-    num_rows = num_retried = 0
+    num_rows, num_retried, sequence_sum = 0, totals.num_retried, totals.sequence_sum
     async for row in ledger.rows():
         num_rows += 1
         states[row.state] += 1
         prompts.add(str(row.prompt_id))
-        sequences.add(row.sequence)
+        sequence_sum += row.sequence
         num_retried += row.attempt > 0
         if row.state in (GroupState.FAILED, GroupState.FILTERED):
             reasons.add(row.reason)
-        if row.step is not None and row.state in (GroupState.TRAINED, GroupState.RETIRED):
-            steps.add(row.step)
+    num_opened = totals.num_opened
     num_trained = states[GroupState.TRAINED] + states[GroupState.RETIRED]
     num_decided = num_trained + states[GroupState.FILTERED]
     num_ended = num_decided + states[GroupState.FAILED]
-    num_gaps = len(set(range(num_rows)) - sequences)
+    num_duplicates, num_gaps = num_rows - len(prompts), num_opened - states.total()
+    is_dense = num_duplicates == num_gaps == 0 and 2 * sequence_sum == num_opened * (num_opened - 1)
     return {
-        "num_opened": num_rows,
+        "num_opened": num_opened,
         "num_groups": {state.value: states[state] for state in GroupState},
         "num_trained": num_trained,
-        "num_steps": len(steps),
+        "num_steps": totals.num_steps,
         "num_retried": num_retried,
         "pass_rate": num_trained / num_decided if num_decided else 1.0,
         "reasons": reasons.most_common(),
-        "num_duplicate_prompts": num_rows - len(prompts),
+        "num_duplicate_prompts": num_duplicates,
         "num_gaps": num_gaps,
-        "is_balanced": num_ended == num_rows == len(prompts) and num_gaps == 0,
+        "is_balanced": is_dense and num_ended == num_opened,
     }
 
 
 async def most_frequent_failure(ledger: Ledger) -> str:
     """The reason that most FAILED groups carry, with their number; empty if none failed."""
     reasons = ReasonCounter()
+    for state, reason, count in (await ledger.totals()).reasons:
+        if state is GroupState.FAILED:
+            reasons.add(reason, count)
     async for row in ledger.rows(GroupState.FAILED):
         reasons.add(row.reason)
     if not reasons.total:
@@ -113,12 +118,12 @@ class ReasonCounter:
         self._counts: Counter[str] = Counter()
         self._words: dict[str, list[str]] = {}
 
-    def add(self, reason: str) -> None:
+    def add(self, reason: str, count: int = 1) -> None:
         words = reason.split()
         kind = " ".join(VARYING if re.search(r"\d", word) else word for word in words)
         known = self._words.setdefault(kind, words)
         self._words[kind] = [old if old == new else VARYING for old, new in zip(known, words, strict=True)]
-        self._counts[kind] += 1
+        self._counts[kind] += count
 
     @property
     def total(self) -> int:

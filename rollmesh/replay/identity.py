@@ -79,11 +79,11 @@ def find_run(client: Redis, name: str) -> KnownRun | None:
     with translate_errors(), client.pipeline(transaction=True) as pipeline:
         pipeline.hgetall(keys.identity)
         pipeline.exists(keys.owner)
-        pipeline.llen(keys.line)
+        pipeline.hget(keys.meta, "opened")
         pipeline.exists(keys.meta)
         pipeline.time()
         fields, is_owned, num_opened, has_meta, (now_s, _) = pipeline.execute()
-    if not fields and not num_opened and not has_meta:
+    if not fields and not has_meta:
         return None
     known: dict[str, str] = {key.decode(): value.decode() for key, value in fields.items()}
     identity = RunIdentity(known["id"], known.get("fingerprint", "")) if "id" in known else None
@@ -91,7 +91,7 @@ def find_run(client: Redis, name: str) -> KnownRun | None:
     state = known.get("state", "interrupted")
     if state == "running" and not is_owned:
         state = "interrupted"
-    return KnownRun(name, keys.prefix, identity, age_s, state, int(num_opened), bool(is_owned))
+    return KnownRun(name, keys.prefix, identity, age_s, state, int(num_opened or 0), bool(is_owned))
 
 
 def refuse_known_run(url: str, timeout_s: float, name: str) -> None:

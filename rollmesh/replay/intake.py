@@ -117,7 +117,11 @@ class BatchIntake:
     def num_filtered(self) -> int:
         """Groups FILTERED so far in the run. O(1)."""
         with translate_errors():
-            return int(self._redis.zcard(self._keys.index(GroupState.FILTERED)))
+            with self._redis.pipeline(transaction=True) as pipeline:
+                pipeline.zcard(self._keys.index(GroupState.FILTERED))
+                pipeline.hget(self._keys.totals, GroupState.FILTERED.value)
+                num_with_row, num_without = pipeline.execute()
+            return int(num_with_row) + int(num_without or 0)
 
     def payloads(self, group_ids: Sequence[str]) -> list[Group]:
         """Read groups of a batch, in this order, some at a time.
@@ -161,14 +165,16 @@ class BatchIntake:
         return num_groups
 
     def retire(self, through_step: int) -> int:
-        """Drop the payloads of what steps up to ``through_step`` trained, once a durable checkpoint covers them.
+        """Drop the payloads of what steps up to ``through_step`` trained, once no learner will go back to those steps.
+
+        The rows follow when enough later groups have ended. The steps cannot be taken or marked again.
 
         Returns:
             How many groups retired by this call.
         """
         num_groups = 0
         while True:
-            num_retired = int(self._run("retire", through_step, _RETIRED_PER_CALL))
+            num_retired = int(self._run("retire", through_step, _RETIRED_PER_CALL, self._keys.batch_prefix))
             num_groups += num_retired
             if num_retired < _RETIRED_PER_CALL:
                 return num_groups

@@ -19,11 +19,16 @@ class Keys:
         slots: zset of the groups that hold a slot, scored by the step that trained them, ``+inf`` before.
         deadlines: zset of leased groups by the end of their lease, Unix milliseconds of the Redis clock.
         holders: zset of ``<member>\\0<group id>``, all of score 0: the leases of a member, by lexical range.
-        line: list of all group ids; a group's place in it is its sequence.
-        meta: hash: ``token`` (last fencing token), ``closed``, ``last_step`` (the step of the last batch),
-            ``batch_size`` (groups that the learner waits for).
+        line: zset of the groups that have a row, scored by their place in the line.
+        meta: hash: ``opened`` (groups opened in the run), ``token`` (last fencing token), ``closed``, ``batch_size``
+            (groups that the learner waits for), ``taken_step`` and ``retired_step`` (the highest of each),
+            ``last_step`` (the step of the last batch), ``num_steps`` (steps trained).
         requests: hash of each member's last lease request, to answer a repeated one.
-        journal: stream with one entry per transition; never trimmed.
+        journal: stream with one entry per transition, long enough for all transitions of groups that hold a slot.
+        ended: list of the groups that ended and still have a row, the oldest first.
+        totals: hash of what is known of ended groups without a row: their number for each state, ``retried``,
+            ``sequence_sum``.
+        reasons: hash of ``<state>\\0<reason>`` of ended groups without a row: how many have it.
         wake: list of at most one element, which the learner pops when it has to look again.
         identity: hash: whose keys these are (see `identity`): ``id``, ``fingerprint``, ``created_s``, ``state``.
         owner: string that ends by itself unless the process that drives the run renews it (see `claim`).
@@ -41,6 +46,9 @@ class Keys:
         self.requests = f"{prefix}requests"
         self.journal = f"{prefix}journal"
         self.wake = f"{prefix}wake"
+        self.ended = f"{prefix}ended"
+        self.totals = f"{prefix}totals"
+        self.reasons = f"{prefix}reasons"
         self.identity = f"{prefix}identity"
         self.owner = f"{prefix}owner"
 
@@ -56,9 +64,13 @@ class Keys:
         commit cannot touch what another stored."""
         return f"{self.prefix}payload:{group_id}:{fencing_token}"
 
+    @property
+    def batch_prefix(self) -> str:
+        return f"{self.prefix}batch:"
+
     def batch(self, step: int) -> str:
-        """The list of the groups that a step took."""
-        return f"{self.prefix}batch:{step}"
+        """The list of the groups that a step took, until they are retired."""
+        return f"{self.batch_prefix}{step}"
 
     @cached_property
     def for_scripts(self) -> tuple[str, ...]:
@@ -74,6 +86,9 @@ class Keys:
             self.requests,
             self.journal,
             self.wake,
+            self.ended,
+            self.totals,
+            self.reasons,
             self.identity,
             self.owner,
         )

@@ -12,8 +12,9 @@ A group takes a slot when it is opened and keeps it until the version it was tra
 (`release_slots`), or until it is FAILED or FILTERED. A lease is over when its time is up, whether or not somebody has
 swept it; only its holder, with the current fencing token, moves a group out of LEASED.
 
-Cost on the server: O(log N) per group and transition, N groups in the run. A group leaves a row and its journal
-entries behind, about 1.5 KB; its payload goes when it retires.
+Cost on the server: O(log N) per group and transition, N groups that have a row. A group that ended leaves nothing
+behind in the long run: its payload goes when it retires, and the rows of all but the last `scripts.NUM_ENDED_KEPT`
+ended groups become totals (`LedgerTotals`) by the same script that ends another group.
 """
 
 from __future__ import annotations
@@ -81,6 +82,27 @@ class LedgerSnapshot:
         return self.next_sequence - self.num_groups[GroupState.FAILED] - self.num_groups[GroupState.FILTERED]
 
 
+@dataclass(frozen=True, slots=True)
+class LedgerTotals:
+    """What the ledger knows of the whole run without looking at rows.
+
+    Attributes:
+        num_opened: groups in the run.
+        num_steps: steps that were trained.
+        num_compacted: ended groups without a row, by state.
+        num_retried: those of them that took more than one attempt.
+        sequence_sum: the sum of their places in the line.
+        reasons: of those that FAILED or were FILTERED: state, reason (words with a digit are ``…``), how many.
+    """
+
+    num_opened: int
+    num_steps: int
+    num_compacted: Mapping[GroupState, int]
+    num_retried: int
+    sequence_sum: int
+    reasons: tuple[tuple[GroupState, str, int], ...]
+
+
 class Ledger:
     """The ledger of one run, for one event loop.
 
@@ -100,20 +122,25 @@ class Ledger:
         self._scripts = {name: redis.register_script(source(name)) for name in names}
         self._commits = CommitLine(redis, redis.register_script(source("commit")), self._keys)
 
-    async def open_groups(self, prompt_ids: Sequence[PromptId], num_slots: int | None = None) -> list[GroupRow]:
+    async def open_groups(
+        self, prompt_ids: Sequence[PromptId], num_slots: int | None = None, first_place: int | None = None
+    ) -> list[GroupRow]:
         """Give each prompt a slot and the next place in the line. A group that exists already is left as it is.
 
         Args:
             num_slots: stop when so many slots are taken; None opens all.
+            first_place: the place that the first prompt is to have in the line. Prompts whose places are taken are left
+                out, so that a repeated call opens nothing twice, even if the groups have ended meanwhile.
 
         Returns:
-            The rows of those of ``prompt_ids`` that are now in the ledger, in that order.
+            The rows of those of ``prompt_ids`` that now have one, in that order.
 
         Raises:
             RunEndedError: a new group, and the ledger is closed.
         """
         try:
-            rows = await self._rows("open", -1 if num_slots is None else num_slots, *map(str, prompt_ids))
+            limits = (-1 if limit is None else limit for limit in (num_slots, first_place))
+            rows = await self._rows("open", *limits, *map(str, prompt_ids))
         except ReplayError as error:
             if "the ledger is closed" in str(error):
                 raise RunEndedError("the ledger is closed: no group can be opened any more") from error
@@ -243,12 +270,30 @@ class Ledger:
             async with self._redis.pipeline(transaction=True) as pipeline:
                 for state in GroupState:
                     pipeline.zcard(self._keys.index(state))
+                pipeline.hmget(self._keys.totals, [state.value for state in GroupState])
                 pipeline.zcard(self._keys.slots)
-                pipeline.llen(self._keys.line)
-                pipeline.hexists(self._keys.meta, "closed")
-                *counts, num_slots_used, next_sequence, is_closed = await pipeline.execute()
-        return LedgerSnapshot(
-            dict(zip(GroupState, counts, strict=True)), num_slots_used, next_sequence, bool(is_closed)
+                pipeline.hmget(self._keys.meta, ["opened", "closed"])
+                *with_row, without_row, num_slots_used, (num_opened, closed) = await pipeline.execute()
+        counts = [rows + int(more or 0) for rows, more in zip(with_row, without_row, strict=True)]
+        num_groups = dict(zip(GroupState, counts, strict=True))
+        return LedgerSnapshot(num_groups, num_slots_used, int(num_opened or 0), closed is not None)
+
+    async def totals(self) -> LedgerTotals:
+        """What is known without rows. O(kinds of reasons)."""
+        with translate_errors():
+            async with self._redis.pipeline(transaction=True) as pipeline:
+                pipeline.hmget(self._keys.meta, ["opened", "num_steps"])
+                pipeline.hgetall(self._keys.totals)
+                pipeline.hgetall(self._keys.reasons)
+                (num_opened, num_steps), counts, reasons = await pipeline.execute()
+        kinds = [(*field.decode().split("\0", 1), int(count)) for field, count in reasons.items()]
+        return LedgerTotals(
+            num_opened=int(num_opened or 0),
+            num_steps=int(num_steps or 0),
+            num_compacted={state: int(counts.get(state.value.encode(), 0)) for state in GroupState},
+            num_retried=int(counts.get(b"retried", 0)),
+            sequence_sum=int(counts.get(b"sequence_sum", 0)),
+            reasons=tuple((GroupState(state), reason, count) for state, reason, count in kinds),
         )
 
     async def row(self, group_id: str) -> GroupRow | None:
@@ -259,23 +304,22 @@ class Ledger:
     async def rows(self, state: GroupState | None = None) -> AsyncIterator[GroupRow]:
         """All rows in the order of the line, or those in ``state`` in the order of its index.
 
-        Read in portions: a row shows its own moment, and a group that moves meanwhile may be missed in ``state``.
+        Read in portions: a row shows its own moment, and a group that moves or ends meanwhile may be missed. Of groups
+        that ended, only the latest have a row.
         """
+        index = self._keys.line if state is None else self._keys.index(state)
         start = 0
         while True:
             end = start + _ROWS_PER_CALL - 1
             with translate_errors():
-                ids: Any
-                if state is None:
-                    ids = await self._redis.lrange(self._keys.line, start, end)
-                else:
-                    ids = await self._redis.zrange(self._keys.index(state), start, end)
+                ids: Any = await self._redis.zrange(index, start, end)
                 async with self._redis.pipeline(transaction=False) as pipeline:
                     for group_id in ids:
                         pipeline.hgetall(self._keys.row(group_id.decode()))
                     replies = await pipeline.execute()
             for fields in replies:
-                yield _parse(fields)
+                if fields:
+                    yield _parse(fields)
             if len(ids) < _ROWS_PER_CALL:
                 return
             start += len(ids)

@@ -231,7 +231,7 @@ class Dispatcher:
         count = self._admission.num_to_open(snapshot.num_groups, snapshot.num_opened, snapshot.num_slots_used)
         if count and not snapshot.is_closed:
             prompts = self._prompts.next_prompts(snapshot.num_opened, count)
-            await self._ledger.open_groups(prompts, self._admission.num_slots)
+            await self._ledger.open_groups(prompts, self._admission.num_slots, snapshot.num_opened)
             snapshot = await self._ledger.snapshot()
         if not snapshot.is_closed and self._admission.is_complete(snapshot.num_groups, snapshot.num_opened):
             await self._ledger.close_intake()

@@ -93,6 +93,8 @@ class Loop:
             self._step(step, share)
             if not is_last and self._is_checkpoint_due(step):
                 self._checkpoint(step, is_last=False)
+            elif self._config.learner.checkpoint.every_steps is None:
+                parts.intake.retire(step)  # no checkpoint comes to which a learner could go back before this step
         self._finish(step)
         return step
 

@@ -1,20 +1,25 @@
 -- (new) → PENDING, with a slot and the next place in the line. O(ids · log N).
--- ARGV: number of slots that may be taken (-1: any), then the ids. A group that exists is left as it is.
--- Returns the rows of those ids that exist afterwards, or an error where a new one meets a closed ledger.
-local num_slots = tonumber(ARGV[2])
+-- ARGV: number of slots that may be taken (-1: any), place in the line of the first id (-1: the next one), then the ids.
+-- A group that exists is left as it is. So is one whose place is taken already: the call is repeated, and the group may
+-- have ended and lost its row meanwhile.
+-- Returns the rows of those ids that have one afterwards, or an error where a new one meets a closed ledger.
+local num_slots, first = tonumber(ARGV[2]), tonumber(ARGV[3])
 local is_closed = redis.call('HEXISTS', meta, 'closed') == 1
+local num_opened = tonumber(redis.call('HGET', meta, 'opened') or '0')
 local rows = {}
-for i = 3, #ARGV do
+for i = 4, #ARGV do
   local id = ARGV[i]
-  local exists = redis.call('EXISTS', row_prefix .. id) == 1
-  local has_room = num_slots < 0 or redis.call('ZCARD', slots) < num_slots
-  if not exists and is_closed then return redis.error_reply('CLOSED the ledger is closed') end
-  if not exists and has_room then
-    local sequence = redis.call('RPUSH', line, id) - 1
+  local has_row = redis.call('EXISTS', row_prefix .. id) == 1
+  local is_new = not has_row and not (first >= 0 and first + i - 4 < num_opened)
+  if is_new and is_closed then return redis.error_reply('CLOSED the ledger is closed') end
+  if is_new and (num_slots < 0 or redis.call('ZCARD', slots) < num_slots) then
+    local sequence = redis.call('HINCRBY', meta, 'opened', 1) - 1
+    redis.call('ZADD', line, sequence, id)
     redis.call('HSET', row_prefix .. id, 'id', id, 'sequence', sequence, 'attempt', 0, 'token', 0)
     redis.call('ZADD', slots, '+inf', id)
     move(id, 'pending', 'pending', sequence)
+    has_row = true
   end
-  if exists or has_room then rows[#rows + 1] = read_row(id) end
+  if has_row then rows[#rows + 1] = read_row(id) end
 end
 return rows

@@ -1,10 +1,11 @@
 -- Common to all transitions. KEYS is `Keys.for_scripts`, ARGV[1] the prefix of the rows; arguments of a script's own
--- follow. N is the number of groups in the run.
+-- follow. N is the number of groups that have a row. `num_ended_kept` is defined before (see `scripts.py`).
 local index = {
   pending = KEYS[1], leased = KEYS[2], ready = KEYS[3], batched = KEYS[4],
   trained = KEYS[5], retired = KEYS[6], filtered = KEYS[7], failed = KEYS[8],
 }
-local slots, deadlines, holders, line, meta, requests, journal, wake, identity, owner = unpack(KEYS, 9)
+local slots, deadlines, holders, line, meta, requests, journal, wake, ended, totals, reasons, identity, owner =
+  unpack(KEYS, 9)
 local row_prefix = ARGV[1]
 
 local function now_ms()
@@ -51,10 +52,48 @@ local function with_score(score, ids)
   return scored
 end
 
+-- O(1). Appends to the journal, and drops entries that are older than what the groups that hold a slot can have
+-- written: a group makes five transitions, and two more for each attempt that fails.
+local function note(...)
+  redis.call('XADD', journal, 'MAXLEN', '~', 1000 + 16 * redis.call('ZCARD', slots), '*', ...)
+end
+
 -- O(1). The trailing arguments are the row's fields that change with the state.
 local function write_row(id, to, ...)
   redis.call('HSET', row_prefix .. id, 'state', to, ...)
-  redis.call('XADD', journal, '*', 'group', id, 'state', to, ...)
+  note('group', id, 'state', to, ...)
+end
+
+-- O(1). Counts a reason by its kind: words with a digit in them are all alike. The number of kinds is bounded.
+local function count_reason(state, reason)
+  local kind = string.gsub(string.gsub(string.sub(reason, 1, 500), '%S*%d%S*', '…'), '%s+', ' ')
+  local field = state .. '\0' .. kind
+  if redis.call('HLEN', reasons) >= 200 and redis.call('HEXISTS', reasons, field) == 0 then
+    field = state .. '\0other reasons'
+  end
+  redis.call('HINCRBY', reasons, field, 1)
+end
+
+-- O(log N). The row of the oldest ended group goes; the totals keep what the accounting needs.
+local function compact_oldest()
+  local id = redis.call('LPOP', ended)
+  local row = redis.call('HMGET', row_prefix .. id, 'state', 'sequence', 'attempt', 'reason')
+  local state, sequence, attempt, reason = unpack(row)
+  redis.call('UNLINK', row_prefix .. id)
+  redis.call('ZREM', index[state], id)
+  redis.call('ZREM', line, id)
+  redis.call('HINCRBY', totals, state, 1)
+  redis.call('HINCRBY', totals, 'sequence_sum', sequence)
+  if tonumber(attempt) > 0 then redis.call('HINCRBY', totals, 'retried', 1) end
+  if state ~= 'retired' then count_reason(state, reason or '') end
+end
+
+-- O(ids · log N). Groups have reached their last state. The latest keep their rows, so that a commit or a give-back that
+-- is repeated gets the answer of the first time; older rows become totals.
+local function keep_latest(ids)
+  call_all('RPUSH', ended, ids)
+  local surplus = redis.call('LLEN', ended) - num_ended_kept
+  for _ = 1, math.min(surplus, 2 * #ids) do compact_oldest() end
 end
 
 -- O(log N). The transition of one group. A script that moves many calls `reindex` once and `write_row` for each.
@@ -91,6 +130,7 @@ end
 local function end_group(id, to, sequence, ...)
   move(id, 'leased', to, sequence, ...)
   redis.call('ZREM', slots, id)
+  keep_latest({id})
   wake_learner()
 end
 

@@ -1,6 +1,8 @@
--- TRAINED → RETIRED, for steps that a durable checkpoint covers: the payload goes, the row stays. O(limit · log N).
--- ARGV: last step covered, limit. Returns how many.
-local trained = redis.call('ZRANGEBYSCORE', index.trained, '-inf', ARGV[2], 'WITHSCORES', 'LIMIT', 0, tonumber(ARGV[3]))
+-- TRAINED → RETIRED, for steps to which no learner will go back: the payload goes, and later the row.
+-- O(limit · log N + steps).
+-- ARGV: last step covered, limit, prefix of the steps' records. Returns how many.
+local through, limit, record_prefix = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+local trained = redis.call('ZRANGEBYSCORE', index.trained, '-inf', through, 'WITHSCORES', 'LIMIT', 0, limit)
 local ids, scored = {}, {}
 for i = 1, #trained, 2 do
   local id, step = trained[i], trained[i + 1]
@@ -9,6 +11,18 @@ for i = 1, #trained, 2 do
   scored[#scored + 1] = step
   scored[#scored + 1] = id
 end
-reindex('trained', 'retired', ids, scored)
-for _, id in ipairs(ids) do write_row(id, 'retired', 'payload', '') end
+if #ids > 0 then
+  reindex('trained', 'retired', ids, scored)
+  for _, id in ipairs(ids) do write_row(id, 'retired', 'payload', '') end
+  keep_latest(ids)
+end
+if #ids < limit then
+  -- All groups of these steps have retired: no step of them is taken again.
+  local batched = redis.call('ZRANGE', index.batched, 0, 0, 'WITHSCORES')[2]
+  local last = math.min(through, tonumber(redis.call('HGET', meta, 'taken_step') or '0'))
+  if batched then last = math.min(last, tonumber(batched) - 1) end
+  local before = tonumber(redis.call('HGET', meta, 'retired_step') or '0')
+  for step = before + 1, last do redis.call('UNLINK', record_prefix .. step) end
+  if last > before then redis.call('HSET', meta, 'retired_step', last) end
+end
 return #ids

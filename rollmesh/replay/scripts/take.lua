@@ -3,6 +3,7 @@
 -- The rule: take the ready group of lowest sequence, again and again, while it lies inside the window that begins at
 -- the oldest live group (pending, leased or ready). Ready groups before the first one still being worked on are the
 -- oldest themselves; so all `size` lowest may go exactly if the last of them lies in the window that begins there.
+-- A step that was retired is refused: its groups are gone, and others must not take their place.
 -- Returns {'batch', 1 if it is the last, row, ...}, {'wait'}, or {'end'} where nothing will come any more.
 local record, step, size, window = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 
@@ -15,6 +16,11 @@ end
 
 local recorded = redis.call('LRANGE', record, 0, -1)
 if #recorded > 0 then return answer(recorded) end
+
+local retired = tonumber(redis.call('HGET', meta, 'retired_step') or '0')
+if tonumber(step) <= retired then
+  return redis.error_reply('RETIRED the groups of step ' .. step .. ' are retired and cannot be taken again')
+end
 
 -- For commits, which need not wake the learner for less. May fail with memory full, where commits fail as well.
 if redis.call('HGET', meta, 'batch_size') ~= ARGV[4] then redis.pcall('HSET', meta, 'batch_size', ARGV[4]) end
@@ -36,5 +42,6 @@ for i = 1, #picked, 2 do ids[#ids + 1] = picked[i] end
 reindex('ready', 'batched', ids, with_score(step, ids))
 call_all('RPUSH', record, ids)
 for _, id in ipairs(ids) do write_row(id, 'batched', 'step', step) end
+redis.call('HSET', meta, 'taken_step', step)
 if is_all and num_ready <= size then redis.call('HSET', meta, 'last_step', step) end
 return answer(ids)

@@ -7,4 +7,5 @@ for _, id in ipairs(ids) do
   write_row(id, 'trained')
   redis.call('ZADD', slots, 'XX', step, id)
 end
+if #ids > 0 then redis.call('HINCRBY', meta, 'num_steps', 1) end
 return redis.call('LLEN', record)

@@ -301,7 +301,7 @@ def test_keys_of_an_earlier_run_of_the_name_are_refused_and_cleared_on_request(
         config = _load(tree, tmp_path, f"replay.url={server.url}")
         free_name(config, should_overwrite=False)
         client = connect_blocking(server.url, 5.0)
-        client.rpush(Keys("tiny").line, "train:0:0")
+        client.hset(Keys("tiny").meta, "opened", "3")
         with pytest.raises(ConfigError, match=r"run\.name: Redis holds keys rollmesh:\{tiny\}:\* .*--overwrite"):
             free_name(config, should_overwrite=False)
         free_name(config, should_overwrite=True)

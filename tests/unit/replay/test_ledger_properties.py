@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import redis
 
-from rollmesh.errors import DeadlineError
+from rollmesh.errors import DeadlineError, ReplayError
+from rollmesh.replay import scripts
+from rollmesh.replay.accounting import account
 from rollmesh.replay.connection import connect, connect_blocking
 from rollmesh.replay.intake import BatchIntake
 from rollmesh.replay.keys import Keys
@@ -81,6 +83,7 @@ class Schedule:
     """A run of random actions, each applied to the ledger and to the model, which are compared after each."""
 
     def __init__(self, url: str, run_id: str, make_group: Callable[..., Group], seed: int) -> None:
+        self.num_ended_kept = scripts.NUM_ENDED_KEPT
         self.random = random.Random(seed)
         self.runner = asyncio.Runner()
         self.client = connect(url, 5.0)
@@ -94,6 +97,8 @@ class Schedule:
         self.step = 1
         self.num_marked = 0
         self.num_retired = 0
+        self.retired_step = 0
+        self.without_row: set[int] = set()
 
     def run(self, num_actions: int) -> None:
         actions: dict[Callable[[], None], int] = {
@@ -154,7 +159,7 @@ class Schedule:
             return
         count = self.random.randint(1, 4)
         start = max(0, len(self.model.groups) - 1)  # the last one again, as after a lost answer
-        self.call("open_groups", [self.prompt(i) for i in range(start, start + count)], num_slots=NUM_SLOTS)
+        self.call("open_groups", [self.prompt(i) for i in range(start, start + count)], NUM_SLOTS, start)
         while len(self.model.groups) < start + count and sum(g.has_slot for g in self.model.groups) < NUM_SLOTS:
             self.model.groups.append(ModelGroup())
 
@@ -216,7 +221,9 @@ class Schedule:
             expected = "accepted"
             group.state, group.payload_token = S.READY, token
         else:
-            expected = "duplicate" if group.payload_token == token or self.is_retired(group, token) else "fenced"
+            is_known = sequence not in self.without_row
+            is_done = group.payload_token == token or self.is_retired(group, token)
+            expected = "duplicate" if is_known and is_done else "fenced"
         outcome = self.call("commit", self.make_group(self.prompt(sequence), sequence), token)
         assert outcome.value == expected
 
@@ -230,7 +237,9 @@ class Schedule:
         kind = self.random.choice(["back", "back", "back", "final", "filter"])
         group = self.model.groups[sequence]
         expected = None
-        if group.returned_token == token:
+        if sequence in self.without_row:
+            expected = None
+        elif group.returned_token == token:
             expected = group.state
         elif self.model.holds(sequence, token):
             if kind == "filter":
@@ -251,6 +260,10 @@ class Schedule:
     def take(self) -> None:
         is_repeated = self.random.random() < 0.2
         step = self.step - 1 if is_repeated and self.step > 1 else self.step
+        if step <= self.retired_step:
+            with pytest.raises(ReplayError, match=f"step {step} are retired and cannot be taken again"):
+                self.intake.take_batch(step, BATCH_SIZE, WINDOW, timeout_s=0)
+            return
         expected = self.model.batches.get(step) or self.model.pick()
         try:
             batch = self.intake.take_batch(step, BATCH_SIZE, WINDOW, timeout_s=0)
@@ -287,11 +300,13 @@ class Schedule:
         for group in retired:
             group.state, group.payload_token = S.RETIRED, None
         self.num_retired += len(retired)
+        self.retired_step = self.num_marked
 
     # What must hold after every action.
 
     def check(self) -> None:
         self.rows_are_those_of_the_model()
+        self.only_the_groups_that_ended_long_ago_have_no_row()
         self.counts_are_those_of_the_rows()
         self.slots_are_never_exceeded()
         self.no_group_is_in_two_batches()
@@ -303,11 +318,25 @@ class Schedule:
             return [row async for row in self.ledger.rows()]
 
         rows = self.runner.run(all_rows())
-        assert [row.sequence for row in rows] == list(range(len(self.model.groups)))
-        assert [(row.state, row.attempt, row.fencing_token, row.step) for row in rows] == [
-            (group.state, group.attempt, group.token, group.step) for group in self.model.groups
+        self.without_row = set(range(len(self.model.groups))) - {row.sequence for row in rows}
+        groups = [(i, group) for i, group in enumerate(self.model.groups) if i not in self.without_row]
+        assert [(row.sequence, row.state, row.attempt, row.fencing_token, row.step) for row in rows] == [
+            (i, group.state, group.attempt, group.token, group.step) for i, group in groups
         ]
         assert all(row.reason for row in rows if row.state in (S.FAILED, S.FILTERED))
+
+    def only_the_groups_that_ended_long_ago_have_no_row(self) -> None:
+        ended = [i for i, group in enumerate(self.model.groups) if group.state in (S.RETIRED, S.FAILED, S.FILTERED)]
+        assert self.without_row <= set(ended)
+        assert len(self.without_row) == max(0, len(ended) - self.num_ended_kept)
+        books = self.runner.run(account(self.ledger))
+        groups = self.model.groups
+        assert books["num_opened"] == len(groups)
+        assert books["num_groups"] == {state.value: sum(group.state is state for group in groups) for state in S}
+        assert books["num_retried"] == sum(group.attempt > 0 for group in groups)
+        assert books["num_steps"] == self.num_marked
+        assert sum(books["reasons"].values()) == sum(group.state in (S.FAILED, S.FILTERED) for group in groups)
+        assert books["is_balanced"] == (len(ended) + books["num_groups"]["trained"] == len(groups))
 
     def counts_are_those_of_the_rows(self) -> None:
         snapshot = self.call("snapshot")
@@ -340,7 +369,16 @@ class Schedule:
         assert {key.decode().split("\0")[1] for key in holders} == leased
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.fixture(params=[scripts.NUM_ENDED_KEPT, 3], ids="{} rows kept".format)
+def num_ended_kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    monkeypatch.setattr(scripts, "NUM_ENDED_KEPT", request.param)
+    scripts.source.cache_clear()
+    yield request.param
+    scripts.source.cache_clear()
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.usefixtures("num_ended_kept")
 def test_any_schedule_leaves_the_ledger_as_the_model_says(
     url: str, run_id: str, make_group: Callable[..., Group], seed: int
 ) -> None:
