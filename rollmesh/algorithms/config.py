@@ -21,7 +21,7 @@ from rollmesh.algorithms.variants import (
     TruncatedCorrection,
 )
 from rollmesh.config.section import Section, merge
-from rollmesh.config.shared import PositiveFloat, PositiveInt
+from rollmesh.config.shared import NonNegativeInt, PositiveFloat, PositiveInt
 from rollmesh.errors import ConfigError
 
 UnitFloat = Annotated[float, Field(ge=0, le=1)]
@@ -138,7 +138,7 @@ class AlgorithmSection(Section):
     """Weight of a mixture-of-experts model's load-balancing loss."""
     value_clip: PositiveFloat = 0.5
     """How far the critic's value may move from the one at the start of the batch before its loss stops falling."""
-    policy_frozen_steps: Annotated[int, Field(ge=0)] = 0
+    policy_frozen_steps: NonNegativeInt = 0
     """With a critic: train it alone for the first so many batches."""
 
     @model_validator(mode="before")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import re
 from collections.abc import Mapping
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from rollmesh.errors import ConfigError
 
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})")
 """``$NAME`` or ``${NAME}``."""
+
+_SHOWN_CHARACTERS = 80
 
 
 class Section(BaseModel):
@@ -41,8 +43,8 @@ class Section(BaseModel):
         validator may not touch the discriminator of a union."""
         if not isinstance(given, dict):
             return given
-        fields = cls.model_fields
-        return {key: _read_value(fields[key], key, value) if key in fields else value for key, value in given.items()}
+        kinds = _kinds_of_fields(cls)
+        return {key: _read_value(kinds[key], key, value) if key in kinds else value for key, value in given.items()}
 
 
 class _FieldError(ValueError):
@@ -54,8 +56,7 @@ class _FieldError(ValueError):
         self.value = value
 
 
-def _read_value(field: FieldInfo, name: str, value: Any) -> Any:
-    kinds = _kinds(field.annotation)
+def _read_value(kinds: set[type], name: str, value: Any) -> Any:
     if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
         raise _FieldError(name, value, "it should be a number")  # and not 0 or 1
     if not isinstance(value, str) or Path not in kinds:
@@ -64,6 +65,11 @@ def _read_value(field: FieldInfo, name: str, value: Any) -> Any:
         return _expand_path(value)
     except ValueError as error:
         raise _FieldError(name, value, str(error)) from error
+
+
+@functools.cache
+def _kinds_of_fields(section: type[Section]) -> dict[str, set[type]]:
+    return {name: _kinds(field.annotation) for name, field in section.model_fields.items()}
 
 
 def _kinds(annotation: Any) -> set[type]:
@@ -131,7 +137,7 @@ def _as_config_error(model: type[Section], detail: ErrorDetails) -> ConfigError:
         return original
     if isinstance(original, _FieldError):
         path = ".".join([*_follow(model, detail["loc"]).parts, original.field])
-        return ConfigError(path, f"{original.value!r} is not accepted", str(original))
+        return ConfigError(path, f"{_shown(original.value)} is not accepted", str(original))
     place = _follow(model, detail["loc"])
     path = ".".join(place.parts) or "configuration"
     if detail["type"] == "extra_forbidden":
@@ -141,12 +147,18 @@ def _as_config_error(model: type[Section], detail: ErrorDetails) -> ConfigError:
     if detail["type"] == "missing":
         return ConfigError(path, "is missing", "set it")
     if detail["type"] in ("model_type", "model_attributes_type"):
-        return ConfigError(path, f"{detail['input']!r} is not a section", "write a mapping of settings")
+        return ConfigError(path, f"{_shown(detail['input'])} is not a section", "write a mapping of settings")
     if detail["type"] == "string_type" and isinstance(detail["input"], (bool, int, float)):
-        return ConfigError(path, f"{detail['input']!r} is no text", "put it in quotes")
+        return ConfigError(path, f"{_shown(detail['input'])} is no text", "put it in quotes")
     message = detail["msg"].removeprefix("Value error, ")
     fix = re.sub(r"^(Input|String|Value|Tuple|List) should", "it should", message)
-    return ConfigError(path, f"{detail['input']!r} is not accepted", fix)
+    return ConfigError(path, f"{_shown(detail['input'])} is not accepted", fix)
+
+
+def _shown(value: object) -> str:
+    """A value in a message: enough of it to be found in the file."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
 
 class _Place(NamedTuple):
@@ -213,7 +225,9 @@ def _unknown_variant(detail: ErrorDetails, path: str) -> ConfigError:
     place = f"{path}.{context['discriminator'].strip(chr(39))}"
     if detail["type"] == "union_tag_not_found":
         return ConfigError(place, "is missing", "set it")
-    return ConfigError(place, f"{context['tag']!r} is not accepted", f"it should be one of {context['expected_tags']}")
+    return ConfigError(
+        place, f"{_shown(context['tag'])} is not accepted", f"it should be one of {context['expected_tags']}"
+    )
 
 
 def _section_type(annotation: Any) -> type[Section] | None:

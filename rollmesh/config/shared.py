@@ -12,7 +12,15 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from rollmesh.config.section import Section
 from rollmesh.errors import ConfigError
 
-PositiveInt = Annotated[int, Field(gt=0)]
+MAX_INT = 2**31 - 1
+"""Numbers of things cross the wire as uint32 and reach libraries in C."""
+PositiveInt = Annotated[int, Field(gt=0, le=MAX_INT)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=MAX_INT)]
+NumBytes = Annotated[int, Field(gt=0, le=2**53)]
+NumSamples = Annotated[int, Field(gt=0, le=2**14)]
+"""As many as a group may have on the wire."""
+NumTokens = Annotated[int, Field(gt=0, le=2**20)]
+"""As many as a sample may have on the wire."""
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 _ATTENTION = re.compile(r"auto|(paged\|)?(eager|sdpa|flex_attention|flash_attention_\d+)")
@@ -43,7 +51,7 @@ class RunSection(Section):
     one; it stands in the run folder's mesh.yaml, for the processes of the run."""
     directory: Path = Path("runs")
     """Parent of the run folder; relative to the working directory."""
-    seed: int = 1
+    seed: NonNegativeInt = 1
     """Seeds data order, sampling and the learner."""
 
     @property
@@ -56,7 +64,7 @@ class ModelSection(Section):
 
     path: Path
     """A Hugging Face model folder: configuration, weights and tokenizer."""
-    max_length: PositiveInt
+    max_length: NumTokens
     """Prompt and response together, in tokens."""
     trust_remote_code: bool = False
     """Run Python code that lies in the model folder."""
@@ -97,9 +105,9 @@ class TrainingSection(Section):
     """Passes over the dataset that the run may use. With algorithm.filter a step uses up more than it trains."""
     prompts_per_step: PositiveInt
     """Groups in an optimiser batch (B)."""
-    samples_per_prompt: PositiveInt
+    samples_per_prompt: NumSamples
     """Samples in a group (n)."""
-    max_staleness: Annotated[int, Field(ge=0)] = 1
+    max_staleness: NonNegativeInt = 1
     """How many versions behind the learner a group may be when it is leased (η). 0 is synchronous training."""
     slots: PositiveInt | None = None
     """Groups that may be open at the same time (A). Default: (max_staleness + 1) × prompts_per_step."""
@@ -146,9 +154,9 @@ class SamplingSection(Section):
 
     temperature: PositiveFloat = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
+    top_k: NonNegativeInt = 0
     """0 is off."""
-    max_new_tokens: PositiveInt
+    max_new_tokens: NumTokens
     """Generated tokens of a sample at most."""
     is_seeded: bool = False
     """Give every sample its own seed, derived from run.seed and its prompt; slower."""
@@ -174,10 +182,10 @@ class EvaluationSection(Section):
     data: DataSection
     every_steps: PositiveInt = 10
     """Evaluate whenever a version with a multiple of this number is committed; the first and the last always are."""
-    samples_per_prompt: PositiveInt = 1
+    samples_per_prompt: NumSamples = 1
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """0 is greedy."""
-    max_new_tokens: PositiveInt | None = None
+    max_new_tokens: NumTokens | None = None
     """Defaults to sampling.max_new_tokens."""
     should_pin_version: bool = True
     """Hold the next version back until the evaluation is complete, so that its number belongs to one policy."""
@@ -188,7 +196,7 @@ class ReplaySection(Section):
 
     url: str | None = None
     """redis://, rediss:// or unix:// address of a Redis 6.2 or newer; none starts a server in the run folder."""
-    payload_limit_bytes: PositiveInt = 512 * 1024 * 1024
+    payload_limit_bytes: NumBytes = 512 * 1024 * 1024
     """Groups larger than this are refused (Redis itself ends at 512 MiB)."""
     timeout_s: PositiveFloat = 5.0
     """How long one command may take."""
@@ -199,7 +207,7 @@ class ReplaySection(Section):
 class WeightsSection(Section):
     """How new weights reach the engines."""
 
-    bucket_bytes: PositiveInt = 256 * 1024 * 1024
+    bucket_bytes: NumBytes = 256 * 1024 * 1024
     """Size of a broadcast; a larger tensor has a bucket of its own."""
     floor_bandwidth_bytes_per_s: PositiveFloat = 20e6
     """A transfer that is slower is given up."""

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from rollmesh.config.section import Section
-from rollmesh.config.shared import PositiveFloat, PositiveInt
+from rollmesh.config.shared import NonNegativeInt, PositiveFloat, PositiveInt
 from rollmesh.errors import ConfigError
 
 
@@ -22,7 +22,7 @@ class CoordinatorSection(Section):
     this is no limit for a group; it is how long a group stays with a worker from which nothing is heard."""
     max_attempts: PositiveInt = 3
     """Leases of one group before it is FAILED."""
-    max_version_lag: Annotated[int, Field(ge=0)] = 0
+    max_version_lag: NonNegativeInt = 0
     """Versions that a worker may be behind the committed one and still get leases (d)."""
     max_failed_fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
     """The run stops when more than this part of the groups that ended (and at least a batch of them) FAILED."""

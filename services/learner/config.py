@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from rollmesh.config.section import Section
-from rollmesh.config.shared import Attention, ModelSection, PositiveFloat, PositiveInt, TrainingSection
+from rollmesh.config.shared import Attention, ModelSection, NonNegativeInt, PositiveFloat, PositiveInt, TrainingSection
 from rollmesh.errors import ConfigError
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -22,7 +22,7 @@ class OptimizerSection(Section):
     eps: PositiveFloat = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Not applied to biases and norms."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: NonNegativeInt = 0
     """Optimiser steps; a batch has learner.steps_per_batch × epochs_per_batch of them."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """After warm-up, over all optimiser steps of the run, down to min_lr_ratio × lr."""

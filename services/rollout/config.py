@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -20,7 +20,7 @@ class EngineSection(Section):
     tensor_parallel_size: PositiveInt = 1
     enforce_eager: bool = False
     """No graph capture: starts faster, generates slower on GPUs."""
-    gpu_memory_utilization: PositiveFloat = 0.9
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     cpu_kv_cache_gib: PositiveInt = 1
     """Size of the KV cache where vLLM runs on CPU."""
     enable_prefix_caching: bool = True
