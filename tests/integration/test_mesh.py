@@ -227,7 +227,8 @@ def test_a_run_bears_its_surroundings_and_the_loss_of_its_reader_and_ends_in_ord
     for name in ("services/__init__.py", "redis.py", "yaml.py"):
         (users / name).write_text("raise SystemExit('a module of the working directory')\n")
     reader, writer = os.pipe()
-    overrides = ["run.name=interrupted", *SMALL, "training.steps=1000", "evaluation.every_steps=1000"]
+    overrides = ["run.name=interrupted", *SMALL, "training.steps=300", "evaluation.every_steps=300"]
+    overrides.append(f"reward.function={DEMO / 'reward_func.py'}")
     process = start_mesh(
         demo, tmp_path, overrides, cwd=users, environment={**HOSTILE, "PYTHONPATH": str(REPOSITORY)}, output=writer
     )
@@ -235,7 +236,7 @@ def test_a_run_bears_its_surroundings_and_the_loss_of_its_reader_and_ends_in_ord
     folder = tmp_path / "interrupted"
     deadline = time.monotonic() + 200
     while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").read_text():
-        assert process.poll() is None, service_logs(folder)
+        assert process.poll() is None, os.read(reader, 65_536).decode()
         assert time.monotonic() < deadline, service_logs(folder)
         time.sleep(0.5)
     os.close(reader)
