@@ -78,17 +78,19 @@ def staleness_histogram(steps: list[Record]) -> dict[int, int]:
 
 
 def _page(folder: Path, config: Record, steps: list[Record], evaluations: list[Record], accounting: Record) -> str:
-    lines = [f"# Run {config['run']['name']}", "", *_end_section(accounting)]
+    lines = [f"# Run {config['run']['name']}", ""]
     if (folder / "report.png").exists():
         lines += ["![Curves of the run](report.png)", ""]
+    lines += ["| | |", "|---|---|", *_end_rows(accounting)]
     if steps:
-        lines += _result_section(config, steps, evaluations)
-        lines += [*_staleness_section(steps), *_time_section(steps)]
+        lines += [*_result_rows(config, steps, evaluations), "", *_staleness_section(steps), *_time_section(steps)]
+    else:
+        lines += [f"| optimiser batches | 0 of {config['training']['steps']} |", ""]
     lines += [*_evaluation_section(evaluations), *_accounting_section(accounting), _file_section(folder), ""]
     return "\n".join(lines)
 
 
-def _end_section(accounting: Record) -> list[str]:
+def _end_rows(accounting: Record) -> list[str]:
     """How the run ended: the launcher's account, or that of a coordinator that ran without one."""
     if "state" not in accounting:
         return []
@@ -100,7 +102,7 @@ def _end_section(accounting: Record) -> list[str]:
     if "checkpoint" in accounting:
         checkpoint = accounting["checkpoint"]
         rows.append(f"| last checkpoint | {f'`{checkpoint}`' if checkpoint else 'none was written'} |")
-    return ["| | |", "|---|---|", *rows, ""]
+    return rows
 
 
 def _cell(text: str) -> str:
@@ -114,22 +116,21 @@ def _file_section(folder: Path) -> str:
     return f"Files: {', '.join(named)}."
 
 
-def _result_section(config: Record, steps: list[Record], evaluations: list[Record]) -> list[str]:
+def _result_rows(config: Record, steps: list[Record], evaluations: list[Record]) -> list[str]:
     last = steps[-1]
-    lines = ["| | |", "|---|---|", f"| optimiser batches | {last['step']} of {config['training']['steps']} |"]
+    rows = [f"| optimiser batches | {last['step']} of {config['training']['steps']} |"]
     if evaluations:
         first, final = evaluations[0], evaluations[-1]
         change = f"{first['pass_at_1']:.3f} → {final['pass_at_1']:.3f} ± {final['pass_at_1_stderr']:.3f}"
-        lines.append(f"| held-out pass@1 | {change} ({final['num_prompts']} prompts) |")
-    lines += [
+        rows.append(f"| held-out pass@1 | {change} ({final['num_prompts']} prompts) |")
+    rows += [
         f"| training reward | {steps[0]['reward/mean']:.3f} → {last['reward/mean']:.3f} |",
         f"| response length | {steps[0]['response/length_mean']:.1f} → {last['response/length_mean']:.1f} tokens |",
         f"| generated tokens | {sum(s.get('tokens/generated', 0) for s in steps):,.0f} |",
         f"| wall clock of all steps | {sum(s['time/step_s'] for s in steps):.0f} s |",
         f"| max_staleness | {config['training']['max_staleness']} |",
-        "",
     ]
-    return lines
+    return rows
 
 
 def _staleness_section(steps: list[Record]) -> list[str]:

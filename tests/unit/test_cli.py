@@ -31,7 +31,7 @@ def _parsers(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, 
 def _texts() -> dict[str, str]:
     """All help texts, documents and comments that tell people what to type, by their place."""
     texts = {name: parser.format_help() for name, parser in _parsers(build_parser(), "rollmesh")}
-    files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "Makefile", *(ROOT / "docs").glob("*.md")]
+    files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "Makefile", *(ROOT / "docs").rglob("*.md")]
     for folder, pattern in (("rollmesh", "*.py"), ("services", "*.py"), ("examples", "*.md"), ("examples", "*.yaml")):
         files += (ROOT / folder).rglob(pattern)
     return texts | {str(path): path.read_text(encoding="utf-8") for path in files if "/v1/" not in str(path)}

@@ -104,6 +104,7 @@ def test_the_page_of_a_failed_run_says_so_and_why_and_where_to_go_on(folder: Pat
         (folder / "checkpoints" / name / "manifest.json").write_text("{}")
     _fail(folder)
     page = write_report(folder).read_text()
+    assert page.count("| | |\n") == 1  # the demo shows the first table
     assert "| the run | failed |" in page
     assert "| reason | rollout-0 was killed \\| by SIGKILL |" in page
     assert "| failed first | rollout-0, log `logs/rollout-0.log` |" in page
