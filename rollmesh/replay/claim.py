@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 
 from redis.asyncio import Redis
 
+from rollmesh.aio.awake import AwakeClock
 from rollmesh.errors import ConfigError, ReplayError, UnavailableError
 from rollmesh.replay.connection import translate_errors
 from rollmesh.replay.identity import OWNER_TTL_S, RunIdentity
@@ -25,6 +25,8 @@ from rollmesh.replay.keys import Keys
 from rollmesh.replay.scripts import source
 
 RENEW_S = 2.0
+LOOK_LIMIT_S = 30.0
+"""Longer than the time between two looks, an answer that Redis owes included."""
 
 
 class RunClaim:
@@ -71,20 +73,21 @@ class RunClaim:
         Returns:
             Why the run cannot go on, as a sentence.
         """
-        last_answer_s = time.monotonic()
+        clock = AwakeClock(LOOK_LIMIT_S)  # an outage that this process slept through is none
+        last_answer_s = clock()
         while True:
             await asyncio.sleep(RENEW_S)
             try:
                 answer = await self._run("renew")
             except (UnavailableError, ReplayError) as error:
-                away_s = time.monotonic() - last_answer_s
+                away_s = clock() - last_answer_s
                 if away_s >= self._outage_timeout_s:
                     return (
                         f"{self._server}, which holds the replay queue, has been away for {away_s:.0f} s "
                         f"(replay.outage_timeout_s is {self._outage_timeout_s:g}): {error}"
                     )
                 continue
-            last_answer_s = time.monotonic()
+            last_answer_s = clock()
             if answer == "gone":
                 return f"{self._server} has lost the run's keys {self._keys.prefix}*: it started again without its data"
             if answer != "mine":

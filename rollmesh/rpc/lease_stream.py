@@ -26,6 +26,7 @@ from typing import Any, Self
 import grpc
 import grpc.aio
 
+from rollmesh.aio.awake import AwakeClock
 from rollmesh.errors import DeadlineError, RunEndedError, UnavailableError, UnknownMemberError
 from rollmesh.rpc.retry import Backoff
 from rollmesh.rpc.status import translate_errors
@@ -36,6 +37,8 @@ _logger = logging.getLogger(__name__)
 
 _BACKOFF = Backoff(maximum_s=1.0)
 _CONNECT_TIMEOUT_S = 5.0
+_BETWEEN_FAILURES_S = 15.0
+"""Longer than one failure comes after another; what lies between two that are farther apart counts as no failing."""
 _STABLE_S = 5.0
 """A stream that stood for so long ends a series of failures."""
 
@@ -78,6 +81,7 @@ class LeaseStream:
         self._connect_by = 0.0
         self._opened_at: float | None = None
         self._failing_since: float | None = None
+        self._clock = AwakeClock(_BETWEEN_FAILURES_S)
 
     @property
     def num_outstanding(self) -> int:
@@ -207,10 +211,10 @@ class LeaseStream:
 
     async def _pause(self, error: Exception) -> None:
         """Waits before the next stream, or raises if there was none for too long."""
-        now = asyncio.get_running_loop().time()
-        if self._opened_at is not None and now - self._opened_at > _STABLE_S:
+        if self._opened_at is not None and asyncio.get_running_loop().time() - self._opened_at > _STABLE_S:
             self._forget_failures()
         self._opened_at = None
+        now = self._clock()
         if self._failing_since is None:
             self._failing_since = now
         failing_s = now - self._failing_since

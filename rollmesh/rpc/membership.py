@@ -21,6 +21,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from rollmesh.aio.awake import AwakeClock, boot_time
 from rollmesh.errors import DeadlineError, RollMeshError, RunEndedError, UnavailableError, UnknownMemberError
 from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.types import Heartbeat, MemberReport, PolicyVersion, Registration, Role, RunState
@@ -28,6 +29,8 @@ from rollmesh.types import Heartbeat, MemberReport, PolicyVersion, Registration,
 _logger = logging.getLogger(__name__)
 
 _HEARTBEAT_TIMEOUT_S = 5.0
+_BUSY_S = _HEARTBEAT_TIMEOUT_S + 5.0
+"""Longest time from one heartbeat to the end of the next, the pause between them left out."""
 _LEAVE_TIMEOUT_S = 5.0
 _LEAVE_GONE_TIMEOUT_S = 2.0
 """A coordinator that was lost, or that may have gone because the run is over, is not waited for."""
@@ -49,6 +52,7 @@ class Membership:
         report: asked at every heartbeat how the member's work moves.
         on_answer: called with the report and the answer of every heartbeat.
         register_timeout_s: how long the coordinator may take to be there.
+        clock: seconds that go on while this process sleeps; the coordinator's silence is measured without them.
 
     Raises:
         UnavailableError, DeadlineError: on entering, if the coordinator was not there in time.
@@ -67,6 +71,7 @@ class Membership:
         report: Callable[[], MemberReport] = MemberReport,
         on_answer: Callable[[MemberReport, Heartbeat], None] = lambda report, heartbeat: None,
         register_timeout_s: float = 60.0,
+        clock: Callable[[], float] = boot_time,
     ) -> None:
         self._client = client
         self._run_id = run_id
@@ -76,6 +81,7 @@ class Membership:
         self._report = report
         self._on_answer = on_answer
         self._register_timeout_s = register_timeout_s
+        self._clock = clock
         self._registration: Registration | None = None
         self._last: Heartbeat | None = None
         self._over: asyncio.Future[Heartbeat] | None = None
@@ -156,7 +162,7 @@ class Membership:
 
     async def _beat(self) -> None:
         """Heartbeats until cancelled. A coordinator may go once the run is over."""
-        clock = asyncio.get_running_loop().time
+        clock = AwakeClock(self.registration.heartbeat_interval_s + _BUSY_S, self._clock)
         answered_at = clock()
         while True:
             try:
@@ -167,6 +173,8 @@ class Membership:
                 if not self.run_state.is_over and silent_s > self.registration.member_timeout_s:
                     message = f"{self._client.peer}: no answer for {silent_s:.1f} s ({error})"
                     raise UnavailableError(message) from error
+            if slept_s := clock.take_slept_s():
+                _logger.warning("this process was stopped for %.0f s", slept_s)
             await asyncio.sleep(self.registration.heartbeat_interval_s)
 
     async def _beat_once(self) -> None:

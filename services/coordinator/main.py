@@ -15,6 +15,7 @@ import secrets
 import time
 from pathlib import Path
 
+from rollmesh.aio.awake import AwakeClock
 from rollmesh.aio.service import run_service
 from rollmesh.aio.supervisor import Supervisor
 from rollmesh.data.datasets import PromptDataset, open_dataset
@@ -35,7 +36,7 @@ from services.coordinator.admission import Admission
 from services.coordinator.coordinator import Coordinator
 from services.coordinator.evaluation import EvaluationRound, Evaluator
 from services.coordinator.leases import Dispatcher
-from services.coordinator.members import Members
+from services.coordinator.members import Clock, Members
 from services.coordinator.progress import EvaluationLog, TokenMeter
 from services.coordinator.prompts import EVAL, TRAIN, PromptBook
 from services.coordinator.publish import Publisher, PublishSettings
@@ -43,7 +44,7 @@ from services.coordinator.renewals import Renewals
 from services.coordinator.run import Run
 from services.coordinator.servicer import CoordinatorServicer
 from services.coordinator.versions import VersionBook
-from services.coordinator.watch import Watch
+from services.coordinator.watch import ASLEEP_S, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ async def serve(config: MeshConfig, train: PromptDataset, evaluation: PromptData
         server_name = describe_server(config.replay.url)
         claim = RunClaim(redis, config.run.name, _identity(config), server_name, config.replay.outage_timeout_s)
         await claim.take()
-        coordinator, watch = build(config, ledger, train, evaluation)
+        coordinator, watch = build(config, ledger, train, evaluation, AwakeClock(ASLEEP_S))
         services = {SERVICE: (add_CoordinatorServiceServicer_to_server, CoordinatorServicer(coordinator))}
         async with Server(config.coordinator.address, services, place="coordinator.address") as server:
             logger.info("coordinating run %s at %s", config.run.name, server.address)
@@ -134,15 +135,15 @@ async def _release(claim: RunClaim, state: RunState) -> None:
 
 
 def build(
-    config: MeshConfig, ledger: Ledger, train: PromptDataset, evaluation: PromptDataset | None
+    config: MeshConfig, ledger: Ledger, train: PromptDataset, evaluation: PromptDataset | None, clock: AwakeClock
 ) -> tuple[Coordinator, Watch]:
     """Compose the coordinator of a configuration; nothing starts."""
-    section, training, clock = config.coordinator, config.training, time.monotonic
+    section, training = config.coordinator, config.training
     prompts = PromptBook(config, train, evaluation)
     admission = Admission(training.num_slots, training.prompts_per_step, training.steps, len(prompts))
     run = Run(config.run.name, admission.num_steps)
     members = Members(section.member_timeout_s, clock)
-    evaluator = _evaluator(config, prompts, admission)
+    evaluator = _evaluator(config, prompts, admission, clock)
     dispatcher = Dispatcher(
         ledger,
         members,
@@ -201,7 +202,7 @@ def build(
     return coordinator, watch
 
 
-def _evaluator(config: MeshConfig, prompts: PromptBook, admission: Admission) -> Evaluator | None:
+def _evaluator(config: MeshConfig, prompts: PromptBook, admission: Admission, clock: Clock) -> Evaluator | None:
     if config.evaluation is None:
         return None
     log = EvaluationLog(config.run.folder / "evaluations.jsonl")
@@ -217,7 +218,7 @@ def _evaluator(config: MeshConfig, prompts: PromptBook, admission: Admission) ->
         should_pin=config.evaluation.should_pin_version,
         ttl_s=config.coordinator.lease_ttl_s,
         max_attempts=config.coordinator.max_attempts,
-        clock=time.monotonic,
+        clock=clock,
         # Wall-clock microseconds: a coordinator that starts again never repeats a token of the one before.
         first_token=time.time_ns() // 1000,
         on_result=on_result,

@@ -56,7 +56,7 @@ class Members:
 
     Args:
         timeout_s: silence after which a member is dropped.
-        clock: monotonic seconds.
+        clock: seconds, without those that the coordinator slept through.
     """
 
     def __init__(self, timeout_s: float, clock: Clock) -> None:
@@ -138,6 +138,11 @@ class Members:
         """Members that missed their time; the caller removes them."""
         oldest = self._clock() - self._timeout_s
         return [member for member in self._by_name.values() if member.last_seen_s < oldest]
+
+    def give_time(self) -> None:
+        """Whoever is silent from now on has its whole timeout: the coordinator has heard nothing for a while."""
+        for member in self._by_name.values():
+            member.last_seen_s = self._clock()
 
     def get(self, name: str) -> Member | None:
         return self._by_name.get(name)

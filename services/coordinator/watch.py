@@ -1,7 +1,10 @@
 """The clock of the run: what ends because time passes.
 
-Once a second: leases expire, silent members are dropped, a run in which too many groups fail is stopped, and so is
-one that does not move. Everything here is also bounded elsewhere or harmless when late; a second is fine.
+Once a second: leases are renewed or expire, silent members are dropped, a run in which too many groups fail is stopped,
+and so is one that does not move. Everything here is also bounded elsewhere or harmless when late; a second is fine.
+
+What the coordinator itself slept through (a suspended machine, a frozen container, SIGSTOP) is no time of the run:
+members get their whole timeout anew, and leases that ended meanwhile count as no failed attempt.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ import contextlib
 import logging
 from collections.abc import Hashable
 
+from rollmesh.aio.awake import AwakeClock
+from rollmesh.aio.supervisor import Supervisor
 from rollmesh.errors import UnavailableError
 from rollmesh.replay.accounting import most_frequent_failure
 from rollmesh.replay.ledger import Ledger, LedgerSnapshot
@@ -23,6 +28,11 @@ from services.coordinator.progress import waiting_for
 logger = logging.getLogger(__name__)
 
 TICK_S = 1.0
+CLOCK_S = 0.5
+ASLEEP_S = 3.0
+"""A coordinator that did nothing for so long was stopped."""
+ANY_NUMBER = 2**31
+"""Of attempts: no group fails by the end of this lease."""
 
 
 class StallClock:
@@ -50,7 +60,7 @@ class Watch:
         max_failed_fraction: of the groups that ended; above it the run fails.
         groups_per_batch: so many must have FAILED for that.
         stall_timeout_s: without any progress for so long, the run fails, unless a member asks for more patience.
-        clock: monotonic seconds.
+        clock: the coordinator's, read here often enough to notice its sleep.
     """
 
     def __init__(
@@ -61,8 +71,9 @@ class Watch:
         max_failed_fraction: float,
         groups_per_batch: int,
         stall_timeout_s: float,
-        clock: Clock,
+        clock: AwakeClock,
     ) -> None:
+        self._clock = clock
         self._coordinator = coordinator
         self._ledger = ledger
         self._max_attempts = max_attempts
@@ -73,18 +84,31 @@ class Watch:
 
     async def run(self) -> None:
         """Tick until cancelled."""
+        async with Supervisor() as tasks:
+            tasks.spawn(self._read_clock(), "clock")
+            while True:
+                await self.tick()
+                await asyncio.sleep(TICK_S)
+
+    async def _read_clock(self) -> None:
+        """A tick may wait for Redis, and that is no sleep."""
         while True:
-            await self.tick()
-            await asyncio.sleep(TICK_S)
+            self._clock()
+            await asyncio.sleep(CLOCK_S)
 
     async def tick(self) -> None:
-        coordinator = self._coordinator
+        """One look at everything."""
+        coordinator, max_attempts = self._coordinator, self._max_attempts
+        if slept_s := self._clock.take_slept_s():
+            logger.warning("the coordinator was stopped for %.0f s; all members get their time anew", slept_s)
+            coordinator.members.give_time()
+            max_attempts = ANY_NUMBER
         coordinator.expire_evaluation()
         await coordinator.drop_silent()
         with contextlib.suppress(UnavailableError):
             # The dispatcher reports an unreachable Redis; leases that are overdue are dead to commits all the same.
             await coordinator.renewals.flush()
-            for row in await self._ledger.expire_leases(self._max_attempts):
+            for row in await self._ledger.expire_leases(max_attempts):
                 logger.warning("lease of %s expired: %s", row.member, row.state.value, extra={"group": row.group_id})
             await self._check_failures(coordinator.dispatcher.snapshot)
         coordinator.observe()

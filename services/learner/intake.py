@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import msgpack
 
+from rollmesh.aio.awake import AwakeClock
 from rollmesh.errors import DeadlineError, UnavailableError
 from rollmesh.replay.intake import BatchIntake
 from rollmesh.types import Group
@@ -31,6 +32,8 @@ ResultT = TypeVar("ResultT")
 
 RETRY_S = 0.5
 """Between tries while Redis is away."""
+LOOK_LIMIT_S = 60.0
+"""Longer than the time between two looks at a queue that is away; what this process sleeps through is no outage."""
 POLL_S = 2.0
 """Longest time in one call for a batch; between calls rank 0 looks whether the run still goes on."""
 
@@ -93,6 +96,7 @@ class Intake:
         self._timeout_s = timeout_s
         self._check = check
         self._num_filtered = 0
+        self._clock = AwakeClock(LOOK_LIMIT_S)
 
     def take(self, step: int) -> Share | None:
         """This rank's share of the batch of a step, or None when nothing is left. Collective.
@@ -129,10 +133,10 @@ class Intake:
     def _wait(self, step: int) -> bytes:
         """Rank 0: the batch's entries as msgpack, null where nothing is left; nothing if the time is up, and then
         everybody waits anew."""
-        deadline = time.monotonic() + self._timeout_s
+        deadline = self._clock() + self._timeout_s
         while True:
             self._check()
-            remaining_s = deadline - time.monotonic()
+            remaining_s = deadline - self._clock()
             try:
                 batch = self._queue.take_batch(
                     step, self._batch_size, self._window, min(POLL_S, max(0.05, remaining_s))
@@ -173,12 +177,12 @@ class Intake:
 
     def _patiently(self, call: Callable[[], ResultT]) -> ResultT:
         """Repeat a call that may be repeated while Redis is away, for as long as one would wait for a batch."""
-        deadline = time.monotonic() + self._timeout_s
+        deadline = self._clock() + self._timeout_s
         while True:
             try:
                 return call()
             except UnavailableError as error:
-                if time.monotonic() >= deadline:
+                if self._clock() >= deadline:
                     raise
                 _logger.warning("the replay queue is away, trying again: %s", error)
                 self._check()

@@ -59,7 +59,7 @@ class LeaseKeeper:
     Args:
         ttl_s: life of a lease from its renewal.
         stall_timeout_s: work that has stood still for so long is given up.
-        clock: seconds, for standing still.
+        clock: seconds, for standing still; without those that the process slept through.
     """
 
     def __init__(self, ttl_s: float, stall_timeout_s: float, clock: Callable[[], float]) -> None:

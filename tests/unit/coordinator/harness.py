@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from rollmesh.aio.awake import AwakeClock, boot_time
 from rollmesh.aio.supervisor import Supervisor
 from rollmesh.config import validate
 from rollmesh.data.datasets import open_dataset
@@ -44,7 +45,7 @@ from services.config import MeshConfig
 from services.coordinator.coordinator import Coordinator
 from services.coordinator.main import build
 from services.coordinator.servicer import CoordinatorServicer
-from services.coordinator.watch import Watch
+from services.coordinator.watch import ASLEEP_S, Watch
 from tests.fakes.rollout import FakeRollout
 
 PLAN = WeightPlan((TensorSpec("weight", "float32", (4,)),), (0,), b"\x22" * 32)
@@ -116,17 +117,28 @@ class Worker:
         return False
 
 
+@dataclass
+class Nap:
+    """The machine's time, in which the coordinator may have slept for ``seconds``."""
+
+    seconds: float = 0.0
+
+    def __call__(self) -> float:
+        return boot_time() + self.seconds
+
+
 class Mesh:
     """The coordinator under test, and the ways to act on it."""
 
     def __init__(
-        self, config: MeshConfig, address: str, coordinator: Coordinator, watch: Watch, ledger: Ledger
+        self, config: MeshConfig, address: str, coordinator: Coordinator, watch: Watch, ledger: Ledger, nap: Nap
     ) -> None:
         self.config = config
         self.address = address
         self.coordinator = coordinator
         self.watch = watch
         self.ledger = ledger
+        self.nap = nap
         self.stack = AsyncExitStack()
         self.learner = CoordinatorClient(address, "learner")
         assert config.replay.url is not None
@@ -182,7 +194,9 @@ async def running_mesh(config: MeshConfig) -> AsyncIterator[Mesh]:
     redis = connect(config.replay.url, 5.0)
     ledger = Ledger(redis, config.run.name)
     evaluation = None if config.evaluation is None else open_dataset(config.evaluation.data, "eval")
-    coordinator, watch = build(config, ledger, open_dataset(config.data, "train"), evaluation)
+    nap = Nap()
+    clock = AwakeClock(ASLEEP_S, nap)
+    coordinator, watch = build(config, ledger, open_dataset(config.data, "train"), evaluation, clock)
     service = {
         "rollmesh.v1.CoordinatorService": (add_CoordinatorServiceServicer_to_server, CoordinatorServicer(coordinator))
     }
@@ -190,7 +204,7 @@ async def running_mesh(config: MeshConfig) -> AsyncIterator[Mesh]:
         async with Server("127.0.0.1:0", service, grace_s=0.1) as server, Supervisor() as tasks:
             tasks.spawn(coordinator.dispatcher.run(), "dispatcher")
             tasks.spawn(watch.run(), "watch")
-            mesh = Mesh(config, server.address, coordinator, watch, ledger)
+            mesh = Mesh(config, server.address, coordinator, watch, ledger, nap)
             async with mesh.stack, mesh.learner:
                 await mesh.join_learner()
                 yield mesh

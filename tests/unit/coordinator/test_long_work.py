@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rollmesh.aio.awake import AwakeClock
 from rollmesh.replay.keys import Keys
 from rollmesh.replay.ledger import CommitOutcome
 from rollmesh.types import GroupState, LearnerPhase, Lease, MemberReport, RunState
@@ -95,7 +96,9 @@ class Stall:
     def __init__(self, mesh: Mesh, stall_timeout_s: float = 600.0) -> None:
         self.now = 0.0
         self.mesh = mesh
-        self._watch = Watch(mesh.coordinator, mesh.ledger, 3, 1.0, 10, stall_timeout_s, lambda: self.now)
+        self._watch = Watch(
+            mesh.coordinator, mesh.ledger, 3, 1.0, 10, stall_timeout_s, AwakeClock(1e6, lambda: self.now)
+        )
 
     async def after(self, seconds: float) -> RunState:
         self.now += seconds

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from rollmesh.aio.awake import boot_time
 from rollmesh.errors import (
     ConfigError,
     DeadlineError,
@@ -187,6 +188,23 @@ def test_a_coordinator_lost_for_too_long_is_an_error_of_the_owner() -> None:
         assert float(silent[1]) >= 0.4
         await membership.leave("coordinator lost")
         await client.close()
+
+    run_bounded(test())
+
+
+def test_what_this_process_slept_through_is_no_silence_of_the_coordinator() -> None:
+    async def test() -> None:
+        slept_s = 0.0
+        fake = FakeCoordinator(member_timeout_s=2.0)
+        async with joined(fake, clock=lambda: boot_time() + slept_s) as membership:
+            await until(lambda: fake.heartbeats)
+            for _ in range(3):
+                fake.fail_next("Heartbeat", DeadlineError("the deadline passed while nobody ran"))
+                slept_s += 3600.0
+                num_heartbeats = len(fake.heartbeats)
+                await until(lambda: len(fake.heartbeats) > num_heartbeats + 1)  # noqa: B023
+            assert membership.run_state is RunState.RUNNING
+        assert fake.num_calls["Register"] == 1
 
     run_bounded(test())
 
