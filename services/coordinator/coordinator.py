@@ -134,7 +134,8 @@ class Coordinator:
         if member is None:
             return
         logger.info("%s left%s", name, f": {failure}" if failure else "", extra={"member": name})
-        # Before anything that may wait: the caller's deadline cancels this, and it does not come again.
+        # First of all, before anything that waits: when the caller's deadline passes, gRPC cancels this handler, and
+        # the caller does not ask a second time.
         if failure:
             self.fail(f"{name}: {failure}")
         elif member.role is Role.LEARNER and self.run.state in (RunState.STARTING, RunState.RUNNING):

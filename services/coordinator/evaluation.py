@@ -180,6 +180,11 @@ class Evaluator:
         """The time until a lease expires."""
         return item.deadline_s - self._clock()
 
+    def fail(self, item: EvaluationItem, reason: str) -> None:
+        """A leased prompt fails at once, because another try would fail as well."""
+        item.attempt = self._max_attempts
+        self._end_attempt(item, reason)
+
     def expire(self) -> None:
         """End the leases whose time is over, and the pin of a round that takes too long."""
         if self._round is None:

@@ -27,9 +27,10 @@ from dataclasses import dataclass, field
 
 from rollmesh.errors import ConfigError, UnavailableError
 from rollmesh.replay.ledger import Ledger, LedgerSnapshot
+from rollmesh.replay.rows import GroupRow
 from rollmesh.types import GroupState, Lease, PolicyVersion, RunState
 from services.coordinator.admission import Admission
-from services.coordinator.evaluation import Evaluator
+from services.coordinator.evaluation import EvaluationItem, Evaluator
 from services.coordinator.members import Member, Members
 from services.coordinator.prompts import PromptBook
 from services.coordinator.run import Run
@@ -68,8 +69,9 @@ class LeaseLine:
         self._repeated.clear()
 
     def repeat(self, held: list[Lease]) -> None:
-        """Send each lease that the member holds once more, as far as credits go. A worker has a credit for each one
-        that it did not get, and grants anew the credit of one that it had."""
+        """Send each lease that the member holds once more, as far as its credits go. Its credits suffice: for each
+        lease that the worker never got, it still has a credit; and when it gets a lease for the second time, it grants
+        one more credit."""
         missing = [lease for lease in held if (lease.group_id, lease.fencing_token) not in self._repeated]
         self.is_unsure = len(missing) > self.credits
         for lease in missing[: self.credits]:
@@ -171,8 +173,7 @@ class Dispatcher:
         return sum(line.credits for line in self._lines.values() if self._may_train(line))
 
     async def run(self) -> None:
-        """Dispatch until cancelled. While Redis cannot be reached nothing moves, and nothing is lost. A row of a
-        dataset that cannot be used ends the run; it is the user's to repair."""
+        """Dispatch until cancelled. While Redis cannot be reached nothing moves, and nothing is lost."""
         is_reachable, pause_s = True, POLL_S
         while True:
             self._wake.clear()
@@ -183,9 +184,6 @@ class Dispatcher:
                 if is_reachable:
                     logger.warning("admission stands still: %s", error)
                 pause_s, is_reachable = RETRY_S, False
-            except ConfigError as error:
-                self._run.fail(str(error))
-                self.close_all()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._wake.wait()
@@ -195,7 +193,6 @@ class Dispatcher:
 
         Raises:
             UnavailableError: Redis cannot be reached; the pass may be repeated.
-            ConfigError: a row of a dataset cannot be used.
         """
         await self._return_unsent()
         await self._release()
@@ -248,7 +245,7 @@ class Dispatcher:
         held: dict[str, list[Lease]] = {name: self._held_evaluations(name) for name in names}
         for row in rows:
             if (ttl_s := left_s.get(row.group_id, 0.0)) > 0:
-                held[row.member].append(self._prompts.train_lease(row, ttl_s))
+                held[row.member].extend(await self._train_lease(row, ttl_s))
         for line in lines:
             if line.is_open:
                 line.repeat(held[line.member.name])
@@ -259,9 +256,10 @@ class Dispatcher:
             return []
         items = [(item, evaluator.seconds_left(item)) for item in evaluator.leases_of(name)]
         return [
-            self._prompts.evaluation_lease(item.prompt_id, item.fencing_token, item.attempt, left_s)
+            lease
             for item, left_s in items
             if left_s > 0
+            for lease in self._evaluation_lease(evaluator, item, item.fencing_token, left_s)
         ]
 
     def _lease_evaluation(self) -> None:
@@ -270,23 +268,42 @@ class Dispatcher:
             return
         for line, share in self._shares(self._may_evaluate, evaluator.num_waiting):
             for item, token in evaluator.take(line.member.name, share):
-                line.send(self._prompts.evaluation_lease(item.prompt_id, token, item.attempt, self._lease_ttl_s))
+                for lease in self._evaluation_lease(evaluator, item, token, self._lease_ttl_s):
+                    line.send(lease)
 
     async def _lease_training(self) -> None:
         assert self.snapshot is not None
         num_waiting = self.snapshot.num_groups.get(GroupState.PENDING, 0)
         for line, share in self._shares(self._may_train, num_waiting):
-            # Built before any is sent: an unusable row must not take others down with it half-way.
             try:
                 rows = await self._ledger.lease(line.member.name, self._lease_ttl_s, share)
+                leases = [lease for row in rows for lease in await self._train_lease(row, self._lease_ttl_s)]
             except UnavailableError:
                 line.doubt()
                 raise
-            for lease in [self._prompts.train_lease(row, self._lease_ttl_s) for row in rows]:
+            for lease in leases:
                 if line.is_open:
                     line.send(lease)
                 else:
                     self._unsent.append(lease)
+
+    async def _train_lease(self, row: GroupRow, ttl_s: float) -> list[Lease]:
+        """The lease of a group; none where its row of the dataset cannot be used, and then the group is FAILED. Too
+        many of those end the run, as all failures do (`admission.failed_too_often`)."""
+        try:
+            return [self._prompts.train_lease(row, ttl_s)]
+        except ConfigError as error:
+            logger.warning("a row cannot be used: %s", error, extra={"group": row.group_id})
+            await self._ledger.give_back(row.group_id, row.fencing_token, str(error), self._max_attempts, is_final=True)
+            return []
+
+    def _evaluation_lease(self, evaluator: Evaluator, item: EvaluationItem, token: int, ttl_s: float) -> list[Lease]:
+        """The lease of a held-out prompt; none where its row cannot be used, and then the prompt has failed."""
+        try:
+            return [self._prompts.evaluation_lease(item.prompt_id, token, item.attempt, ttl_s)]
+        except ConfigError as error:
+            evaluator.fail(item, str(error))
+            return []
 
     def _shares(self, may_take: Callable[[LeaseLine], bool], num_waiting: int) -> list[tuple[LeaseLine, int]]:
         """How many of ``num_waiting`` groups each line gets: an equal share, as far as its credits go, and what is

@@ -110,3 +110,24 @@ def test_a_failed_evaluation_lease_is_given_again_and_its_late_report_is_dropped
         assert mesh.coordinator.evaluator.num_open == 3, "a late report of the first lease does not count"
 
     with_worker(body, evaluation=evaluation_section(tmp_path))
+
+
+def test_a_held_out_row_that_cannot_be_used_is_counted_and_the_round_goes_on(
+    tmp_path: Path, with_worker: Callable[..., None]
+) -> None:
+    section = evaluation_section(tmp_path, num_rows=2)
+    with Path(section["data"]["path"]).open("a") as rows:
+        rows.write('{"input": "", "label": 3}\n')
+
+    async def body(mesh: Mesh, worker: Worker) -> None:
+        await mesh.publish(0)
+        worker.stream.grant(3)
+        for lease in (await worker.lease(), await worker.lease()):
+            await worker.client.report_evaluation(lease.group_id, lease.fencing_token, [evaluation_sample(1.0)])
+        assert mesh.coordinator.evaluator is not None
+        await mesh.until(lambda: mesh.coordinator.evaluator.last_result is not None)  # type: ignore[union-attr]
+        result = mesh.coordinator.evaluator.last_result
+        assert result is not None
+        assert (result.num_prompts, result.num_failed, result.pass_at_1) == (3, 1, 1.0)
+
+    with_worker(body, evaluation=section)

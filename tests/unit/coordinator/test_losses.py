@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rollmesh.errors import DeadlineError, UnavailableError, UnknownMemberError
-from rollmesh.types import PolicyVersion, Role, RunState
+from rollmesh.types import GroupState, PolicyVersion, Role, RunState
 from tests.unit.coordinator.harness import (
     Mesh,
     Worker,
@@ -151,8 +151,26 @@ def test_a_run_that_stands_still_says_who_waits_for_whom_and_then_fails(with_wor
     with_worker(body, coordinator={"stall_timeout_s": 2.0})
 
 
-def test_a_dataset_row_that_cannot_be_used_fails_the_run_with_its_place(tmp_path: Path, redis_url: str) -> None:
-    pq.write_table(pa.table({"input": ["fine", ""]}), tmp_path / "d.parquet")
+def test_a_row_that_cannot_be_used_fails_its_group_and_the_run_goes_on(tmp_path: Path, redis_url: str) -> None:
+    pq.write_table(pa.table({"input": ["fine", "", "as well", "and this"]}), tmp_path / "d.parquet")
+    data = {"path": str(tmp_path / "d.parquet"), "label_key": None, "shuffle": False}
+
+    async def scenario() -> None:
+        async with running_mesh(mesh_config(tmp_path, redis_url, data=data)) as mesh:
+            worker = await mesh.join()
+            await mesh.publish(0)
+            assert [lease.prompt_id.index for lease in await worker.take(2)] == [0, 2]
+            row = await mesh.ledger.row("train:0:1")
+            assert row is not None
+            assert row.state is GroupState.FAILED
+            assert "d.parquet, row 2, input: is empty" in row.reason
+            assert mesh.coordinator.run.state is RunState.RUNNING
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_rows_none_of_which_can_be_used_end_the_run_with_the_reason(tmp_path: Path, redis_url: str) -> None:
+    pq.write_table(pa.table({"input": ["fine", *[""] * 50]}), tmp_path / "d.parquet")
     data = {"path": str(tmp_path / "d.parquet"), "label_key": None, "shuffle": False}
 
     async def scenario() -> None:
@@ -160,8 +178,11 @@ def test_a_dataset_row_that_cannot_be_used_fails_the_run_with_its_place(tmp_path
             worker = await mesh.join()
             await mesh.publish(0)
             worker.stream.grant(2)
+            await worker.lease()
             with pytest.raises(StopAsyncIteration):
                 await worker.lease()
-            assert "row 2, input: is empty" in (await worker.client.heartbeat()).failure
+            failure = mesh.coordinator.run.failure
+            assert failure.startswith("too many groups failed, most often: ")
+            assert "input: is empty; take the row out or give it a prompt" in failure
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
