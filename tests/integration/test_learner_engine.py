@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rollmesh.errors import ConfigError
 from rollmesh.models.rows import Batching
-from rollmesh.types import Group, PolicyVersion
+from rollmesh.types import Group, PolicyVersion, Sample
 from services.config import MeshConfig
 from services.learner.batching import TokenColumns, pack, plan_layouts
 from services.learner.checkpoint import CheckpointStore, Learnables
@@ -22,6 +24,7 @@ from services.learner.ranks import Ranks
 from services.learner.trainer import Trainer
 from tests.integration.tiny_model import make_tiny_mixture
 from tests.unit.learner.samples import mesh_config, random_groups, write_tiny_model
+from tests.unit.models.architectures import make_model
 
 pytestmark = pytest.mark.engine
 
@@ -95,6 +98,33 @@ def test_one_step_is_the_same_in_one_micro_batch_and_in_many(
     assert many.metrics["optimizer/grad_norm"] == pytest.approx(one.metrics["optimizer/grad_norm"], rel=1e-5)
     for name, tensor in whole.items():
         torch.testing.assert_close(parts[name], tensor, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_a_model_that_lets_packed_sequences_see_each_other_trains_on_its_own_probabilities(
+    tmp_path: Path, ranks: Ranks, zero_stage: int
+) -> None:
+    """OPT takes its mask for one sequence. Behaviour log-probabilities are those of single passes: all ratios are 1."""
+    plain = make_model("opt")
+    plain.save_pretrained(tmp_path)
+    groups = [
+        replace(group, samples=tuple(_with_logprobs_of(plain, sample) for sample in group.samples))
+        for group in random_groups(2, 3)
+    ]
+    _, (statistics,) = _train(mesh_config(tmp_path, tmp_path, learner={"zero_stage": zero_stage}), ranks, [groups])
+    assert statistics.metrics["importance/effective_share"] == pytest.approx(1.0, abs=1e-9)
+    assert statistics.metrics["policy/kl_behaviour"] == pytest.approx(0.0, abs=1e-5)
+
+
+def _with_logprobs_of(model: Any, sample: Sample) -> Sample:
+    """A sample of one turn as the model alone would have sampled it."""
+    prompt, response = (
+        torch.from_numpy(ids.astype("int64")) for ids in (sample.prompt_token_ids, sample.response_token_ids)
+    )
+    with torch.no_grad():
+        logits = model(torch.cat([prompt, response])[None]).logits[0, len(prompt) - 1 : -1]
+    logprobs = logits.log_softmax(-1).gather(-1, response[:, None])[:, 0]
+    return replace(sample, behaviour_logprobs=logprobs.numpy())
 
 
 def test_a_step_is_that_of_a_plain_loop_over_padded_samples(model: Path, tmp_path: Path, ranks: Ranks) -> None:
