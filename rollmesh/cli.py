@@ -102,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     status.set_defaults(run=_run_status)
 
     report = commands.add_parser("report", help="write a run's report (again)")
-    report.add_argument("folder", type=Path, help="run folder")
+    report.add_argument("folder", type=_path, help="run folder")
     report.set_defaults(run=_run_report)
 
     config_help = "check or show mesh files, list all settings"
@@ -122,9 +122,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_config(parser: argparse.ArgumentParser, *, is_positional: bool = False) -> None:
     if is_positional:
-        parser.add_argument("config", type=Path, metavar="FILE", help="mesh file (YAML)")
+        parser.add_argument("config", type=_path, metavar="FILE", help="mesh file (YAML)")
     else:
-        parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="mesh file (YAML)")
+        parser.add_argument("--config", type=_path, required=True, metavar="FILE", help="mesh file (YAML)")
     parser.add_argument(
         "--set",
         action="append",
@@ -133,6 +133,11 @@ def _add_config(parser: argparse.ArgumentParser, *, is_positional: bool = False)
         metavar="KEY=VALUE",
         help="override a setting, e.g. training.max_staleness=0; may be repeated",
     )
+
+
+def _path(text: str) -> Path:
+    """The shell leaves the ``~`` of ``--config=~/mesh.yaml`` alone."""
+    return Path(os.path.expanduser(text))
 
 
 def _default_name(service: str) -> str:

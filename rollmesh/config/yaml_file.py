@@ -81,7 +81,7 @@ def load_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, is not YAML, is not a mapping, or an override is malformed.
     """
-    tree = _parse(_read_text(path.expanduser()), str(path))
+    tree = _parse(_read_text(path), str(path))
     if tree is None:
         raise ConfigError(str(path), "is empty", "write a mapping of sections")
     if not isinstance(tree, dict):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from rollmesh.cli import build_parser
 from rollmesh.errors import ConfigError
 from services.config import MeshConfig, load_mesh
 from tests.unit.config.test_mesh import MINIMAL
@@ -41,6 +42,12 @@ def test_home_and_variables_are_expanded_in_every_path(mesh_file: Path, monkeypa
             for part in field.split("."):
                 node = getattr(node, part)
             assert node == Path(meant)
+
+
+def test_home_is_expanded_on_the_command_line_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert build_parser().parse_args(["status", "--config=~/mesh.yaml"]).config == Path("/home/ada/mesh.yaml")
+    assert build_parser().parse_args(["report", "~/runs/first"]).folder == Path("/home/ada/runs/first")
 
 
 @pytest.mark.parametrize("written", ["./~", "a~b", "a/~/b", "cost$", "$5"])
