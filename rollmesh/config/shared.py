@@ -218,6 +218,7 @@ class WeightsSection(Section):
     commit_timeout_s: PositiveFloat = 60.0
     """How long an engine may take to load a version."""
     host: str = "127.0.0.1"
-    """Address of this learner host that the engines can reach, for the rendezvous store and the broadcast."""
+    """Address of the learner's machine that the engines can reach. The rendezvous store, Gloo and NCCL listen there and
+    on no other interface; whoever can reach it can interfere with the transfer, so let it be a private network."""
     store_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Port of the rendezvous store; 0 takes a free one."""

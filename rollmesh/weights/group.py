@@ -25,12 +25,15 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from rollmesh.errors import ConfigError, DeadlineError, WeightTransferError
 from rollmesh.types import WeightEpoch
+from rollmesh.weights.interface import address_towards
 
 _FIRST_POLL_S = 0.0002
 _LAST_POLL_S = 0.005
 # The backend gets this much longer than the caller's deadline, so that a broadcast that is late ends by the deadline
 # and never by the backend's own timeout, which reads like a broken peer.
 _BACKEND_GRACE_S = 1.0
+_BACKLOG = 1024
+"""Members that may be connecting to the store at the same moment."""
 
 
 class RendezvousStore:
@@ -47,18 +50,30 @@ class RendezvousStore:
         self.port = int(store.port)
 
     @classmethod
-    def host(cls, host: str, port: int = 0) -> RendezvousStore:
-        """Listen; port 0 takes a free one. The store lives as long as the object.
+    def host(cls, host: str, port: int = 0, place: str = "weights.store_port") -> RendezvousStore:
+        """Listen on one address; port 0 takes a free one. The store lives as long as the object.
+
+        The socket is bound here, because torch's store would listen on every interface whatever its host is.
+
+        Args:
+            place: the setting that a port in use is blamed on.
 
         Raises:
             ConfigError: the address cannot be used.
         """
         try:
-            store = TCPStore(host, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=10))
-        except (dist.DistError, RuntimeError) as error:
-            raise ConfigError(
-                "weights.store_port", f"{host}:{port} cannot be listened on ({_first_line(error)})", "choose another"
-            ) from error
+            listener = _listen(host, port)
+            store = TCPStore(
+                host,
+                listener.getsockname()[1],
+                is_master=True,
+                wait_for_workers=False,
+                timeout=timedelta(seconds=10),
+                master_listen_fd=listener.detach(),  # torch closes it
+            )
+        except (OSError, dist.DistError, RuntimeError) as error:
+            problem = f"{host}:{port} cannot be listened on ({_first_line(error)})"
+            raise ConfigError(place, problem, "choose another") from error
         return cls(store, host)
 
     @classmethod
@@ -147,7 +162,9 @@ class WeightGroup:
             if device.type == "cuda":
                 backend = _nccl(prefixed, rank, epoch.world_size, timeout)
             else:
-                backend = _gloo(prefixed, rank, epoch.world_size, timeout, _address_towards(epoch.store_host))
+                backend = _gloo(prefixed, rank, epoch.world_size, timeout, address_towards(epoch.store_host))
+        except ConfigError as error:
+            raise WeightTransferError(str(error)) from error
         except (dist.DistError, RuntimeError) as error:
             if time.monotonic() >= deadline - 0.1 or "timeout" in str(error).lower():
                 raise DeadlineError(
@@ -248,15 +265,17 @@ def _surviving_nccl_errors() -> Iterator[None]:
             os.environ[name] = before
 
 
-def _address_towards(host: str) -> str:
-    """The local address from which ``host`` is reached: the one that the peers can reach as well."""
+def _listen(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.connect(address)  # sends nothing, only picks the route
-            return str(probe.getsockname()[0])
-    except OSError as error:
-        raise WeightTransferError(f"there is no route to {host}: {error}") from error
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,10 +13,12 @@ import os
 import sys
 
 from rollmesh.errors import ConfigError
+from rollmesh.weights.interface import keep_to_interface
 from services.config import MeshConfig
 from services.learner.checks import check_start
 
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+RANKS_HOST = "127.0.0.1"
+"""Where the ranks that are started here find each other."""
 
 
 def main(config: MeshConfig, name: str) -> int:
@@ -33,8 +35,7 @@ def main(config: MeshConfig, name: str) -> int:
         RollMeshError: the run failed.
     """
     check_start(config)
-    if config.weights.host in LOOPBACK_HOSTS:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    keep_to_interface(config.weights.host)
     if config.learner.num_ranks > 1 and "RANK" not in os.environ:
         _launch_ranks(config.learner.num_ranks, name)
     # torch, transformers and DeepSpeed take seconds to import.
@@ -52,7 +53,13 @@ def _launch_ranks(num_ranks: int, name: str) -> None:
             "learner.num_ranks", f"{num_ranks} needs the mesh file in ROLLMESH_CONFIG", "start it as `rollmesh learner`"
         )
     overrides = [f"--set={override}" for override in json.loads(os.environ.get("ROLLMESH_OVERRIDES", "[]"))]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
+    # The launcher's own stores would listen on every interface. It gets a file instead, one that exists in memory alone
+    # and stays open across the exec; the ranks make the store that they meet in.
+    file = os.memfd_create("ranks", 0)
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    meeting = ["--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint=/proc/self/fd/{file}"]
+    ranks = [f"--local-addr={RANKS_HOST}", f"--nproc-per-node={num_ranks}"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", *meeting, *ranks]
     command = ["-m", "rollmesh.cli", "learner", "--config", path, "--name", name, *overrides]
     sys.stdout.flush()
     sys.stderr.flush()

@@ -12,7 +12,9 @@ from typing import NoReturn
 
 import torch
 import torch.distributed as dist
+from torch.distributed import Store  # type: ignore[attr-defined]
 
+from rollmesh.weights.group import RendezvousStore
 from services.config import MeshConfig
 
 PROTOCOL_MARGIN_S = 600.0
@@ -55,10 +57,13 @@ class Ranks:
         if not dist.is_initialized():
             backend = "nccl" if device.type == "cuda" else "gloo"
             if world_size == 1:
-                store = dist.HashStore()  # type: ignore[attr-defined]
+                store: Store = dist.HashStore()  # type: ignore[attr-defined]
                 dist.init_process_group(backend, rank=0, world_size=1, store=store, timeout=timeout)
-            else:
+            elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # a launcher of the user's hosts it
                 dist.init_process_group(backend, timeout=timeout)
+            else:
+                store = _meeting_store(rank, timeout)
+                dist.init_process_group(backend, rank=rank, world_size=world_size, store=store, timeout=timeout)
         return cls(rank=rank, world_size=world_size, device=device)
 
     def stop(self) -> None:
@@ -105,6 +110,17 @@ class Ranks:
         if self.world_size > 1:
             dist.all_reduce(values, operation)
         return values
+
+
+def _meeting_store(rank: int, timeout: timedelta) -> Store:
+    """Where the ranks meet: rank 0 listens on MASTER_ADDR alone. Torch by itself would listen on every interface."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if rank == 0:
+        store = RendezvousStore.host(host, port, place="MASTER_PORT").store
+    else:
+        store = RendezvousStore.connect(host, port, timeout.total_seconds()).store
+    store.set_timeout(timeout)
+    return store
 
 
 def leave(exit_code: int) -> NoReturn:

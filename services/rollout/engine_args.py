@@ -7,6 +7,7 @@ import tempfile
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from rollmesh.weights.interface import address_towards, keep_to_interface
 from services.config import MeshConfig
 from services.rollout.owner import OWNER_VARIABLE
 from services.rollout.preflight import refuse_extra
@@ -38,9 +39,11 @@ def prepare_environment(config: MeshConfig) -> None:
         "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "1",
         "VLLM_RPC_BASE_PATH": _socket_folder(),
         "VLLM_ENGINE_READY_TIMEOUT_S": str(round(config.rollout.start_timeout_s)),
+        "VLLM_HOST_IP": address_towards(config.weights.host),
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    keep_to_interface(config.weights.host)
     os.environ[OWNER_VARIABLE] = str(os.getpid())
 
 

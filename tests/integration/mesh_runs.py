@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tests.fakes.listeners import Listener, listeners, process_tree
 from tests.tether import tethered
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -25,6 +27,8 @@ class MeshRun:
     folder: Path
     exit_code: int
     output: str
+    listeners: tuple[Listener, ...] = ()
+    """Where its processes listened once it had trained a step, if somebody looked."""
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
@@ -91,11 +95,21 @@ def finish_mesh(process: subprocess.Popen[str], folder: Path, timeout_s: float) 
 
 
 def run_mesh(demo: Path, runs: Path, name: str, overrides: Sequence[str], timeout_s: float = 280) -> MeshRun:
-    """A whole run; fails the test unless it succeeds."""
+    """A whole run, whose listening sockets are looked at on the way; fails the test unless it succeeds."""
     process = start_mesh(demo, runs, [f"run.name={name}", *overrides])
-    run = finish_mesh(process, runs / name, timeout_s)
+    wait_for_first_step(process, runs / name, timeout_s)
+    found = listeners(process_tree(process.pid))
+    run = replace(finish_mesh(process, runs / name, timeout_s), listeners=tuple(found))
     assert run.exit_code == 0, f"{run.output}\n{service_logs(run.folder)}"
     return run
+
+
+def wait_for_first_step(process: subprocess.Popen[str], folder: Path, timeout_s: float) -> None:
+    """Wait until the run has trained a step or has ended."""
+    deadline = time.monotonic() + timeout_s
+    metrics = folder / "metrics.jsonl"
+    while process.poll() is None and time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.2)
 
 
 def service_logs(folder: Path, tail: int = 1500) -> str:

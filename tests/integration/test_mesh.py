@@ -165,6 +165,13 @@ def test_nothing_is_left_running(asynchronous: MeshRun, synchronous: MeshRun) ->
         assert processes_of(run.folder) == []
 
 
+def test_nothing_listens_where_another_machine_could_connect(asynchronous: MeshRun, synchronous: MeshRun) -> None:
+    """One mesh has every service; the other has two learner ranks and two rollout workers."""
+    for run in (asynchronous, synchronous):
+        assert len(run.listeners) >= 5  # coordinator, reward, rollout, learner, and the store of the weights
+        assert [listener for listener in run.listeners if not listener.is_loopback] == []
+
+
 def test_without_staleness_every_sample_is_on_policy(synchronous: MeshRun) -> None:
     for step, batch in enumerate(_batches(synchronous), start=1):
         versions = {span.version.number for group in batch for sample in group.samples for span in sample.version_spans}

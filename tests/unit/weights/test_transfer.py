@@ -20,6 +20,7 @@ from rollmesh.weights.inbox import WeightInbox
 from rollmesh.weights.plan import bucket_num_bytes, build_plan, num_buckets, num_bytes
 from rollmesh.weights.receiver import Received, WeightReceiver
 from rollmesh.weights.sender import send
+from tests.fakes.listeners import listeners
 
 PLAN = build_plan([TensorSpec(f"w{i}", "float32", (1000,)) for i in range(10)], 9000)
 
@@ -110,6 +111,28 @@ def test_joining_fails_by_name_when_there_is_no_store() -> None:
 def test_a_port_in_use_is_the_configurations_fault(store: RendezvousStore) -> None:
     with pytest.raises(ConfigError, match=r"weights\.store_port"):
         RendezvousStore.host("127.0.0.1", store.port)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost"])
+def test_the_store_listens_on_the_address_that_it_was_given_and_closes_it(host: str) -> None:
+    before = set(listeners([os.getpid()]))
+    store = RendezvousStore.host(host)
+    (opened,) = set(listeners([os.getpid()])) - before
+    assert opened.port == store.port
+    assert opened.is_loopback
+    assert RendezvousStore.connect(host, store.port, 5.0).store.add("reached", 1) == 1
+    del store
+    assert set(listeners([os.getpid()])) <= before
+
+
+def test_a_group_listens_on_the_interface_of_the_store_alone(epochs, pool) -> None:
+    before = set(listeners([os.getpid()]))
+    groups = join_all(pool, epochs(2))
+    opened = set(listeners([os.getpid()])) - before
+    assert len(opened) == 2
+    assert all(listener.address == "127.0.0.1" for listener in opened)
+    for group in groups:
+        group.close()
 
 
 def test_a_silent_sender_costs_the_receiver_its_deadline_and_no_more(epochs, pool) -> None:

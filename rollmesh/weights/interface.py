@@ -1,0 +1,57 @@
+"""The one network interface that carries weights, so that no library listens on another one. Torch-free.
+
+`weights.host` names the learner's address. The interface is the one that has this address on the learner's machine,
+and on every other machine the one from which this address is reached.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import psutil
+
+from rollmesh.errors import ConfigError
+
+_VARIABLES = {"GLOO_SOCKET_IFNAME": "{}", "NCCL_SOCKET_IFNAME": "={}"}
+"""What Gloo and NCCL read when they make a process group; unset, both listen on an interface of their own choice. The
+sign has NCCL take the name itself, and not every interface whose name begins like it."""
+
+
+def address_towards(host: str) -> str:
+    """This machine's address from which ``host`` is reached: peers there can reach it as well.
+
+    Raises:
+        ConfigError: the host is unknown, or no route leads to it.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # sends nothing, only picks the route
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise ConfigError(
+            "weights.host", f"no route leads to {host!r} ({error})", "name an address of the learner that is reached"
+        ) from error
+
+
+def interface_of(address: str) -> str | None:
+    """The name of the interface that has ``address``; None where no interface has it."""
+    for name, entries in psutil.net_if_addrs().items():
+        if any(entry.address.partition("%")[0] == address for entry in entries):
+            return str(name)
+    return None
+
+
+def keep_to_interface(host: str) -> None:
+    """Have Gloo and NCCL of this process, and of those that it starts, listen on the interface towards ``host`` alone.
+
+    To be called before the first process group is made. A variable that the user has set stays.
+
+    Raises:
+        ConfigError: no route leads to the host.
+    """
+    name = interface_of(address_towards(host))
+    if name is not None:
+        for variable, form in _VARIABLES.items():
+            os.environ.setdefault(variable, form.format(name))
