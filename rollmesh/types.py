@@ -270,6 +270,24 @@ class WeightPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Announcement:
+    """A version that the learner is about to send.
+
+    Attributes:
+        plan: the tensors in the order in which they are sent.
+        store_host: where the learner's rendezvous store listens.
+        store_port: the store's port.
+        transfer_deadline_s: time that the transport may take for the whole transfer.
+    """
+
+    version: PolicyVersion
+    plan: WeightPlan
+    store_host: str
+    store_port: int
+    transfer_deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class WeightEpoch:
     """One membership of the broadcast process group; the learner is rank 0 and hosts the store."""
 

@@ -10,12 +10,13 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rollmesh.errors import UnavailableError, UnknownMemberError
+from rollmesh.errors import RollMeshError, UnavailableError, UnknownMemberError
 from rollmesh.rpc.channel import Connection
 from rollmesh.rpc.lease_stream import LeaseStream
 from rollmesh.rpc.retry import call_unary, retry
 from rollmesh.rpc.status import translate_errors
 from rollmesh.types import (
+    Announcement,
     EvaluationSample,
     Heartbeat,
     MemberReport,
@@ -53,6 +54,7 @@ class CoordinatorClient(Connection):
         super().__init__(f"coordinator at {address}", address, place)
         self.caller = control.Caller(name, incarnation or uuid.uuid4().hex)
         self._stub = coordinator_pb2_grpc.CoordinatorServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._known_plan = b""
 
     async def register(
         self, run_id: str, role: Role, address: str, num_weight_ranks: int = 0, *, timeout_s: float = 60.0
@@ -133,31 +135,42 @@ class CoordinatorClient(Connection):
         call = evaluation.ReportEvaluationCall(self.caller, group_id, fencing_token, tuple(samples), failure)
         await self._call(self._stub.ReportEvaluation, evaluation.report_evaluation_to_proto(call), timeout_s)
 
-    async def begin_publish(
-        self,
-        version: PolicyVersion,
-        plan: WeightPlan,
-        store_host: str,
-        store_port: int,
-        transfer_deadline_s: float,
-        *,
-        timeout_s: float,
-    ) -> WeightEpoch:
+    async def begin_publish(self, announcement: Announcement, *, timeout_s: float) -> WeightEpoch:
         """ANNOUNCE and PREPARE. On return the members of the epoch are receiving.
 
+        The plan is sent if the coordinator was not sent it before, or says that it does not hold it any more.
+
         Args:
-            version: the one to publish.
-            plan: what will be sent.
-            store_host: where the learner's rendezvous store listens.
-            store_port: its port.
-            transfer_deadline_s: how long the transfer may take.
+            announcement: the version to publish.
             timeout_s: for all tries together, waiting for workers and for a pinned evaluation included.
 
         Raises:
             DeadlineError, UnavailableError: the members could not be prepared in time.
             SupersededError: the version is not newer than the committed one.
         """
-        call = weights.BeginPublishCall(self.caller, version, plan, store_host, store_port, transfer_deadline_s)
+        digest = announcement.plan.digest
+        epoch: WeightEpoch | None = None
+        if digest == self._known_plan:
+            epoch = await self._begin_publish(announcement, None, timeout_s)
+        if epoch is None:
+            epoch = await self._begin_publish(announcement, announcement.plan, timeout_s)
+        if epoch is None:
+            raise RollMeshError("the coordinator asks for the weight plan that it was sent")
+        self._known_plan = digest
+        return epoch
+
+    async def _begin_publish(
+        self, announced: Announcement, plan: WeightPlan | None, timeout_s: float
+    ) -> WeightEpoch | None:
+        call = weights.BeginPublishCall(
+            self.caller,
+            announced.version,
+            plan,
+            announced.store_host,
+            announced.store_port,
+            announced.transfer_deadline_s,
+            announced.plan.digest,
+        )
         answer = await self._call(self._stub.BeginPublish, weights.begin_publish_to_proto(call), timeout_s)
         return weights.begin_publish_answer_from_proto(answer)
 

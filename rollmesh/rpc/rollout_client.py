@@ -10,7 +10,7 @@ from typing import Any
 
 from rollmesh.rpc.channel import Connection
 from rollmesh.rpc.status import translate_errors
-from rollmesh.types import CommitReport, PolicyVersion, ReceiveReport, RolloutStatus, WeightEpoch, WeightPlan
+from rollmesh.types import CommitReport, PolicyVersion, ReceiveReport, RolloutStatus, WeightEpoch
 from rollmesh.v1 import rollout_pb2, rollout_pb2_grpc
 from rollmesh.wire import status, weights
 
@@ -28,24 +28,37 @@ class RolloutClient(Connection):
     def __init__(self, address: str) -> None:
         super().__init__(f"rollout worker at {address}", address, "rollout.address")
         self._stub = rollout_pb2_grpc.RolloutServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        # As the stub's, but takes bytes: see `rollmesh.wire.weights.prepare_to_bytes`.
+        self._prepare = self._channel.unary_unary(
+            "/rollmesh.v1.RolloutService/PrepareWeights",
+            response_deserializer=rollout_pb2.PrepareWeightsResponse.FromString,
+        )
+        self._known_plan = b""
 
     async def prepare(
         self,
         version: PolicyVersion,
-        plan: WeightPlan,
+        plan: weights.EncodedPlan,
         epoch: WeightEpoch,
         rank: int,
         transfer_deadline_s: float,
         *,
         timeout_s: float,
     ) -> None:
-        """PREPARE; returns when the worker has joined the epoch as ``rank`` and following.
+        """PREPARE; returns when the worker has begun to join the epoch as ``rank`` and following.
+
+        The plan is sent if the worker was not sent it before, or says that it does not hold it any more.
 
         Raises:
             InvalidArgumentError: the plan does not fit the worker's model.
         """
-        call = weights.PrepareWeightsCall(version, plan, epoch, rank, transfer_deadline_s)
-        await self._call(self._stub.PrepareWeights, weights.prepare_to_proto(call), timeout_s)
+        call = weights.PrepareWeightsCall(version, None, epoch, rank, transfer_deadline_s, plan.digest)
+        if plan.digest == self._known_plan:
+            answer = await self._call(self._stub.PrepareWeights, weights.prepare_to_proto(call), timeout_s)
+            if not weights.prepare_answer_from_proto(answer):
+                return
+        await self._call(self._prepare, weights.prepare_to_bytes(call, plan), timeout_s)
+        self._known_plan = plan.digest
 
     async def receive(self, version: PolicyVersion, *, timeout_s: float) -> ReceiveReport:
         """TRANSFER; answers when all bytes are there.

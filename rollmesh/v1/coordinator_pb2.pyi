@@ -232,7 +232,7 @@ class ReportEvaluationResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class BeginPublishRequest(_message.Message):
-    __slots__ = ("name", "incarnation", "version", "plan", "store_host", "store_port", "transfer_deadline_ms")
+    __slots__ = ("name", "incarnation", "version", "plan", "store_host", "store_port", "transfer_deadline_ms", "plan_digest")
     NAME_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -240,6 +240,7 @@ class BeginPublishRequest(_message.Message):
     STORE_HOST_FIELD_NUMBER: _ClassVar[int]
     STORE_PORT_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     name: str
     incarnation: str
     version: _trajectory_pb2.PolicyVersion
@@ -247,13 +248,16 @@ class BeginPublishRequest(_message.Message):
     store_host: str
     store_port: int
     transfer_deadline_ms: int
-    def __init__(self, name: _Optional[str] = ..., incarnation: _Optional[str] = ..., version: _Optional[_Union[_trajectory_pb2.PolicyVersion, _Mapping]] = ..., plan: _Optional[_Union[_rollout_pb2.WeightPlan, _Mapping]] = ..., store_host: _Optional[str] = ..., store_port: _Optional[int] = ..., transfer_deadline_ms: _Optional[int] = ...) -> None: ...
+    plan_digest: bytes
+    def __init__(self, name: _Optional[str] = ..., incarnation: _Optional[str] = ..., version: _Optional[_Union[_trajectory_pb2.PolicyVersion, _Mapping]] = ..., plan: _Optional[_Union[_rollout_pb2.WeightPlan, _Mapping]] = ..., store_host: _Optional[str] = ..., store_port: _Optional[int] = ..., transfer_deadline_ms: _Optional[int] = ..., plan_digest: _Optional[bytes] = ...) -> None: ...
 
 class BeginPublishResponse(_message.Message):
-    __slots__ = ("epoch",)
+    __slots__ = ("epoch", "needs_plan")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_PLAN_FIELD_NUMBER: _ClassVar[int]
     epoch: _rollout_pb2.WeightEpoch
-    def __init__(self, epoch: _Optional[_Union[_rollout_pb2.WeightEpoch, _Mapping]] = ...) -> None: ...
+    needs_plan: bool
+    def __init__(self, epoch: _Optional[_Union[_rollout_pb2.WeightEpoch, _Mapping]] = ..., needs_plan: bool = ...) -> None: ...
 
 class FinishPublishRequest(_message.Message):
     __slots__ = ("name", "incarnation", "version", "digest", "failure")

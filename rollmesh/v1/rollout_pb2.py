@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from rollmesh.v1 import trajectory_pb2 as rollmesh_dot_v1_dot_trajectory__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19rollmesh/v1/rollout.proto\x12\x0brollmesh.v1\x1a\x1crollmesh/v1/trajectory.proto\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\"]\n\nWeightPlan\x12(\n\x07tensors\x18\x01 \x03(\x0b\x32\x17.rollmesh.v1.TensorSpec\x12\x15\n\rbucket_starts\x18\x02 \x03(\r\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\"Y\n\x0bWeightEpoch\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x12\n\nstore_host\x18\x02 \x01(\t\x12\x12\n\nstore_port\x18\x03 \x01(\r\x12\x12\n\nworld_size\x18\x04 \x01(\r\"\xc0\x01\n\x15PrepareWeightsRequest\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.rollmesh.v1.PolicyVersion\x12%\n\x04plan\x18\x02 \x01(\x0b\x32\x17.rollmesh.v1.WeightPlan\x12\'\n\x05\x65poch\x18\x03 \x01(\x0b\x32\x18.rollmesh.v1.WeightEpoch\x12\x0c\n\x04rank\x18\x04 \x01(\r\x12\x1c\n\x14transfer_deadline_ms\x18\x05 \x01(\r\"\x18\n\x16PrepareWeightsResponse\"D\n\x15ReceiveWeightsRequest\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.rollmesh.v1.PolicyVersion\"P\n\x16ReceiveWeightsResponse\x12\x0f\n\x07\x64igests\x18\x01 \x03(\x0c\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x12\x12\n\ntransfer_s\x18\x03 \x01(\x01\"C\n\x14\x43ommitWeightsRequest\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.rollmesh.v1.PolicyVersion\"8\n\x15\x43ommitWeightsResponse\x12\x0f\n\x07pause_s\x18\x01 \x01(\x01\x12\x0e\n\x06load_s\x18\x02 \x01(\x01\"R\n\x13\x41\x62ortWeightsRequest\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.rollmesh.v1.PolicyVersion\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x16\n\x14\x41\x62ortWeightsResponse\"\x19\n\x17GetRolloutStatusRequest\"\xd9\x01\n\x18GetRolloutStatusResponse\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.rollmesh.v1.PolicyVersion\x12\x17\n\x0fnum_groups_open\x18\x02 \x01(\r\x12\x1e\n\x16num_samples_generating\x18\x03 \x01(\r\x12\x1b\n\x13num_samples_scoring\x18\x04 \x01(\r\x12\x1c\n\x14num_generated_tokens\x18\x05 \x01(\x04\x12\x1c\n\x14num_groups_committed\x18\x06 \x01(\x04\x32\xd4\x03\n\x0eRolloutService\x12Y\n\x0ePrepareWeights\x12\".rollmesh.v1.PrepareWeightsRequest\x1a#.rollmesh.v1.PrepareWeightsResponse\x12Y\n\x0eReceiveWeights\x12\".rollmesh.v1.ReceiveWeightsRequest\x1a#.rollmesh.v1.ReceiveWeightsResponse\x12V\n\rCommitWeights\x12!.rollmesh.v1.CommitWeightsRequest\x1a\".rollmesh.v1.CommitWeightsResponse\x12S\n\x0c\x41\x62ortWeights\x12 .rollmesh.v1.AbortWeightsRequest\x1a!.rollmesh.v1.AbortWeightsResponse\x12_\n\x10GetRolloutStatus\x12$.rollmesh.v1.GetRolloutStatusRequest\x1a%.rollmesh.v1.GetRolloutStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19rollmesh/v1/rollout.proto\x12\x0brollmesh.v1\x1a\x1crollmesh/v1/trajectory.proto\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\"]\n\nWeightPlan\x12(\n\x07tensors\x18\x01 \x03(\x0b\x32\x17.rollmesh.v1.TensorSpec\x12\x15\n\rbucket_starts\x18\x02 \x03(\r\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\"Y\n\x0bWeightEpoch\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x12\n\nstore_host\x18\x02 \x01(\t\x12\x12\n\nstore_port\x18\x03 \x01(\r\x12\x12\n\nworld_size\x18\x04 \x01(\r\"\xd5\x01\n\x15PrepareWeightsRequest\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.rollmesh.v1.PolicyVersion\x12%\n\x04plan\x18\x02 \x01(\x0b\x32\x17.rollmesh.v1.WeightPlan\x12\'\n\x05\x65poch\x18\x03 \x01(\x0b\x32\x18.rollmesh.v1.WeightEpoch\x12\x0c\n\x04rank\x18\x04 \x01(\r\x12\x1c\n\x14transfer_deadline_ms\x18\x05 \x01(\r\x12\x13\n\x0bplan_digest\x18\x06 \x01(\x0c\",\n\x16PrepareWeightsResponse\x12\x12\n\nneeds_plan\x18\x01 \x01(\x08\"D\n\x15ReceiveWeightsRequest\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.rollmesh.v1.PolicyVersion\"P\n\x16ReceiveWeightsResponse\x12\x0f\n\x07\x64igests\x18\x01 \x03(\x0c\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x12\x12\n\ntransfer_s\x18\x03 \x01(\x01\"C\n\x14\x43ommitWeightsRequest\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.rollmesh.v1.PolicyVersion\"8\n\x15\x43ommitWeightsResponse\x12\x0f\n\x07pause_s\x18\x01 \x01(\x01\x12\x0e\n\x06load_s\x18\x02 \x01(\x01\"R\n\x13\x41\x62ortWeightsRequest\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.rollmesh.v1.PolicyVersion\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x16\n\x14\x41\x62ortWeightsResponse\"\x19\n\x17GetRolloutStatusRequest\"\xd9\x01\n\x18GetRolloutStatusResponse\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.rollmesh.v1.PolicyVersion\x12\x17\n\x0fnum_groups_open\x18\x02 \x01(\r\x12\x1e\n\x16num_samples_generating\x18\x03 \x01(\r\x12\x1b\n\x13num_samples_scoring\x18\x04 \x01(\r\x12\x1c\n\x14num_generated_tokens\x18\x05 \x01(\x04\x12\x1c\n\x14num_groups_committed\x18\x06 \x01(\x04\x32\xd4\x03\n\x0eRolloutService\x12Y\n\x0ePrepareWeights\x12\".rollmesh.v1.PrepareWeightsRequest\x1a#.rollmesh.v1.PrepareWeightsResponse\x12Y\n\x0eReceiveWeights\x12\".rollmesh.v1.ReceiveWeightsRequest\x1a#.rollmesh.v1.ReceiveWeightsResponse\x12V\n\rCommitWeights\x12!.rollmesh.v1.CommitWeightsRequest\x1a\".rollmesh.v1.CommitWeightsResponse\x12S\n\x0c\x41\x62ortWeights\x12 .rollmesh.v1.AbortWeightsRequest\x1a!.rollmesh.v1.AbortWeightsResponse\x12_\n\x10GetRolloutStatus\x12$.rollmesh.v1.GetRolloutStatusRequest\x1a%.rollmesh.v1.GetRolloutStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,25 +39,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WEIGHTEPOCH']._serialized_start=225
   _globals['_WEIGHTEPOCH']._serialized_end=314
   _globals['_PREPAREWEIGHTSREQUEST']._serialized_start=317
-  _globals['_PREPAREWEIGHTSREQUEST']._serialized_end=509
-  _globals['_PREPAREWEIGHTSRESPONSE']._serialized_start=511
-  _globals['_PREPAREWEIGHTSRESPONSE']._serialized_end=535
-  _globals['_RECEIVEWEIGHTSREQUEST']._serialized_start=537
-  _globals['_RECEIVEWEIGHTSREQUEST']._serialized_end=605
-  _globals['_RECEIVEWEIGHTSRESPONSE']._serialized_start=607
-  _globals['_RECEIVEWEIGHTSRESPONSE']._serialized_end=687
-  _globals['_COMMITWEIGHTSREQUEST']._serialized_start=689
-  _globals['_COMMITWEIGHTSREQUEST']._serialized_end=756
-  _globals['_COMMITWEIGHTSRESPONSE']._serialized_start=758
-  _globals['_COMMITWEIGHTSRESPONSE']._serialized_end=814
-  _globals['_ABORTWEIGHTSREQUEST']._serialized_start=816
-  _globals['_ABORTWEIGHTSREQUEST']._serialized_end=898
-  _globals['_ABORTWEIGHTSRESPONSE']._serialized_start=900
-  _globals['_ABORTWEIGHTSRESPONSE']._serialized_end=922
-  _globals['_GETROLLOUTSTATUSREQUEST']._serialized_start=924
-  _globals['_GETROLLOUTSTATUSREQUEST']._serialized_end=949
-  _globals['_GETROLLOUTSTATUSRESPONSE']._serialized_start=952
-  _globals['_GETROLLOUTSTATUSRESPONSE']._serialized_end=1169
-  _globals['_ROLLOUTSERVICE']._serialized_start=1172
-  _globals['_ROLLOUTSERVICE']._serialized_end=1640
+  _globals['_PREPAREWEIGHTSREQUEST']._serialized_end=530
+  _globals['_PREPAREWEIGHTSRESPONSE']._serialized_start=532
+  _globals['_PREPAREWEIGHTSRESPONSE']._serialized_end=576
+  _globals['_RECEIVEWEIGHTSREQUEST']._serialized_start=578
+  _globals['_RECEIVEWEIGHTSREQUEST']._serialized_end=646
+  _globals['_RECEIVEWEIGHTSRESPONSE']._serialized_start=648
+  _globals['_RECEIVEWEIGHTSRESPONSE']._serialized_end=728
+  _globals['_COMMITWEIGHTSREQUEST']._serialized_start=730
+  _globals['_COMMITWEIGHTSREQUEST']._serialized_end=797
+  _globals['_COMMITWEIGHTSRESPONSE']._serialized_start=799
+  _globals['_COMMITWEIGHTSRESPONSE']._serialized_end=855
+  _globals['_ABORTWEIGHTSREQUEST']._serialized_start=857
+  _globals['_ABORTWEIGHTSREQUEST']._serialized_end=939
+  _globals['_ABORTWEIGHTSRESPONSE']._serialized_start=941
+  _globals['_ABORTWEIGHTSRESPONSE']._serialized_end=963
+  _globals['_GETROLLOUTSTATUSREQUEST']._serialized_start=965
+  _globals['_GETROLLOUTSTATUSREQUEST']._serialized_end=990
+  _globals['_GETROLLOUTSTATUSRESPONSE']._serialized_start=993
+  _globals['_GETROLLOUTSTATUSRESPONSE']._serialized_end=1210
+  _globals['_ROLLOUTSERVICE']._serialized_start=1213
+  _globals['_ROLLOUTSERVICE']._serialized_end=1681
 # @@protoc_insertion_point(module_scope)

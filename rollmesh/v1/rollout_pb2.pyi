@@ -40,22 +40,26 @@ class WeightEpoch(_message.Message):
     def __init__(self, number: _Optional[int] = ..., store_host: _Optional[str] = ..., store_port: _Optional[int] = ..., world_size: _Optional[int] = ...) -> None: ...
 
 class PrepareWeightsRequest(_message.Message):
-    __slots__ = ("version", "plan", "epoch", "rank", "transfer_deadline_ms")
+    __slots__ = ("version", "plan", "epoch", "rank", "transfer_deadline_ms", "plan_digest")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     version: _trajectory_pb2.PolicyVersion
     plan: WeightPlan
     epoch: WeightEpoch
     rank: int
     transfer_deadline_ms: int
-    def __init__(self, version: _Optional[_Union[_trajectory_pb2.PolicyVersion, _Mapping]] = ..., plan: _Optional[_Union[WeightPlan, _Mapping]] = ..., epoch: _Optional[_Union[WeightEpoch, _Mapping]] = ..., rank: _Optional[int] = ..., transfer_deadline_ms: _Optional[int] = ...) -> None: ...
+    plan_digest: bytes
+    def __init__(self, version: _Optional[_Union[_trajectory_pb2.PolicyVersion, _Mapping]] = ..., plan: _Optional[_Union[WeightPlan, _Mapping]] = ..., epoch: _Optional[_Union[WeightEpoch, _Mapping]] = ..., rank: _Optional[int] = ..., transfer_deadline_ms: _Optional[int] = ..., plan_digest: _Optional[bytes] = ...) -> None: ...
 
 class PrepareWeightsResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("needs_plan",)
+    NEEDS_PLAN_FIELD_NUMBER: _ClassVar[int]
+    needs_plan: bool
+    def __init__(self, needs_plan: bool = ...) -> None: ...
 
 class ReceiveWeightsRequest(_message.Message):
     __slots__ = ("version",)

@@ -67,7 +67,8 @@ class RolloutServiceServicer(object):
     def PrepareWeights(self, request, context):
         """ANNOUNCE and PREPARE: the plan of the coming transfer and the process group that carries it. The worker checks
         the plan against its model and, if the weight epoch is new to it, begins to join the group. It does not wait for
-        the others: the learner hears of the epoch only when all have answered. Deadline: the caller's.
+        the others: the learner hears of the epoch only when all have answered. A plan is sent once and named by its digest
+        from then on; the worker keeps the last one. Deadline: the caller's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -73,6 +73,19 @@ def check_plan(plan: WeightPlan) -> None:
         raise InvalidArgumentError("the digest is not that of the tensors and buckets listed", "plan.digest")
 
 
+class PlanMemory:
+    """The receiver's side of plans that are sent once: holds the last plan and finds it by its digest."""
+
+    def __init__(self) -> None:
+        self._last: WeightPlan | None = None
+
+    def find(self, plan: WeightPlan | None, digest: bytes) -> WeightPlan | None:
+        """The plan that a call carries, which is remembered, or the one that it names; None if that is not held."""
+        if plan is not None:
+            self._last = plan
+        return self._last if self._last is not None and self._last.digest == digest else None
+
+
 def num_buckets(plan: WeightPlan) -> int:
     return len(plan.bucket_starts)
 

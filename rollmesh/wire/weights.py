@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from rollmesh.types import (
     CommitReport,
@@ -23,17 +24,21 @@ from rollmesh.wire.control import Caller, caller_from_proto
 from rollmesh.wire.limits import MAX_DIMENSIONS, MAX_MEMBERS, MAX_PORT, MAX_TENSORS
 from rollmesh.wire.trajectory import required_version, version_to_proto
 
+_LENGTH_DELIMITED = 2
+"""The wire type of strings, bytes and embedded messages."""
+
 
 @dataclass(frozen=True, slots=True)
 class BeginPublishCall:
-    """ANNOUNCE; the rendezvous store listens at ``store_host:store_port``."""
+    """ANNOUNCE; as `rollmesh.types.Announcement`, and ``plan`` is None where the coordinator knows its digest."""
 
     caller: Caller
     version: PolicyVersion
-    plan: WeightPlan
+    plan: WeightPlan | None
     store_host: str
     store_port: int
     transfer_deadline_s: float
+    plan_digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +53,23 @@ class FinishPublishCall:
 
 @dataclass(frozen=True, slots=True)
 class PrepareWeightsCall:
-    """PREPARE; ``rank`` is that of the worker's first process in the epoch."""
+    """PREPARE; ``rank`` is that of the worker's first process in the epoch. ``plan`` is None where the worker knows its
+    digest."""
 
     version: PolicyVersion
-    plan: WeightPlan
+    plan: WeightPlan | None
     epoch: WeightEpoch
     rank: int
     transfer_deadline_s: float
+    plan_digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPlan:
+    """A plan as the bytes of its message: encoded once and sent to many workers."""
+
+    digest: bytes
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +95,21 @@ def plan_from_proto(message: rollout_pb2.WeightPlan, field: str = "plan") -> Wei
     if starts[:1] != (0,) or starts[-1] >= len(tensors) or any(a >= b for a, b in pairwise(starts)):
         checks.refuse(f"{field}.bucket_starts", f"does not cut {len(tensors)} tensors into buckets")
     return WeightPlan(tensors, starts, checks.digest(message.digest, f"{field}.digest"))
+
+
+def encode_plan(plan: WeightPlan) -> EncodedPlan:
+    """Takes 7 to 10 µs a tensor: a third of a second for the 46,000 of a mixture of experts."""
+    return EncodedPlan(plan.digest, plan_to_proto(plan).SerializeToString())
+
+
+def _plan_or_digest(message: Any) -> tuple[WeightPlan | None, bytes]:
+    """The plan of a message that may only name it, and its digest."""
+    plan = plan_from_proto(message.plan) if message.HasField("plan") else None
+    if plan is None:
+        return None, checks.digest(message.plan_digest, "plan_digest")
+    if message.plan_digest not in (b"", plan.digest):
+        checks.refuse("plan_digest", "is not the digest of the plan that stands beside it")
+    return plan, plan.digest
 
 
 def _tensor_from_proto(message: rollout_pb2.TensorSpec, field: str) -> TensorSpec:
@@ -109,30 +139,36 @@ def begin_publish_to_proto(call: BeginPublishCall) -> coordinator_pb2.BeginPubli
         name=call.caller.name,
         incarnation=call.caller.incarnation,
         version=version_to_proto(call.version),
-        plan=plan_to_proto(call.plan),
+        plan=None if call.plan is None else plan_to_proto(call.plan),
         store_host=call.store_host,
         store_port=call.store_port,
         transfer_deadline_ms=checks.milliseconds(call.transfer_deadline_s, "transfer_deadline_ms"),
+        plan_digest=call.plan_digest,
     )
 
 
 def begin_publish_from_proto(message: coordinator_pb2.BeginPublishRequest) -> BeginPublishCall:
+    plan, digest = _plan_or_digest(message)
     return BeginPublishCall(
         caller=caller_from_proto(message),
         version=required_version(message, "version"),
-        plan=plan_from_proto(checks.required(message, "plan")),
+        plan=plan,
         store_host=checks.name(message.store_host, "store_host"),
         store_port=checks.between(message.store_port, 1, MAX_PORT, "store_port"),
         transfer_deadline_s=checks.positive_seconds(message.transfer_deadline_ms, "transfer_deadline_ms"),
+        plan_digest=digest,
     )
 
 
-def begin_publish_answer_to_proto(epoch: WeightEpoch) -> coordinator_pb2.BeginPublishResponse:
+def begin_publish_answer_to_proto(epoch: WeightEpoch | None) -> coordinator_pb2.BeginPublishResponse:
+    """None asks for the plan."""
+    if epoch is None:
+        return coordinator_pb2.BeginPublishResponse(needs_plan=True)
     return coordinator_pb2.BeginPublishResponse(epoch=epoch_to_proto(epoch))
 
 
-def begin_publish_answer_from_proto(message: coordinator_pb2.BeginPublishResponse) -> WeightEpoch:
-    return epoch_from_proto(checks.required(message, "epoch"))
+def begin_publish_answer_from_proto(message: coordinator_pb2.BeginPublishResponse) -> WeightEpoch | None:
+    return None if message.needs_plan else epoch_from_proto(checks.required(message, "epoch"))
 
 
 def finish_publish_to_proto(call: FinishPublishCall) -> coordinator_pb2.FinishPublishRequest:
@@ -177,22 +213,56 @@ def publish_outcome_from_proto(message: coordinator_pb2.FinishPublishResponse) -
 def prepare_to_proto(call: PrepareWeightsCall) -> rollout_pb2.PrepareWeightsRequest:
     return rollout_pb2.PrepareWeightsRequest(
         version=version_to_proto(call.version),
-        plan=plan_to_proto(call.plan),
+        plan=None if call.plan is None else plan_to_proto(call.plan),
         epoch=epoch_to_proto(call.epoch),
         rank=call.rank,
         transfer_deadline_ms=checks.milliseconds(call.transfer_deadline_s, "transfer_deadline_ms"),
+        plan_digest=call.plan_digest,
     )
+
+
+def prepare_to_bytes(call: PrepareWeightsCall, plan: EncodedPlan) -> bytes:
+    """What `prepare_to_proto` would serialise to with ``plan`` in it; ``call`` is without a plan.
+
+    In a message the fields may follow each other in any order, and an embedded message is its number, its length and
+    its bytes. So the plan's bytes are appended as they are, and a plan of megabytes is not encoded for each worker.
+    """
+    assert call.plan is None
+    tag = rollout_pb2.PrepareWeightsRequest.DESCRIPTOR.fields_by_name["plan"].number << 3 | _LENGTH_DELIMITED
+    head: bytes = prepare_to_proto(call).SerializeToString()
+    return head + _varint(tag) + _varint(len(plan.data)) + plan.data
+
+
+def _varint(value: int) -> bytes:
+    """Seven bits a byte, the lowest first; all bytes but the last have their highest bit set."""
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
 
 
 def prepare_from_proto(message: rollout_pb2.PrepareWeightsRequest) -> PrepareWeightsCall:
     epoch = epoch_from_proto(checks.required(message, "epoch"))
+    plan, digest = _plan_or_digest(message)
     return PrepareWeightsCall(
         version=required_version(message, "version"),
-        plan=plan_from_proto(checks.required(message, "plan")),
+        plan=plan,
         epoch=epoch,
         rank=checks.between(message.rank, 1, epoch.world_size - 1, "rank"),
         transfer_deadline_s=checks.positive_seconds(message.transfer_deadline_ms, "transfer_deadline_ms"),
+        plan_digest=digest,
     )
+
+
+def prepare_answer_to_proto(needs_plan: bool) -> rollout_pb2.PrepareWeightsResponse:
+    return rollout_pb2.PrepareWeightsResponse(needs_plan=needs_plan)
+
+
+def prepare_answer_from_proto(message: rollout_pb2.PrepareWeightsResponse) -> bool:
+    """Whether the worker asks for the plan."""
+    return bool(message.needs_plan)
 
 
 def abort_to_proto(call: AbortWeightsCall) -> rollout_pb2.AbortWeightsRequest:

@@ -13,6 +13,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from rollmesh.errors import InvalidArgumentError, RunEndedError, UnavailableError
 from rollmesh.replay.ledger import Ledger
 from rollmesh.types import (
+    Announcement,
     EvaluationSample,
     GroupState,
     Heartbeat,
@@ -31,7 +32,7 @@ from services.coordinator.evaluation import Evaluator
 from services.coordinator.leases import Dispatcher, LeaseLine
 from services.coordinator.members import Member, Members
 from services.coordinator.progress import TokenMeter, View, waiting_for
-from services.coordinator.publish import Publisher, PublishRequest
+from services.coordinator.publish import Publisher
 from services.coordinator.renewals import Renewals
 from services.coordinator.run import Run
 
@@ -177,12 +178,12 @@ class Coordinator:
         self._finish_if_done()
         self.dispatcher.wake()
 
-    async def begin_publish(self, name: str, incarnation: str, request: PublishRequest) -> WeightEpoch:
+    async def begin_publish(self, name: str, incarnation: str, announcement: Announcement) -> WeightEpoch:
         """See `Publisher.begin`; besides, raises UnknownMemberError, InvalidArgumentError and RunEndedError."""
         self._require_learner(name, incarnation)
         if self.run.state.is_over:
             raise RunEndedError(self.run.failure or "the run is finished")
-        return await self.publisher.begin(request)
+        return await self.publisher.begin(announcement)
 
     async def finish_publish(
         self, name: str, incarnation: str, version: PolicyVersion, digest: bytes, failure: str

@@ -13,7 +13,8 @@ from typing import Any, Protocol, TypeVar
 
 from rollmesh.errors import DeadlineError, RollMeshError, UnavailableError
 from rollmesh.rpc.retry import retry
-from rollmesh.types import CommitReport, PolicyVersion, ReceiveReport, WeightEpoch, WeightPlan
+from rollmesh.types import Announcement, CommitReport, PolicyVersion, ReceiveReport, WeightEpoch
+from rollmesh.wire.weights import EncodedPlan
 from services.coordinator.members import Member
 
 T = TypeVar("T")
@@ -30,7 +31,7 @@ class RolloutPeer(Protocol):
     async def prepare(
         self,
         version: PolicyVersion,
-        plan: WeightPlan,
+        plan: EncodedPlan,
         epoch: WeightEpoch,
         rank: int,
         transfer_deadline_s: float,
@@ -63,11 +64,10 @@ class Party:
     rank: int
     is_member: Callable[[], bool]
 
-    async def prepare(
-        self, version: PolicyVersion, plan: WeightPlan, epoch: WeightEpoch, transfer_deadline_s: float, timeout_s: float
-    ) -> None:
+    async def prepare(self, announced: Announcement, plan: EncodedPlan, epoch: WeightEpoch, timeout_s: float) -> None:
         def call(left_s: float) -> Awaitable[None]:
-            return self.peer.prepare(version, plan, epoch, self.rank, transfer_deadline_s, timeout_s=left_s)
+            deadline_s = announced.transfer_deadline_s
+            return self.peer.prepare(announced.version, plan, epoch, self.rank, deadline_s, timeout_s=left_s)
 
         await self._ask(call, timeout_s, PREPARE_PATIENCE_S)
 

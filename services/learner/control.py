@@ -28,6 +28,7 @@ from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.rpc.membership import Membership
 from rollmesh.rpc.server import Server
 from rollmesh.types import (
+    Announcement,
     Heartbeat,
     PolicyVersion,
     PublishOutcome,
@@ -35,7 +36,6 @@ from rollmesh.types import (
     Role,
     RunState,
     WeightEpoch,
-    WeightPlan,
 )
 from rollmesh.v1.learner_pb2_grpc import add_LearnerServiceServicer_to_server
 from services.config import MeshConfig
@@ -116,15 +116,7 @@ class Control:
             last = self._over.result()
             raise RunEndedError(f"the run is over: {last.failure or last.run_state.value}")
 
-    def begin_publish(
-        self,
-        version: PolicyVersion,
-        plan: WeightPlan,
-        store_host: str,
-        store_port: int,
-        transfer_deadline_s: float,
-        timeout_s: float,
-    ) -> WeightEpoch:
+    def begin_publish(self, announcement: Announcement, timeout_s: float) -> WeightEpoch:
         """Announce a version; returns when all members of its epoch are receiving.
 
         Raises:
@@ -132,11 +124,9 @@ class Control:
         """
         with self._progress.calling(timeout_s + CALL_MARGIN_S):
             return self._call(
-                self._connected().begin_publish(
-                    version, plan, store_host, store_port, transfer_deadline_s, timeout_s=timeout_s
-                ),
+                self._connected().begin_publish(announcement, timeout_s=timeout_s),
                 timeout_s + CALL_MARGIN_S,
-                f"the announcement of version {version}",
+                f"the announcement of version {announcement.version}",
             )
 
     def finish_publish(

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from rollmesh.errors import DeadlineError, SupersededError, UnavailableError, WeightTransferError
-from rollmesh.types import PolicyVersion, PublishOutcome, WeightEpoch, WeightPlan
+from rollmesh.types import Announcement, PolicyVersion, PublishOutcome, WeightEpoch, WeightPlan
 from rollmesh.weights.buckets import pack_bucket
 from rollmesh.weights.group import RendezvousStore, WeightGroup
 from rollmesh.weights.plan import (
@@ -61,15 +61,7 @@ _SEND, _DONE = b"send", b"done"
 class PublishProtocol(Protocol):
     """What the publisher needs of `services.learner.control.Control`."""
 
-    def begin_publish(
-        self,
-        version: PolicyVersion,
-        plan: WeightPlan,
-        store_host: str,
-        store_port: int,
-        transfer_deadline_s: float,
-        timeout_s: float,
-    ) -> WeightEpoch:
+    def begin_publish(self, announcement: Announcement, timeout_s: float) -> WeightEpoch:
         """Blocks until all members are receiving."""
         ...
 
@@ -190,9 +182,8 @@ class Publisher:
         assert self._protocol is not None
         assert self._store is not None
         try:
-            epoch = self._protocol.begin_publish(
-                version, self.plan, self._store.address, self._store.port, self._deadline_s, self._begin_timeout_s
-            )
+            announcement = Announcement(version, self.plan, self._store.address, self._store.port, self._deadline_s)
+            epoch = self._protocol.begin_publish(announcement, self._begin_timeout_s)
         except (UnavailableError, DeadlineError, SupersededError, WeightTransferError) as error:
             _logger.warning("version %s could not be announced: %s", version, error)
             self._reason = str(error)

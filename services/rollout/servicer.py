@@ -8,11 +8,13 @@ from typing import Any
 from rollmesh.rpc.server import Service
 from rollmesh.types import RolloutStatus
 from rollmesh.v1 import rollout_pb2, rollout_pb2_grpc
+from rollmesh.weights.plan import PlanMemory
 from rollmesh.wire.status import rollout_status_to_proto
 from rollmesh.wire.weights import (
     abort_from_proto,
     commit_from_proto,
     commit_report_to_proto,
+    prepare_answer_to_proto,
     prepare_from_proto,
     receive_from_proto,
     receive_report_to_proto,
@@ -30,6 +32,7 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
 
     def __init__(self, weights: WeightProtocol, status: Callable[[], RolloutStatus]) -> None:
         self._weights = weights
+        self._plans = PlanMemory()
         self._status = status
 
     def as_services(self) -> dict[str, Service]:
@@ -40,8 +43,11 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
         self, request: rollout_pb2.PrepareWeightsRequest, context: Any
     ) -> rollout_pb2.PrepareWeightsResponse:
         call = prepare_from_proto(request)
-        await self._weights.prepare(call.version, call.plan, call.epoch, call.rank, call.transfer_deadline_s)
-        return rollout_pb2.PrepareWeightsResponse()
+        plan = self._plans.find(call.plan, call.plan_digest)
+        if plan is None:
+            return prepare_answer_to_proto(needs_plan=True)
+        await self._weights.prepare(call.version, plan, call.epoch, call.rank, call.transfer_deadline_s)
+        return prepare_answer_to_proto(needs_plan=False)
 
     async def ReceiveWeights(
         self, request: rollout_pb2.ReceiveWeightsRequest, context: Any

@@ -161,11 +161,11 @@ CODECS = [
     Codec(PLAN, weights.plan_to_proto, weights.plan_from_proto),
     Codec(EPOCH, weights.epoch_to_proto, weights.epoch_from_proto),
     Codec(
-        weights.BeginPublishCall(CALLER, NEW, PLAN, "10.0.0.1", 29500, 12.5),
+        weights.BeginPublishCall(CALLER, NEW, PLAN, "10.0.0.1", 29500, 12.5, PLAN.digest),
         weights.begin_publish_to_proto,
         weights.begin_publish_from_proto,
     ),
-    Codec(EPOCH, weights.begin_publish_answer_to_proto, weights.begin_publish_answer_from_proto),
+    Codec(EPOCH, weights.begin_publish_answer_to_proto, weights.begin_publish_answer_from_proto, (None,)),
     Codec(_FINISH_PUBLISH, weights.finish_publish_to_proto, weights.finish_publish_from_proto),
     Codec(
         types.PublishOutcome(True, "because", ("rollout-0", "rollout-1"), 0.11),
@@ -173,10 +173,11 @@ CODECS = [
         weights.publish_outcome_from_proto,
     ),
     Codec(
-        weights.PrepareWeightsCall(NEW, PLAN, EPOCH, 3, 12.5),
+        weights.PrepareWeightsCall(NEW, PLAN, EPOCH, 3, 12.5, PLAN.digest),
         weights.prepare_to_proto,
         weights.prepare_from_proto,
     ),
+    Codec(True, weights.prepare_answer_to_proto, weights.prepare_answer_from_proto),
     Codec(weights.AbortWeightsCall(NEW, "digest"), weights.abort_to_proto, weights.abort_from_proto),
     Codec(NEW, weights.receive_to_proto, weights.receive_from_proto),
     Codec(

@@ -13,6 +13,7 @@ from rollmesh.rpc.server import Server
 from rollmesh.types import Heartbeat, Lease, MeshStatus, PublishOutcome, Registration, RunState, WeightEpoch
 from rollmesh.v1 import coordinator_pb2 as pb
 from rollmesh.v1 import coordinator_pb2_grpc as pb_grpc
+from rollmesh.weights.plan import PlanMemory
 from rollmesh.wire import control, evaluation, status, weights
 
 
@@ -47,6 +48,7 @@ class FakeCoordinator(pb_grpc.CoordinatorServiceServicer):
         self.evaluations: list[evaluation.ReportEvaluationCall] = []
         self.begun: list[weights.BeginPublishCall] = []
         self.finished: list[weights.FinishPublishCall] = []
+        self._plans = PlanMemory()
         self.steps: list[control.ReportStepCall] = []
         self.mesh_status: MeshStatus | None = None
 
@@ -54,6 +56,10 @@ class FakeCoordinator(pb_grpc.CoordinatorServiceServicer):
         """A server that drops its calls at once when it is left, as a killed process does."""
         service = (pb_grpc.add_CoordinatorServiceServicer_to_server, self)
         return Server(address, {"rollmesh.v1.CoordinatorService": service}, grace_s=0.0)
+
+    def forget_plan(self) -> None:
+        """As a coordinator that was started anew."""
+        self._plans = PlanMemory()
 
     def fail_next(self, method: str, *errors: RollMeshError) -> None:
         self.errors.setdefault(method, deque()).extend(errors)
@@ -137,6 +143,8 @@ class FakeCoordinator(pb_grpc.CoordinatorServiceServicer):
         call = weights.begin_publish_from_proto(request)
         self._check(call.caller)
         self.begun.append(call)
+        if self._plans.find(call.plan, call.plan_digest) is None:
+            return weights.begin_publish_answer_to_proto(None)
         return weights.begin_publish_answer_to_proto(WeightEpoch(1, call.store_host, call.store_port, 3))
 
     async def FinishPublish(self, request: pb.FinishPublishRequest, context: Any) -> pb.FinishPublishResponse:

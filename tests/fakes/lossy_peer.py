@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from rollmesh.errors import DeadlineError, UnavailableError
-from rollmesh.types import CommitReport, PolicyVersion, ReceiveReport, WeightEpoch, WeightPlan
+from rollmesh.types import CommitReport, PolicyVersion, ReceiveReport, WeightEpoch
+from rollmesh.v1 import rollout_pb2
+from rollmesh.wire.weights import EncodedPlan, plan_from_proto
 from services.rollout.weight_protocol import WeightProtocol
 from tests.fakes.engine import FakeEngine
 
@@ -55,15 +57,16 @@ class LossyPeer:
     async def prepare(
         self,
         version: PolicyVersion,
-        plan: WeightPlan,
+        plan: EncodedPlan,
         epoch: WeightEpoch,
         rank: int,
         transfer_deadline_s: float,
         *,
         timeout_s: float,
     ) -> None:
+        decoded = plan_from_proto(rollout_pb2.WeightPlan.FromString(plan.data))
         await self._call(
-            "prepare", lambda: self.protocol.prepare(version, plan, epoch, rank, transfer_deadline_s), timeout_s
+            "prepare", lambda: self.protocol.prepare(version, decoded, epoch, rank, transfer_deadline_s), timeout_s
         )
 
     async def receive(self, version: PolicyVersion, *, timeout_s: float) -> ReceiveReport:

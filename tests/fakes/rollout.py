@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rollmesh.errors import RollMeshError, WeightTransferError
-from rollmesh.types import CommitReport, PolicyVersion, ReceiveReport, RolloutStatus, WeightEpoch
+from rollmesh.types import CommitReport, PolicyVersion, ReceiveReport, RolloutStatus, WeightEpoch, WeightPlan
 from rollmesh.v1 import rollout_pb2, rollout_pb2_grpc
+from rollmesh.weights.plan import PlanMemory
 from rollmesh.wire import status, weights
 
 
@@ -24,6 +25,7 @@ class FakeRollout(rollout_pb2_grpc.RolloutServiceServicer):
         gates: event that a step waits for first; one that is never set makes a worker that hangs.
         version: that it serves.
         calls: (step, version) in order; `epochs` and `ranks` as PREPARE named them.
+        plans: that PREPARE carried; None where it named one by its digest.
     """
 
     digest: bytes = b"\x11" * 32
@@ -34,14 +36,23 @@ class FakeRollout(rollout_pb2_grpc.RolloutServiceServicer):
     calls: list[tuple[str, str]] = field(default_factory=list)
     epochs: list[WeightEpoch] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)
+    plans: list[WeightPlan | None] = field(default_factory=list)
+    _plans: PlanMemory = field(default_factory=PlanMemory)
     _aborted: asyncio.Event = field(default_factory=asyncio.Event)
 
     def steps(self) -> list[str]:
         """The steps that were asked for, in order."""
         return [step for step, _ in self.calls]
 
+    def forget_plan(self) -> None:
+        """As a worker that was started anew at the same address."""
+        self._plans = PlanMemory()
+
     async def PrepareWeights(self, request: Any, context: Any) -> rollout_pb2.PrepareWeightsResponse:
         call = weights.prepare_from_proto(request)
+        self.plans.append(call.plan)
+        if self._plans.find(call.plan, call.plan_digest) is None:
+            return rollout_pb2.PrepareWeightsResponse(needs_plan=True)
         self.epochs.append(call.epoch)
         self.ranks.append(call.rank)
         self._aborted.clear()

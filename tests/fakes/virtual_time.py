@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 ResultT = TypeVar("ResultT")
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """Moves its clock to the next timer whenever nothing else is to be done. Not for work with sockets or threads."""
+    """Moves its clock to the next timer whenever nothing else is to be done. What is meant for another thread is done
+    at once; not for sockets."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -19,6 +20,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self.now_s
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+        done = self.create_future()
+        try:
+            done.set_result(func(*args))
+        except Exception as error:  # noqa: BLE001 - whoever awaits it gets it
+            done.set_exception(error)
+        return done
 
 
 class _JumpingSelector(selectors.SelectSelector):

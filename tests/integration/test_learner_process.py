@@ -19,9 +19,10 @@ from transformers import AutoModelForCausalLM
 from rollmesh.replay.connection import connect
 from rollmesh.replay.ledger import Ledger
 from rollmesh.replay.server import EmbeddedServer
-from rollmesh.types import GroupState, Heartbeat, PolicyVersion, PublishOutcome, RunState, WeightEpoch
+from rollmesh.types import GroupState, Heartbeat, PolicyVersion, PublishOutcome, RunState, WeightEpoch, WeightPlan
 from rollmesh.v1 import coordinator_pb2 as pb
 from rollmesh.weights.group import WeightGroup
+from rollmesh.weights.plan import PlanMemory
 from rollmesh.weights.receiver import Received, WeightReceiver
 from rollmesh.wire import control, weights
 from services.config import MeshConfig, dump_mesh
@@ -69,20 +70,23 @@ class Mesh(FakeCoordinator):
         self._epoch = WeightEpoch(0, "", 0, 2)
         self._group: WeightGroup | None = None
         self.receiver = WeightReceiver()
+        self._plans = PlanMemory()
         self._receiving: asyncio.Future[Received] | None = None
 
     async def BeginPublish(self, request: pb.BeginPublishRequest, context: Any) -> pb.BeginPublishResponse:
         call = weights.begin_publish_from_proto(request)
         self.begun.append(call)
+        plan = self._plans.find(call.plan, call.plan_digest)
+        assert plan is not None, "the learner sends the plan first"
         if self._group is None:
             self._epoch = WeightEpoch(self._epoch.number + 1, call.store_host, call.store_port, 2)
-        self._receiving = asyncio.ensure_future(asyncio.to_thread(self._receive, call, self._epoch))
+        self._receiving = asyncio.ensure_future(asyncio.to_thread(self._receive, plan, self._epoch))
         return weights.begin_publish_answer_to_proto(self._epoch)
 
-    def _receive(self, call: weights.BeginPublishCall, epoch: WeightEpoch) -> Received:
+    def _receive(self, plan: WeightPlan, epoch: WeightEpoch) -> Received:
         if self._group is None:
             self._group = WeightGroup.join(epoch, 1, 30.0)
-        return self.receiver.receive(self._group, call.plan, 30.0)
+        return self.receiver.receive(self._group, plan, 30.0)
 
     async def FinishPublish(self, request: pb.FinishPublishRequest, context: Any) -> pb.FinishPublishResponse:
         call = weights.finish_publish_from_proto(request)

@@ -24,6 +24,7 @@ from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.rpc.lease_stream import LeaseStream
 from rollmesh.rpc.server import Server
 from rollmesh.types import (
+    Announcement,
     EvaluationSample,
     Group,
     Lease,
@@ -158,9 +159,8 @@ class Mesh:
         return Worker(name, client, servicer, server.address, stream)
 
     async def begin(self, number: int, timeout_s: float = WAIT_S) -> Any:
-        return await self.learner.begin_publish(
-            PolicyVersion(0, number), PLAN, "127.0.0.1", 29500, 2 * WAIT_S, timeout_s=timeout_s
-        )
+        announcement = Announcement(PolicyVersion(0, number), PLAN, "127.0.0.1", 29500, 2 * WAIT_S)
+        return await self.learner.begin_publish(announcement, timeout_s=timeout_s)
 
     async def finish(self, number: int, digest: bytes = DIGEST, failure: str = "") -> PublishOutcome:
         return await self.learner.finish_publish(PolicyVersion(0, number), digest, failure, timeout_s=WAIT_S)

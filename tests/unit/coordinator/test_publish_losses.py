@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Mapping
 import pytest
 
 from rollmesh.errors import RollMeshError, TaintedError, UnavailableError
-from rollmesh.types import PolicyVersion, PublishOutcome, Role, TensorSpec, WeightPlan
+from rollmesh.types import Announcement, PolicyVersion, PublishOutcome, Role, TensorSpec, WeightPlan
 from services.coordinator.members import Member, Members
-from services.coordinator.publish import Publisher, PublishRequest, PublishSettings
+from services.coordinator.publish import Publisher, PublishSettings
 from services.coordinator.versions import VersionBook
 from tests.fakes.lossy_peer import Loss, LossyPeer
 from tests.fakes.virtual_time import run_virtual
@@ -56,7 +56,7 @@ class Mesh:
         for member in self.members.rollouts:
             await asyncio.sleep(0.001)
             self.members.heartbeat(member.name, member.incarnation, 0)
-        await self.publisher.begin(PublishRequest(version, PLAN, "127.0.0.1", 29500, 30.0))
+        await self.publisher.begin(Announcement(version, PLAN, "127.0.0.1", 29500, 30.0))
 
     def version_of(self, name: str) -> PolicyVersion | None:
         member = self.members.get(name)

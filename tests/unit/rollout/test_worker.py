@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rollmesh.errors import ConfigError, RollMeshError, SupersededError, WeightTransferError
+from rollmesh.errors import ConfigError, RollMeshError, SupersededError, TaintedError
 from rollmesh.replay.connection import connect
 from rollmesh.replay.ledger import Ledger
 from rollmesh.rpc.rollout_client import RolloutClient
@@ -26,6 +26,7 @@ from rollmesh.types import (
     WeightEpoch,
 )
 from rollmesh.weights.plan import build_plan
+from rollmesh.wire.weights import encode_plan
 from services.config import MeshConfig
 from services.rollout.main import worker_index
 from services.rollout.worker import Worker
@@ -153,7 +154,7 @@ def test_weights_arrive_while_groups_are_open(redis_url: str, run_id: str) -> No
             await mesh.lease(0)
             await until(lambda: engine.requests)
             async with RolloutClient(mesh.coordinator.registered[0].address) as client:
-                await client.prepare(V1, PLAN, EPOCH, 1, transfer_deadline_s=20.0, timeout_s=20.0)
+                await client.prepare(V1, encode_plan(PLAN), EPOCH, 1, transfer_deadline_s=20.0, timeout_s=20.0)
                 with pytest.raises(SupersededError):
                     await client.receive(PolicyVersion(0, 7), timeout_s=5.0)
                 assert (await client.receive(V1, timeout_s=20.0)).digests == (b"d" * 32,)
@@ -170,16 +171,16 @@ def test_weights_arrive_while_groups_are_open(redis_url: str, run_id: str) -> No
 
 def test_a_failed_load_hands_leases_back_and_leaves_with_the_failure(redis_url: str, run_id: str) -> None:
     async def scenario() -> None:
-        engine = FakeEngine(delay_s=lambda request: 30.0, failures={"commit": WeightTransferError("bad shape")})
+        engine = FakeEngine(delay_s=lambda request: 30.0, failures={"commit": TaintedError("bad shape")})
         async with running_worker(redis_url, run_id, engine) as mesh:
             await mesh.lease(0)
             await until(lambda: engine.requests)
             async with RolloutClient(mesh.coordinator.registered[0].address) as client:
-                await client.prepare(V1, PLAN, EPOCH, 1, transfer_deadline_s=20.0, timeout_s=20.0)
+                await client.prepare(V1, encode_plan(PLAN), EPOCH, 1, transfer_deadline_s=20.0, timeout_s=20.0)
                 await client.receive(V1, timeout_s=20.0)
-                with pytest.raises(WeightTransferError, match="bad shape"):
+                with pytest.raises(TaintedError, match="bad shape"):
                     await client.commit(V1, timeout_s=20.0)
-            with pytest.raises(WeightTransferError, match="bad shape"):
+            with pytest.raises(TaintedError, match="bad shape"):
                 await mesh.running
             (left,) = mesh.coordinator.left
             assert "bad shape" in left.failure

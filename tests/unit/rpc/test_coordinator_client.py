@@ -18,12 +18,13 @@ from rollmesh.errors import (
     UnknownMemberError,
 )
 from rollmesh.rpc.coordinator_client import CoordinatorClient
-from rollmesh.types import PolicyVersion, PublishOutcome, Role, WeightEpoch
+from rollmesh.types import Announcement, PolicyVersion, PublishOutcome, Role, WeightEpoch
 from tests.contract.examples import EVALUATION_SAMPLE, MESH_STATUS, PLAN
 from tests.fakes.coordinator import FakeCoordinator
 from tests.fakes.waiting import run_bounded, until
 
 VERSION = PolicyVersion(0, 1)
+ANNOUNCEMENT = Announcement(VERSION, PLAN, "10.0.0.1", 29500, 12.5)
 
 
 @contextlib.asynccontextmanager
@@ -38,7 +39,7 @@ def test_a_publish_carries_its_plan_and_brings_back_its_outcome() -> None:
     async def test() -> None:
         fake = FakeCoordinator()
         async with serving(fake) as client:
-            epoch = await client.begin_publish(VERSION, PLAN, "10.0.0.1", 29500, 12.5, timeout_s=5)
+            epoch = await client.begin_publish(ANNOUNCEMENT, timeout_s=5)
             outcome = await client.finish_publish(VERSION, bytes(32), timeout_s=5)
             failed = await client.finish_publish(VERSION, b"", "link down", timeout_s=5)
         assert epoch == WeightEpoch(1, "10.0.0.1", 29500, 3)
@@ -47,6 +48,20 @@ def test_a_publish_carries_its_plan_and_brings_back_its_outcome() -> None:
         (begun,) = fake.begun
         assert (begun.version, begun.plan, begun.transfer_deadline_s) == (VERSION, PLAN, 12.5)
         assert [call.digest for call in fake.finished] == [bytes(32), b""]
+
+    run_bounded(test())
+
+
+def test_the_coordinator_gets_a_plan_once_and_again_where_it_does_not_hold_it() -> None:
+    async def test() -> None:
+        fake = FakeCoordinator()
+        async with serving(fake) as client:
+            await client.begin_publish(ANNOUNCEMENT, timeout_s=5)
+            await client.begin_publish(ANNOUNCEMENT, timeout_s=5)
+            fake.forget_plan()
+            assert await client.begin_publish(ANNOUNCEMENT, timeout_s=5) == WeightEpoch(1, "10.0.0.1", 29500, 3)
+        assert [call.plan for call in fake.begun] == [PLAN, None, None, PLAN]
+        assert {call.plan_digest for call in fake.begun} == {PLAN.digest}
 
     run_bounded(test())
 
@@ -143,7 +158,7 @@ _CALLS: dict[str, Callable[[CoordinatorClient], Awaitable[object]]] = {
     "Leave": lambda client: client.leave(timeout_s=0.3),
     "FailRun": lambda client: client.fail_run("sums", "a process died", timeout_s=0.3),
     "ReportEvaluation": lambda client: client.report_evaluation("g", 1, [EVALUATION_SAMPLE], timeout_s=0.3),
-    "BeginPublish": lambda client: client.begin_publish(VERSION, PLAN, "h", 1, 1.0, timeout_s=0.3),
+    "BeginPublish": lambda client: client.begin_publish(ANNOUNCEMENT, timeout_s=0.3),
     "FinishPublish": lambda client: client.finish_publish(VERSION, bytes(32), timeout_s=0.3),
     "ReportStep": lambda client: client.report_step(1, VERSION, {}, False, timeout_s=0.3),
     "GetMeshStatus": lambda client: client.status(timeout_s=0.3),

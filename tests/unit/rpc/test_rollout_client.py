@@ -14,11 +14,13 @@ from rollmesh.rpc.rollout_client import RolloutClient
 from rollmesh.rpc.server import Server
 from rollmesh.types import CommitReport, PolicyVersion, ReceiveReport
 from rollmesh.v1.rollout_pb2_grpc import add_RolloutServiceServicer_to_server
+from rollmesh.wire.weights import encode_plan
 from tests.contract.examples import EPOCH, PLAN
 from tests.fakes.rollout import FakeRollout
 from tests.fakes.waiting import run_bounded, until
 
 VERSION = PolicyVersion(0, 1)
+ENCODED = encode_plan(PLAN)
 
 
 def serve(fake: FakeRollout) -> Server:
@@ -33,7 +35,7 @@ async def serving(fake: FakeRollout) -> AsyncIterator[RolloutClient]:
 
 
 _CALLS: dict[str, Callable[[RolloutClient, float], Awaitable[object]]] = {
-    "prepare": lambda client, timeout_s: client.prepare(VERSION, PLAN, EPOCH, 1, 5.0, timeout_s=timeout_s),
+    "prepare": lambda client, timeout_s: client.prepare(VERSION, ENCODED, EPOCH, 1, 5.0, timeout_s=timeout_s),
     "receive": lambda client, timeout_s: client.receive(VERSION, timeout_s=timeout_s),
     "commit": lambda client, timeout_s: client.commit(VERSION, timeout_s=timeout_s),
 }
@@ -43,7 +45,7 @@ def test_a_version_goes_through_all_its_steps() -> None:
     async def test() -> None:
         fake = FakeRollout(num_ranks=2)
         async with serving(fake) as client:
-            await client.prepare(VERSION, PLAN, EPOCH, 2, 5.0, timeout_s=5)
+            await client.prepare(VERSION, ENCODED, EPOCH, 2, 5.0, timeout_s=5)
             received = await client.receive(VERSION, timeout_s=5)
             committed = await client.commit(VERSION, timeout_s=5)
             await client.abort(VERSION, "too late")
@@ -107,5 +109,41 @@ def test_a_worker_that_died_is_noticed_at_once(step: str) -> None:
             await calling
         assert time.monotonic() - died_at < 20
         await client.close()
+
+    run_bounded(test())
+
+
+def test_a_plan_is_sent_once_and_named_from_then_on() -> None:
+    async def test() -> None:
+        fake = FakeRollout()
+        async with serving(fake) as client:
+            for _ in range(3):
+                await client.prepare(VERSION, ENCODED, EPOCH, 1, 5.0, timeout_s=5)
+        assert fake.plans == [PLAN, None, None]
+
+    run_bounded(test())
+
+
+def test_a_worker_that_does_not_hold_the_plan_gets_it_again() -> None:
+    async def test() -> None:
+        fake = FakeRollout()
+        async with serving(fake) as client:
+            await client.prepare(VERSION, ENCODED, EPOCH, 1, 5.0, timeout_s=5)
+            fake.forget_plan()
+            await client.prepare(VERSION, ENCODED, EPOCH, 1, 5.0, timeout_s=5)
+        assert fake.plans == [PLAN, None, PLAN]
+        assert fake.steps() == ["prepare", "prepare"]
+
+    run_bounded(test())
+
+
+def test_a_plan_that_was_refused_is_sent_again() -> None:
+    async def test() -> None:
+        fake = FakeRollout(failures={"prepare": InvalidArgumentError("no such tensor", "plan")})
+        async with serving(fake) as client:
+            for _ in range(2):
+                with pytest.raises(InvalidArgumentError):
+                    await client.prepare(VERSION, ENCODED, EPOCH, 1, 5.0, timeout_s=5)
+        assert fake.plans == [PLAN, PLAN]
 
     run_bounded(test())

@@ -14,6 +14,7 @@ from rollmesh.errors import InvalidArgumentError
 from rollmesh.types import TensorSpec, WeightPlan
 from rollmesh.weights.plan import (
     ITEM_BYTES,
+    PlanMemory,
     bucket_layout,
     bucket_num_bytes,
     bucket_tensors,
@@ -112,3 +113,13 @@ def test_a_transfer_may_take_its_fixed_time_and_its_bytes_at_floor_bandwidth() -
 def test_plan_and_digest_need_no_torch() -> None:
     code = "import sys, rollmesh.weights.plan, rollmesh.weights.digest; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_last_plan_is_found_by_its_digest_and_no_other() -> None:
+    first, second = build_plan(THREE, 100), build_plan(THREE, 1)
+    memory = PlanMemory()
+    assert memory.find(None, first.digest) is None
+    assert memory.find(first, first.digest) is first
+    assert memory.find(None, first.digest) is first
+    assert memory.find(second, second.digest) is second
+    assert memory.find(None, first.digest) is None

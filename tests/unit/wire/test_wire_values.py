@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollmesh.errors import InvalidArgumentError
-from rollmesh.types import Int32Array, PolicyFault, PolicyVersion, Score, TensorSpec, WeightPlan
-from rollmesh.v1 import coordinator_pb2, reference_pb2, reward_pb2
+from rollmesh.types import Int32Array, PolicyFault, PolicyVersion, Score, TensorSpec, WeightEpoch, WeightPlan
+from rollmesh.v1 import coordinator_pb2, reference_pb2, reward_pb2, rollout_pb2
 from rollmesh.wire import checks, control, evaluation, limits, logprobs, outcome, weights
 
 NOT_FINITE = (math.nan, math.inf, -math.inf)
@@ -205,3 +205,37 @@ def test_texts_are_measured_in_bytes() -> None:
 def test_a_later_message_of_the_lease_stream_names_nobody() -> None:
     grant = control.CreditGrant(None, 3)
     assert control.grant_from_proto(control.grant_to_proto(grant)) == grant
+
+
+def _prepare(plan: WeightPlan | None, digest: bytes) -> weights.PrepareWeightsCall:
+    epoch = WeightEpoch(3, "10.0.0.1", 29500, 5)
+    return weights.PrepareWeightsCall(PolicyVersion(0, 1), plan, epoch, 1, 12.5, digest)
+
+
+@pytest.mark.parametrize("num_tensors", [1, 7, 3000], ids=lambda n: f"{n} tensors")
+def test_a_plan_that_was_encoded_before_reads_as_one_that_is_written_anew(num_tensors: int) -> None:
+    tensors = tuple(TensorSpec(f"layers.{i}.weight", "bfloat16", (i, 4)) for i in range(num_tensors))
+    plan = _plan(tensors=tensors, bucket_starts=(0,))
+    encoded = weights.prepare_to_bytes(_prepare(None, plan.digest), weights.encode_plan(plan))
+    message = rollout_pb2.PrepareWeightsRequest.FromString(encoded)
+    assert weights.prepare_from_proto(message) == _prepare(plan, plan.digest)
+
+
+def test_a_plan_may_be_named_by_its_digest_alone() -> None:
+    call = _prepare(None, bytes(32))
+    assert weights.prepare_from_proto(weights.prepare_to_proto(call)) == call
+
+
+def test_a_plan_without_a_digest_beside_it_has_its_own() -> None:
+    message = weights.prepare_to_proto(_prepare(_plan(), b""))
+    assert weights.prepare_from_proto(message).plan_digest == _plan().digest
+
+
+@pytest.mark.parametrize(("plan", "digest"), [(None, b""), (None, bytes(31)), (_plan(), bytes(31))])
+def test_a_digest_that_names_no_plan_is_refused(plan: WeightPlan | None, digest: bytes) -> None:
+    with pytest.raises(InvalidArgumentError, match="plan_digest"):
+        weights.prepare_from_proto(weights.prepare_to_proto(_prepare(plan, digest)))
+
+
+def test_an_answer_that_asks_for_the_plan_has_no_epoch() -> None:
+    assert weights.begin_publish_answer_from_proto(weights.begin_publish_answer_to_proto(None)) is None
