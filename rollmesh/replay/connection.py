@@ -22,6 +22,7 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from rollmesh.errors import ConfigError, ReplayError, UnavailableError
+from rollmesh.replay.memory import RedisMemory
 
 OLDEST_SERVER = (6, 2)
 _NUM_RETRIES = 3
@@ -62,7 +63,8 @@ def check_server(url: str, timeout_s: float) -> None:
     """Refuse a server that cannot hold a run. One that is slow, or loads its data, is asked until ``timeout_s`` is up.
 
     Raises:
-        ConfigError: it cannot be reached, is a replica, may evict keys, or is older than `OLDEST_SERVER`.
+        ConfigError: it cannot be reached, is a replica, may evict keys, is nearly full, or is older than
+            `OLDEST_SERVER`.
     """
     shown = without_password(url)
     try:
@@ -106,6 +108,10 @@ def _check_info(shown: str, info: dict[str, Any]) -> None:
             f"{shown} drops keys when its memory is full (maxmemory-policy {policy}), and groups with them",
             "set maxmemory-policy to noeviction",
         )
+    memory = RedisMemory.of(info)
+    if memory.is_short:
+        problem = f"{shown} is nearly full: it uses {memory}, and a run would wait for memory at once"
+        raise ConfigError(_PLACE, problem, "remove what is not needed there, or raise its maxmemory")
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from rollmesh.replay.codec import encode_group
 from rollmesh.replay.commits import CommitLine
 from rollmesh.replay.connection import translate_errors
 from rollmesh.replay.keys import Keys
+from rollmesh.replay.memory import RedisMemory
 from rollmesh.replay.rows import GroupRow, parse_row
 from rollmesh.replay.scripts import source
 from rollmesh.types import Group, GroupState, PromptId
@@ -295,6 +296,11 @@ class Ledger:
             sequence_sum=int(counts.get(b"sequence_sum", 0)),
             reasons=tuple((GroupState(state), reason, count) for state, reason, count in kinds),
         )
+
+    async def memory(self) -> RedisMemory:
+        """What the server uses and may use."""
+        with translate_errors():
+            return RedisMemory.of(await self._redis.info("memory"))
 
     async def row(self, group_id: str) -> GroupRow | None:
         with translate_errors():

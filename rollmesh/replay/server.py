@@ -31,6 +31,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from rollmesh.errors import ConfigError, DeadlineError
+from rollmesh.replay.memory import default_limit_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +71,15 @@ class EmbeddedServer:
         self.pid = process.pid
 
     @classmethod
-    def start(cls, directory: Path, timeout_s: float = _START_TIMEOUT_S) -> EmbeddedServer:
+    def start(
+        cls, directory: Path, timeout_s: float = _START_TIMEOUT_S, memory_limit_bytes: int | None = None
+    ) -> EmbeddedServer:
         """Start a server that keeps its files in ``directory``, with what an earlier one left there.
+
+        Args:
+            directory: made if it does not exist.
+            timeout_s: for the server to answer, loading included.
+            memory_limit_bytes: the server refuses writes beyond it; default: `memory.default_limit_bytes`.
 
         Raises:
             ConfigError: there is no server to be found, it did not start, or another one uses the directory.
@@ -82,7 +90,8 @@ class EmbeddedServer:
         directory = directory.resolve()
         socket = _socket_path(directory)
         _wait_for_predecessor(directory, socket)
-        process, ended = _spawn([str(binary), *_options(directory, socket)], directory)
+        limit_bytes = memory_limit_bytes or default_limit_bytes()
+        process, ended = _spawn([str(binary), *_options(directory, socket, limit_bytes)], directory)
         server = cls(process, ended, socket)
         try:
             server._wait_until_ready(directory, timeout_s)
@@ -173,7 +182,7 @@ def _socket_path(directory: Path) -> Path:
     return folder / "redis.sock"
 
 
-def _options(directory: Path, socket: Path) -> list[str]:
+def _options(directory: Path, socket: Path, memory_limit_bytes: int) -> list[str]:
     """No TCP port; durable to the second; refuses writes rather than dropping keys when memory is full.
 
     The file is rewritten when it has doubled, but not while it is small: payloads come and go, so that little is alive
@@ -190,6 +199,7 @@ def _options(directory: Path, socket: Path) -> list[str]:
         "appendfsync": "everysec",
         "auto-aof-rewrite-min-size": "512mb",
         "save": "",
+        "maxmemory": str(memory_limit_bytes),
         "maxmemory-policy": "noeviction",
     }
     return [part for name, value in settings.items() for part in (f"--{name}", value)]

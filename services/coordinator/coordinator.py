@@ -320,6 +320,7 @@ class Coordinator:
             num_credits=self.dispatcher.num_credits,
             num_evaluation_open=0 if self.evaluator is None else self.evaluator.num_open,
             holders=tuple(member.name for member in self.members.rollouts if self._leases_of(member)),
+            memory_shortage=self.dispatcher.memory_shortage,
         )
 
     def shortfall(self, num_groups: Mapping[GroupState, int]) -> str:

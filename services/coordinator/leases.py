@@ -130,6 +130,7 @@ class Dispatcher:
         self._released: PolicyVersion | None = None
         self._wake = asyncio.Event()
         self.snapshot: LedgerSnapshot | None = None
+        self.memory_shortage = ""
 
     def wake(self) -> None:
         """Something changed that may allow a lease."""
@@ -226,13 +227,21 @@ class Dispatcher:
         """Open groups while slots are free; close the intake once no further one will be opened."""
         snapshot = await self._ledger.snapshot()
         count = self._admission.num_to_open(snapshot.num_groups, snapshot.num_opened, snapshot.num_slots_used)
-        if count and not snapshot.is_closed:
+        if count and not snapshot.is_closed and await self._has_memory():
             prompts = self._prompts.next_prompts(snapshot.num_opened, count)
             await self._ledger.open_groups(prompts, self._admission.num_slots, snapshot.num_opened)
             snapshot = await self._ledger.snapshot()
         if not snapshot.is_closed and self._admission.is_complete(snapshot.num_groups, snapshot.num_opened):
             await self._ledger.close_intake()
         self.snapshot = snapshot
+
+    async def _has_memory(self) -> bool:
+        """Whether Redis has room for more groups; says so when that changes."""
+        memory = await self._ledger.memory()
+        if memory.is_short != bool(self.memory_shortage):
+            logger.warning("Redis uses %s: groups are %s", memory, "held back" if memory.is_short else "opened again")
+        self.memory_shortage = str(memory) if memory.is_short else ""
+        return not memory.is_short
 
     async def _repeat_held(self) -> None:
         """Send the leases again that may be lost. Costs O(leases), at the beginning of a stream."""

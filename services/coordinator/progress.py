@@ -81,6 +81,7 @@ class View:
         holders: names of the members that hold leases.
         num_credits: leases that eligible workers would take now.
         num_evaluation_open: prompts of the evaluation round without a result.
+        memory_shortage: what Redis uses of its memory, where no group is opened for lack of it; else empty.
     """
 
     run_state: RunState
@@ -96,6 +97,7 @@ class View:
     holders: tuple[str, ...]
     num_credits: int
     num_evaluation_open: int
+    memory_shortage: str = ""
 
 
 def waiting_for(view: View) -> str:
@@ -145,4 +147,10 @@ def _in_the_line(view: View) -> str:
     if view.is_closed or view.num_slots_used >= view.num_slots:
         ready = count[GroupState.READY]
         return f"the rollout workers wait for the learner to take {ready} groups, train and publish"
+    if view.memory_shortage:
+        return (
+            f"the mesh waits for memory in Redis, which uses {view.memory_shortage}: groups keep their memory until a "
+            "checkpoint covers them; raise replay.memory_limit_bytes (or maxmemory), or lower "
+            "learner.checkpoint.every_steps"
+        )
     return "the mesh waits for the coordinator to open groups"

@@ -44,7 +44,9 @@ def up(config: MeshConfig, *, should_overwrite: bool) -> int:
         stack.enter_context(claim_folder(folder))
         server = None
         if config.replay.url is None:
-            server = stack.enter_context(EmbeddedServer.start(folder / "redis"))
+            server = stack.enter_context(
+                EmbeddedServer.start(folder / "redis", memory_limit_bytes=config.replay.memory_limit_bytes)
+            )
             config = _with_redis(config, server.url)
         config = assign_ports(config)
         (folder / "mesh.yaml").write_text(dump_mesh(config), encoding="utf-8")

@@ -46,7 +46,8 @@ class CriticSection(Section):
 
 class CheckpointSection(Section):
     every_steps: PositiveInt | None = 50
-    """Also after the last step; none writes that one alone, and trained groups stay in Redis until then."""
+    """Also after the last step; none writes that one alone. Trained groups stay in Redis until a
+    checkpoint covers them; with none they leave it at once."""
     max_kept: PositiveInt = 2
     should_export: bool = True
     """Write a Hugging Face folder beside each checkpoint."""

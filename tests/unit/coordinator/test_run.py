@@ -20,7 +20,9 @@ from rollmesh.errors import (
 )
 from rollmesh.replay.accounting import account
 from rollmesh.replay.ledger import CommitOutcome
+from rollmesh.replay.memory import RedisMemory
 from rollmesh.types import GroupState, Lease, LeaseKind, MemberReport, PolicyVersion, Role, RunState
+from services.coordinator.progress import waiting_for
 from tests.unit.coordinator.harness import (
     Mesh,
     Worker,
@@ -76,6 +78,26 @@ def test_admission_never_exceeds_the_slots(with_worker: Callable[..., None]) -> 
         assert (await mesh.ledger.snapshot()).num_slots_used == 4
 
     with_worker(body, training={"max_staleness": 1})
+
+
+def test_no_group_is_opened_while_redis_is_short_of_memory(
+    with_worker: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(mesh: Mesh, worker: Worker) -> None:
+        memory = RedisMemory(used_bytes=90 * 1024**2, limit_bytes=100 * 1024**2)
+
+        async def reading() -> RedisMemory:
+            return memory
+
+        monkeypatch.setattr(mesh.ledger, "memory", reading)
+        await mesh.publish(0)
+        worker.stream.grant(1)
+        assert await worker.gets_nothing()
+        assert "waits for memory in Redis, which uses 90 of 100 MiB" in waiting_for(mesh.coordinator.view())
+        memory = RedisMemory(used_bytes=80 * 1024**2, limit_bytes=100 * 1024**2)
+        assert (await worker.lease()).sequence == 0
+
+    with_worker(body)
 
 
 def test_a_run_without_staleness_has_the_batches_of_a_synchronous_loop(with_worker: Callable[..., None]) -> None:

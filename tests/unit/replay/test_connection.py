@@ -104,6 +104,7 @@ def test_a_server_that_drops_keys_is_refused_only_while_its_memory_is_limited(
     own_server: EmbeddedServer, client: redis.Redis
 ) -> None:
     client.config_set("maxmemory-policy", "allkeys-lru")
+    client.config_set("maxmemory", "0")
     check_server(own_server.url, 5.0)
     client.config_set("maxmemory", "100mb")
     with pytest.raises(ConfigError, match="maxmemory-policy allkeys-lru"):
