@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import pytest
 
 from rollmesh.errors import RollMeshError, TaintedError, UnavailableError
-from rollmesh.types import Announcement, PolicyVersion, PublishOutcome, Role, TensorSpec, WeightPlan
+from rollmesh.types import Announcement, MemberReport, PolicyVersion, PublishOutcome, Role, TensorSpec, WeightPlan
 from services.coordinator.members import Member, Members
 from services.coordinator.publish import Publisher, PublishSettings
 from services.coordinator.versions import VersionBook
@@ -55,7 +55,7 @@ class Mesh:
     async def begin(self, version: PolicyVersion) -> None:
         for member in self.members.rollouts:
             await asyncio.sleep(0.001)
-            self.members.heartbeat(member.name, member.incarnation, 0)
+            self.members.heartbeat(member.name, member.incarnation, MemberReport())
         await self.publisher.begin(Announcement(version, PLAN, "127.0.0.1", 29500, 30.0))
 
     def version_of(self, name: str) -> PolicyVersion | None:
