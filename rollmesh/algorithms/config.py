@@ -32,6 +32,14 @@ MixedVersion = Literal["allow", "same_version", "weight"]
 GROUP_ESTIMATORS = ("reinforce_baseline", "group_norm", "dr_grpo", "rloo")
 """They compare the samples of a prompt with each other and need more than one."""
 
+ESTIMATOR_SETTINGS = {
+    "gamma": ("gae", "reinforce"),
+    "gae_lambda": ("gae",),
+    "gae_over": ("gae",),
+    "mixed_version": GROUP_ESTIMATORS,
+}
+"""The settings of advantages that some estimators alone look at."""
+
 
 class RewardShapingSection(Section):
     """What happens to a reward before advantages are made of it, in this order."""
@@ -155,6 +163,9 @@ class AlgorithmSection(Section):
         correction, loss = given.get("correction"), given.get("loss")
         loss_type = loss.get("type", preset["loss"]["type"]) if isinstance(loss, dict) else preset["loss"]["type"]
         preset["loss"] = _fit_loss(preset["loss"], loss_type)
+        advantage = given.get("advantage")
+        if isinstance(advantage, dict) and advantage.get("estimator") not in (None, preset["advantage"]["estimator"]):
+            preset["advantage"] = {}  # ppo's λ says nothing about another estimator
         if isinstance(correction, dict) and correction.get("type") in ("m2po", "dppo"):
             # A trust region of their own: the ratio is not clipped as well, unless the file says so.
             preset["loss"] |= dict.fromkeys({"clip_low", "clip_high", "dual_clip"} & preset["loss"].keys())
@@ -162,6 +173,7 @@ class AlgorithmSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> AlgorithmSection:
+        _check_estimator(self.advantage)
         _check_limits(self)
         _check_correction(self)
         return self
@@ -221,6 +233,18 @@ def _fit_loss(preset: dict[str, Any], chosen_type: Any) -> dict[str, Any]:
     if chosen is LOSSES[preset["type"]]:
         return {**defaults, **preset}
     return {**defaults, **{key: preset[key] for key in ("aggregation", "constant_tokens") if key in preset}}
+
+
+def _check_estimator(section: AdvantageSection) -> None:
+    """Refuse settings that have no effect with the estimator, unless they say what holds anyway."""
+    for name, estimators in ESTIMATOR_SETTINGS.items():
+        value = getattr(section, name)
+        if section.estimator not in estimators and value != AdvantageSection.model_fields[name].default:
+            raise ConfigError(
+                f"algorithm.advantage.{name}",
+                f"{value} belongs to {', '.join(estimators)} and not to {section.estimator}",
+                "remove it",
+            )
 
 
 def _check_limits(section: AlgorithmSection) -> None:

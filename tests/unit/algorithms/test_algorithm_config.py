@@ -100,6 +100,21 @@ def test_only_gae_needs_a_critic_and_only_comparing_estimators_need_groups() -> 
         ({"correction": {"low": 5}}, "algorithm.correction.low", "5 is not below 5"),
         ({"loss": {"clip_low": 1.0}}, "algorithm.loss.clip_low", "1 allows ratios below 0"),
         (
+            {"advantage": {"gae_lambda": 0.9}},
+            "algorithm.advantage.gae_lambda",
+            "0.9 belongs to gae and",
+        ),
+        (
+            {"type": "rloo", "advantage": {"gamma": 0.9}},
+            "algorithm.advantage.gamma",
+            "0.9 belongs to gae, re",
+        ),
+        (
+            {"type": "ppo", "advantage": {"mixed_version": "weight"}},
+            "algorithm.advantage.mixed_version",
+            "weight belongs",
+        ),
+        (
             {"loss": {"constant_tokens": 100}},
             "algorithm.loss.constant_tokens",
             "has no effect with aggregation token_mean",
@@ -190,6 +205,11 @@ def test_every_choice_of_variants_over_a_preset_has_their_settings_alone(name: s
     if correction in ("m2po", "dppo"):
         assert set(clips.values()) == {None}
     assert set(clips) == set(LOSSES[loss].model_fields) & {"clip_low", "clip_high", "dual_clip"}
+
+
+def test_a_presets_estimator_takes_its_settings_with_it() -> None:
+    assert _section(type="ppo", advantage={"estimator": "reinforce"}).advantage.gae_lambda == 1.0
+    assert _section(type="ppo", advantage={"estimator": "gae"}).advantage.gae_lambda == 0.95
 
 
 def test_a_presets_clip_carries_over_to_a_loss_of_the_same_settings_alone() -> None:
