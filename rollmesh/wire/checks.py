@@ -8,6 +8,7 @@ same checks where Python's types are wider than the wire's.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sized
 from typing import Any, NoReturn
 
@@ -17,6 +18,7 @@ from rollmesh.errors import InvalidArgumentError
 from rollmesh.types import Float32Array, Int32Array
 from rollmesh.wire.limits import DIGEST_BYTES, MAX_NAME_BYTES, MAX_NAMED_NUMBERS, MAX_TEXT_BYTES, MAX_TOKENS
 
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _ITEM_BYTES = 4
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 _MAX_UINT32 = 2**32 - 1
@@ -51,9 +53,15 @@ def between(value: int, low: int, high: int, field: str) -> int:
 
 
 def name(value: str, field: str) -> str:
-    """A name, id or address: short and not empty."""
+    """A name, id or address: short, not empty, and in one line.
+
+    Names go into keys of Redis, which separates them by NUL, into log lines and into tables: a control character would
+    make one name look like two, or one line like many.
+    """
     if not value:
         refuse(field, "is empty")
+    if (found := _CONTROL.search(value)) is not None:
+        refuse(field, f"{value[:80]!r} has the control character {found[0]!r}")
     return text(value, field, MAX_NAME_BYTES)
 
 

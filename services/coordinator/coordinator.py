@@ -10,8 +10,9 @@ import logging
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 
-from rollmesh.errors import InvalidArgumentError, RunEndedError, UnavailableError
+from rollmesh.errors import ConfigError, InvalidArgumentError, RunEndedError, UnavailableError
 from rollmesh.replay.ledger import Ledger
+from rollmesh.rpc.channel import parse_address
 from rollmesh.types import (
     Announcement,
     EvaluationSample,
@@ -39,6 +40,8 @@ from services.coordinator.run import Run
 logger = logging.getLogger(__name__)
 
 REFRESH_TIMEOUT_S = 1.0
+MAX_FAILURE_CHARS = 2000
+"""Of the reason why the run failed: everybody is told by heartbeat."""
 QUIET_S = 5.0
 """From here on a status says what the run waits for."""
 
@@ -87,12 +90,13 @@ class Coordinator:
         """A service instance joins. Repeating it is harmless; a new incarnation replaces the old one.
 
         Raises:
-            InvalidArgumentError: another run's id, or a member that cannot be.
+            InvalidArgumentError: another run's id, an address that cannot be called, or a member that cannot be.
             RunEndedError: the run is over.
             SupersededError: another process has taken over the name.
             UnavailableError: the leases of the old incarnation could not be revoked yet.
         """
         self._require_run(run_id)
+        _check_address(address)
         if self.run.state.is_over:
             raise RunEndedError(self.run.failure or "the run is finished")
         known = self.members.get(name)
@@ -249,7 +253,7 @@ class Coordinator:
 
     def fail(self, reason: str) -> None:
         """End the run: everybody is told by heartbeat, and nobody gets another lease."""
-        self.run.fail(reason)
+        self.run.fail(" ".join(reason.split())[:MAX_FAILURE_CHARS])
         self.dispatcher.close_all()
 
     def observe(self) -> None:
@@ -377,3 +381,11 @@ class Coordinator:
         if self.run.state is RunState.FINISHING and (self.evaluator is None or self.evaluator.is_idle):
             self.run.finish()
             self.dispatcher.close_all()
+
+
+def _check_address(address: str) -> None:
+    """Raises InvalidArgumentError unless the member can be called back there."""
+    try:
+        parse_address(address)
+    except ConfigError as error:
+        raise InvalidArgumentError(str(error), "address") from error

@@ -13,8 +13,14 @@ from dataclasses import dataclass, field
 
 from rollmesh.errors import InvalidArgumentError, SupersededError, UnknownMemberError
 from rollmesh.types import LeaseKey, MemberReport, PolicyVersion, Role
+from rollmesh.wire.limits import MAX_MEMBERS
 
 Clock = Callable[[], float]
+
+MAX_DEPARTED = 4096
+"""Incarnations that are remembered after they went. One that is forgotten and comes back all the same is a new member:
+it serves no version until the next publish, and its tokens count anew. What it says of itself is small, so that this
+many take a few megabytes."""
 
 
 @dataclass
@@ -29,6 +35,7 @@ class Member:
             sent a heartbeat since, so that a frozen worker costs the learner one deadline and not one per version.
         num_generated_tokens: as it last reported.
         report: of its last heartbeat.
+        is_banned: it went, and may not come back.
         ended_leases: leases that it asked to renew and that are over; its next heartbeat tells it.
     """
 
@@ -42,6 +49,7 @@ class Member:
     missed_prepare_s: float | None = None
     num_generated_tokens: int = 0
     report: MemberReport = field(default_factory=MemberReport)
+    is_banned: bool = False
     ended_leases: list[LeaseKey] = field(default_factory=list)
 
     @property
@@ -63,8 +71,8 @@ class Members:
         self._timeout_s = timeout_s
         self._clock = clock
         self._by_name: dict[str, Member] = {}
-        self._banned: set[tuple[str, str]] = set()
-        self._gone: dict[tuple[str, str], Member] = {}
+        self._departed: dict[tuple[str, str], Member] = {}
+        self._num_forgotten_tokens = 0
         self.changed = asyncio.Event()
         """Set whenever somebody registers, beats or goes; whoever waits on it clears it."""
 
@@ -77,14 +85,16 @@ class Members:
         """Add a member. Returns it and the incarnation that it replaced, if any; repeating is harmless.
 
         Raises:
-            InvalidArgumentError: a name or incarnation is missing, or the role has its one member already.
+            InvalidArgumentError: a name or incarnation is missing, the role has its one member already, or there are
+                more members than a run may have.
             SupersededError: a newer incarnation has taken over the name, or this one was banned.
         """
         if not name or not incarnation:
             raise InvalidArgumentError(
                 "a member needs a name and an incarnation", "name" if not name else "incarnation"
             )
-        if (name, incarnation) in self._banned:
+        departed = self._departed.get((name, incarnation))
+        if departed is not None and departed.is_banned:
             raise SupersededError(
                 f"this process may not come back as {name!r}: another one registered under that name, or it was "
                 "dropped for a failed load; start it anew, and give each member its own name"
@@ -92,15 +102,16 @@ class Members:
         if role is Role.LEARNER and (other := self.learner) is not None and other.name != name:
             raise InvalidArgumentError(f"the run has a learner, {other.name!r}; a second one cannot join", "role")
         former = self._by_name.get(name)
+        if former is None and len(self) >= MAX_MEMBERS:
+            raise InvalidArgumentError(f"the run has {len(self)} members, and no run may have more", "name")
         if former is not None and former.incarnation == incarnation:
             former.last_seen_s = self._clock()
             return former, None
         if former is not None:
             self.remove(name, former.incarnation, is_banned=True)
         # The same object, where it comes back: a publish that was under way when it went may still write to it.
-        member = self._gone.pop((name, incarnation), None)
-        if member is None:
-            member = Member(name, role, incarnation, address, num_weight_ranks, self._clock())
+        self._departed.pop((name, incarnation), None)
+        member = departed or Member(name, role, incarnation, address, num_weight_ranks, self._clock())
         member.last_seen_s = self._clock()
         self._by_name[name] = member
         self.changed.set()
@@ -123,14 +134,17 @@ class Members:
         return member
 
     def remove(self, name: str, incarnation: str, is_banned: bool = False) -> Member | None:
-        """Takes the member out, for ever if it is banned; None if it is not one."""
+        """Takes the member out, for ever if it is banned; None if it is not one. At most `MAX_DEPARTED` are remembered,
+        the latest ones."""
         member = self._by_name.get(name)
         if member is None or member.incarnation != incarnation:
             return None
         del self._by_name[name]
-        self._gone[name, incarnation] = member
-        if is_banned:
-            self._banned.add((name, incarnation))
+        member.is_banned = is_banned
+        self._departed[name, incarnation] = member
+        if len(self._departed) > MAX_DEPARTED:
+            oldest = self._departed.pop(next(iter(self._departed)))
+            self._num_forgotten_tokens += oldest.num_generated_tokens
         self.changed.set()
         return member
 
@@ -178,5 +192,5 @@ class Members:
     @property
     def num_generated_tokens(self) -> int:
         """Of all incarnations of the run, as far as they reported."""
-        members = (*self._gone.values(), *self._by_name.values())
-        return sum(member.num_generated_tokens for member in members)
+        members = (*self._departed.values(), *self._by_name.values())
+        return self._num_forgotten_tokens + sum(member.num_generated_tokens for member in members)

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rollmesh.errors import DeadlineError, UnavailableError, UnknownMemberError
+from rollmesh.errors import DeadlineError, InvalidArgumentError, UnavailableError, UnknownMemberError
+from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.types import GroupState, PolicyVersion, Role, RunState
 from tests.unit.coordinator.harness import (
     Mesh,
@@ -186,3 +187,33 @@ def test_rows_none_of_which_can_be_used_end_the_run_with_the_reason(tmp_path: Pa
             assert "input: is empty; take the row out or give it a prompt" in failure
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "refused"),
+    [
+        ("rollout-0\0train:0:1", "127.0.0.1:1", "name .* has the control character"),
+        ("rollout-0\nrollout-1", "127.0.0.1:1", "name .* has the control character"),
+        ("rollout-0", "nowhere", "'nowhere' is not an address"),
+        ("r" * 1025, "127.0.0.1:1", "name has more than 1024 bytes"),
+    ],
+)
+def test_names_that_cannot_be_told_apart_and_addresses_that_cannot_be_called_are_refused(
+    with_worker: Callable[..., None], name: str, address: str, refused: str
+) -> None:
+    async def body(mesh: Mesh, worker: Worker) -> None:
+        async with CoordinatorClient(mesh.address, name) as client:
+            with pytest.raises(InvalidArgumentError, match=refused):
+                await client.register(mesh.config.run.name, Role.ROLLOUT, address)
+
+    with_worker(body)
+
+
+def test_a_failure_of_any_length_is_told_in_one_short_line(with_worker: Callable[..., None]) -> None:
+    async def body(mesh: Mesh, worker: Worker) -> None:
+        await worker.client.leave("line\n" * 1_000_000)
+        failure = (await mesh.learner.heartbeat()).failure
+        assert failure.startswith("rollout-0: line line ")
+        assert len(failure) < 2100
+
+    with_worker(body)

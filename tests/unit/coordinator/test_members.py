@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from rollmesh.errors import SupersededError, UnknownMemberError
+from rollmesh.errors import InvalidArgumentError, SupersededError, UnknownMemberError
 from rollmesh.types import MemberReport, PolicyVersion, Role
-from services.coordinator.members import Member, Members
+from services.coordinator.members import MAX_DEPARTED, Member, Members
 
 
 class Rig:
@@ -93,3 +93,27 @@ def test_a_worker_that_missed_prepare_is_asked_again_after_its_next_heartbeat() 
     rig.now = 2.0
     rig.members.heartbeat("rollout-0", "a", MemberReport())
     assert member.can_prepare
+
+
+def test_what_is_remembered_of_members_that_went_is_bounded_and_their_tokens_stay_counted() -> None:
+    rig = Rig()
+    for number in range(MAX_DEPARTED + 100):
+        rig.join(f"start {number}")
+        rig.members.heartbeat("rollout-0", f"start {number}", MemberReport(num_generated_tokens=2))
+    assert len(rig.members._departed) == MAX_DEPARTED
+    assert rig.members.num_generated_tokens == 2 * (MAX_DEPARTED + 100)
+    with pytest.raises(SupersededError):
+        rig.join(f"start {MAX_DEPARTED}")
+    back, replaced = rig.join("start 0")
+    assert back.version is None, "it was forgotten, and is a new member"
+    assert replaced is not None
+
+
+def test_a_run_has_no_more_members_than_the_wire_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.coordinator.members.MAX_MEMBERS", 2)
+    rig = Rig()
+    rig.join("a", "rollout-0")
+    rig.join("a", "rollout-1")
+    rig.join("b", "rollout-1")
+    with pytest.raises(InvalidArgumentError, match="the run has 2 members"):
+        rig.join("a", "rollout-2")

@@ -49,7 +49,7 @@ def samples(draw: st.DrawFn) -> Sample:
     has_logprobs = draw(st.booleans())
     logprobs = draw(st.lists(logprob, min_size=num_generated, max_size=num_generated)) if has_logprobs else []
     return Sample(
-        sample_id=draw(st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)),
+        sample_id=draw(st.from_regex(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,20}", fullmatch=True)),
         index=draw(st.integers(0, 2**32 - 1)),
         prompt_id=PromptId("train", draw(st.integers(0, 2**32 - 1)), draw(st.integers(0, 2**64 - 1))),
         prompt_token_ids=np.array(draw(st.lists(tokens, min_size=1, max_size=9)), np.int32),
@@ -111,6 +111,7 @@ _INT32 = np.dtype("<i4")
 
 FAULTS: list[tuple[str, Callable[[pb.Sample], None]]] = [
     ("sample.sample_id", _set("sample_id", "")),
+    ("sample.sample_id", _set("sample_id", "train:0:1\0/0")),
     ("sample.sample_id", _set("sample_id", "x" * (limits.MAX_NAME_BYTES + 1))),
     ("sample.prompt_id", _edit(lambda m: m.ClearField("prompt_id"))),
     ("sample.prompt_id.dataset", _edit(lambda m: m.prompt_id.ClearField("dataset"))),
