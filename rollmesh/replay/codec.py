@@ -6,13 +6,13 @@ Layout of schema 2, little-endian throughout::
     int32   prompts    [sum of P] | int32   responses   [sum of R]
     float32 logprobs   [sum of G] | float32 references  [sum of R over the samples that have one]
 
-The header is a map with the fields of `Header`: what a group has once, and lists with one item for each sample, turn
-or version span. In each column the samples follow one another in the order of the group; turns tile the responses,
-version spans the generated tokens.
+P, R and G are the prompt, response and generated tokens of one sample. The header is a map with the fields of `Header`:
+single values of the group, and lists with one item for each sample, turn or version span. Each column holds the samples
+in the order of the group. The turns of a sample add up to its response, its version spans to its generated tokens.
 
-So the whole group is copied once when it is packed, never when it is read, and its numbers are checked in two passes
-whatever the number of samples. Both directions check the same things: what cannot be read back is not stored, and what
-is not of this form is refused before an array is made of it.
+This layout costs one copy of the group when it is packed and none when it is read, and two passes check all numbers,
+whatever the number of samples. Packing and reading check the same rules: a group that could not be read back is not
+stored, and bytes that break a rule are refused before an array is made of them.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _stored(array: Int32Array | Float32Array, dtype: np.dtype[Any]) -> memoryvie
 
 
 def _check_arrays(sample: Sample, prompt_id: PromptId, field: str) -> None:
-    """What a stored group cannot get wrong, for it is not stored: lengths of arrays, starts of spans, the prompt."""
+    """Check what the payload does not hold and a reader derives: lengths of arrays, starts of spans, each prompt id."""
     if sample.prompt_id != prompt_id:
         raise InvalidArgumentError(f"{field} is of prompt {sample.prompt_id}, not {prompt_id}", field)
     num_generated, num_response = sample.num_generated_tokens, len(sample.response_token_ids)
@@ -153,7 +153,7 @@ def _check_arrays(sample: Sample, prompt_id: PromptId, field: str) -> None:
 
 
 def _unpack_header(payload: bytes) -> tuple[Header, int]:
-    """The header and where the columns begin."""
+    """The header, and the position of the first column in bytes."""
     if len(payload) < PREFIX.size:
         raise InvalidArgumentError(f"payload has {len(payload)} bytes and no header", "payload")
     magic, schema, length = PREFIX.unpack_from(payload)
@@ -193,7 +193,7 @@ def _numbers(payload: bytes, start: int, header: Header) -> tuple[Int32Array, Fl
 
 
 def _check_numbers(header: Header, tokens: Int32Array, values: Float32Array) -> None:
-    """Ids are ids and values are finite. Two passes; the names are looked for only where something is wrong."""
+    """Refuse negative token ids and values that are not finite. The sample is looked up only for the error."""
     if len(tokens) and tokens.min() < 0:
         columns = (("prompt", header.prompt_lengths), ("response", header.response_lengths))
         raise refusal(*_owner(int(np.argmax(tokens < 0)), columns), "has a negative token id")
@@ -203,7 +203,12 @@ def _check_numbers(header: Header, tokens: Int32Array, values: Float32Array) -> 
 
 
 def _owner(position: int, columns: Iterable[tuple[str, list[int]]]) -> tuple[str, str]:
-    """Whose array an item of a view of `_numbers` is in: the sample and the array's name."""
+    """The sample and the array to which a number belongs, as an error names them.
+
+    Args:
+        position: of the number in one of the two views that `_numbers` returns.
+        columns: of that view, in order: name of the array, and its length in each sample.
+    """
     for name, lengths in columns:
         for i, length in enumerate(lengths):
             if position < length:

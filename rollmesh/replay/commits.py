@@ -4,12 +4,14 @@
 
     submit ──► waiting ──► one pipeline at a time: SET payload for each, then one EVALSHA ──► answers ──► submit returns
 
-There is no task of its own: of those who wait, the first whose turn it is sends for all, and the others find their
-answer when their turn comes. So a worker needs one connection however many of its groups end together, and the cost
-of round trip and script is shared just when there are many.
+No background task sends. Callers of `submit` take a lock in the order in which they came. The caller that gets the lock
+sends all commits that wait at that moment; the other callers find their answers when they get the lock. A worker
+therefore needs one connection, however many of its groups end together, and many commits share the cost of one round
+trip and one script.
 
-An error of the round trip is the error of all who took part. If the one who sends is cancelled, the others go back
-into the line and send for themselves; a commit may thereby be sent twice, which it bears.
+If the round trip fails, all commits in it fail with that error. If the caller that sends is cancelled, the other
+commits go back into the line, and their own callers send them. A commit may thereby be sent twice, which changes
+nothing.
 """
 
 from __future__ import annotations
@@ -30,16 +32,21 @@ from rollmesh.replay.keys import Keys
 
 _COMMITS_PER_CALL = 32
 _BYTES_PER_CALL = 16 * 1024 * 1024
-"""Of payloads in one round trip, unless a single one is larger."""
+"""Payloads in one round trip together, unless a single payload is larger."""
 _STAGED_TTL_S = 600
-"""How long a payload lives that no commit claims."""
+"""A payload that no script has claimed ends after so long."""
 
 
 @dataclass(eq=False, slots=True)
 class _Commit:
-    """One commit; ``answer`` is the script's or an error, ``stored`` is what SET said; None before.
+    """One commit that waits or was sent.
 
-    ``arguments`` are what the script gets for this group.
+    Attributes:
+        key: of the payload.
+        payload: the packed group.
+        arguments: of the script for this group.
+        stored: the reply to SET, or an error; None before.
+        answer: the script's answer, or an error; None before.
     """
 
     key: str
@@ -66,7 +73,7 @@ class CommitLine:
         self._turn = asyncio.Lock()
 
     async def submit(self, key: str, payload: bytes, arguments: tuple[str, ...]) -> bytes:
-        """Store ``payload`` under ``key``, run the script with ``arguments`` among others', and give its answer.
+        """Store ``payload`` under ``key``, run the script with ``arguments``, and return the script's answer.
 
         Raises:
             UnavailableError: Redis is away or full, or the payload was gone when the script ran.
@@ -84,7 +91,7 @@ class CommitLine:
         return _answer(commit)
 
     def _next(self) -> list[_Commit]:
-        """The first ones that wait. Whose turn it is comes first: turns are given in the order of the line."""
+        """Take the first commits out of the line. The caller's own is the first: the lock keeps the line's order."""
         commits, num_bytes = [self._waiting.popleft()], 0
         while self._waiting and len(commits) < _COMMITS_PER_CALL:
             num_bytes += len(commits[-1].payload)
@@ -108,12 +115,12 @@ class CommitLine:
             commit.stored, commit.answer = was_stored, answer
 
     async def _round_trip(self, commits: Sequence[_Commit]) -> tuple[list[Any], list[Any]]:
-        """Each payload by a plain SET (through Lua it would cost twice as much), then the script for all of them.
+        """Send each payload by a plain SET (through Lua it would cost twice as much), then the script for all of them.
 
-        A payload that is there already stays: it is this lease's own, of a try whose answer was lost.
+        A payload that is there already stays: an earlier try of the same lease stored it, and its answer was lost.
 
         Returns:
-            For each commit what SET said, and what the script did.
+            For each commit the reply to SET, and the script's answer.
         """
         keys = self._keys.for_scripts
         arguments = [self._keys.row_prefix, *(argument for commit in commits for argument in commit.arguments)]

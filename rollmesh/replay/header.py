@@ -1,6 +1,6 @@
-"""The header of a stored group: what it says beside the arrays, and what it may say.
+"""The header of a stored group: its fields, and the rules that they obey.
 
-One set of rules for both directions: `check_header` sees what is about to be written and what was read.
+`check_header` applies one set of rules to the header of a group that is about to be stored and of one that was read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ STOP_REASONS = {reason.value: reason for reason in StopReason}
 
 @dataclasses.dataclass
 class Header:
-    """Everything but the arrays, in the order in which it is stored. ``[S]``: an item for each sample."""
+    """A group without its arrays, stored in this order of fields. ``[S]``: a list with one item for each sample."""
 
     group_id: str
     prompt_id: list[Any]
@@ -41,7 +41,7 @@ class Header:
     num_turns: list[int]
     """[S]"""
     generated_tokens: list[int]
-    """For each turn, those of a sample after those of the one before."""
+    """For each turn: the turns of the first sample, then those of the second, and so on."""
     environment_tokens: list[int]
     """For each turn."""
     stop_reasons: list[str]
@@ -49,7 +49,7 @@ class Header:
     num_versions: list[int]
     """[S]"""
     lineages: list[int]
-    """For each version span, as the turns."""
+    """For each version span, in the same order as the turns."""
     numbers: list[int]
     """For each version span."""
     span_lengths: list[int]
@@ -60,7 +60,7 @@ class Header:
         return [sum(part) for part in split(self.generated_tokens, self.num_turns)]
 
     def reference_lengths(self) -> list[int]:
-        """[S]: how many values of the column are each sample's; 0 where there is no reference."""
+        """[S]: reference log-probabilities of each sample; 0 where it has none."""
         return [length * has for length, has in zip(self.response_lengths, self.has_reference, strict=True)]
 
 
@@ -69,11 +69,15 @@ _OF_SAMPLES = ("indexes", "prompt_lengths", "response_lengths", "has_reference",
 _OF_TURNS = ("generated_tokens", "environment_tokens", "stop_reasons")
 _OF_SPANS = ("lineages", "numbers", "span_lengths")
 _TYPES = {"sample_ids": str, "stop_reasons": str, "has_reference": bool}
-"""Of a list's items; counts where nothing is said."""
+"""Types of the lists' items. Items of the other lists are counts."""
 
 
 def check_header(header: Header) -> None:
-    """Types and lengths of all lists, then what each sample's items say together. O(samples + turns + spans)."""
+    """Check the types and lengths of all lists, then that the items of each sample agree. O(samples + turns + spans).
+
+    Raises:
+        InvalidArgumentError: a rule is broken; ``field`` says where.
+    """
     _check_group(header)
     fields = vars(header)
     _check_list("sample_ids", header.sample_ids)
@@ -104,7 +108,7 @@ def _check_group(header: Header) -> None:
 
 
 def _check_list(name: str, items: object, length: int | None = None) -> None:
-    """``items`` is a list of so many items of the field's type, or of any number of them."""
+    """Check that ``items`` is a list of items of the field's type, ``length`` of them unless that is None."""
     if type(items) is not list:
         raise refusal("payload", name, f"is a {type(items).__name__}, not a list")
     if length is not None and len(items) != length:
@@ -127,7 +131,7 @@ def _check_score(field: str, score: Any) -> None:
 
 
 def _check_lengths(header: Header) -> None:
-    """Turns tile the response of each sample, version spans its generated tokens."""
+    """Check that the turns of each sample add up to its response, and its version spans to its generated tokens."""
     turns = zip(
         split(header.generated_tokens, header.num_turns),
         split(header.environment_tokens, header.num_turns),

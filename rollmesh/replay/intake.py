@@ -5,10 +5,9 @@
     READY ──take_batch──► BATCHED ──mark_trained──► TRAINED ──retire──► RETIRED
                              │ payloads
 
-`take_batch` waits until the window rule (see ``scripts/take.lua``) gives a whole batch. It is woken by each commit that
-leaves enough groups READY for one, by each group that ends otherwise, and by the closing of the ledger; it looks again
-every two seconds in any case.
-Every rank reads the payloads of its own share with an intake of its own.
+`take_batch` waits until the window (see `staleness`, and ``scripts/take.lua``) lets it take a whole batch. Three events
+wake it: a commit that leaves enough groups READY for a batch, a group that FAILED or was FILTERED, and the closing of
+the ledger. It also looks every two seconds. Every rank reads the payloads of its own share with an intake of its own.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ from rollmesh.replay.scripts import source
 from rollmesh.types import Group, GroupState, PolicyVersion
 
 _LONGEST_WAIT_S = 2.0
-"""Of one blocking read; stays below the socket's timeout, where the client would take silence for a failure."""
+"""The longest blocking read. It ends before the socket's timeout, at which the client would report a failure."""
 _PAUSE_S = 0.2
-"""Between looks while Redis does not answer."""
+"""Time between two tries while Redis does not answer."""
 _PAYLOADS_PER_CALL = 16
 _RETIRED_PER_CALL = 100
 
@@ -49,7 +48,7 @@ class BatchEntry:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The groups of one step, in the order of the line. ``is_last``: nothing will come after it."""
+    """The groups of one step, in the order of the line. ``is_last``: no batch follows."""
 
     step: int
     entries: tuple[BatchEntry, ...]
@@ -83,7 +82,8 @@ class BatchIntake:
             None when the ledger is closed and nothing is left. The last batch may be smaller than ``size``.
 
         Raises:
-            DeadlineError: there was no batch for ``timeout_s`` seconds, be it that Redis did not answer.
+            DeadlineError: there was no batch for ``timeout_s`` seconds, or Redis did not answer for so long.
+            ReplayError: the groups of the step are retired.
         """
         deadline = time.monotonic() + timeout_s
         while True:

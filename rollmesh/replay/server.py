@@ -1,9 +1,9 @@
 """A Redis server of the run's own, for those who name none.
 
-It listens on a Unix socket only, appends every write to a file in its directory, and never outlives the process that
-started it, however that ends. The kernel sees to the latter: the server asks for SIGTERM when its parent dies. For
-the kernel the parent is the *thread* that started the process, therefore a thread of its own starts the server and
-stays until it has ended.
+The server listens on a Unix socket only, appends every write to a file in its directory, and never outlives the process
+that started it, however that process ends: the server asks the kernel for SIGTERM at the death of its parent. For the
+kernel the parent is the *thread* that started the server. Therefore a thread of its own starts the server, and lives
+until the server has ended.
 """
 
 from __future__ import annotations
