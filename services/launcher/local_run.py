@@ -90,6 +90,8 @@ class LocalRun:
         self._signal = signal.SIGINT
         self._last_answer = time.monotonic()
         self._first_end: float | None = None
+        self.is_finishing = False
+        """Whether the run is over and its members have still to end."""
 
     async def run(self) -> int:
         """Run the mesh to its end, whatever that is, and record it; returns the exit code."""
@@ -241,15 +243,32 @@ class LocalRun:
 
     async def _conclude(self, status: MeshStatus | None) -> Outcome:
         if status is None:
-            reason = f"the launcher was told to stop by {self._signal.name}"
-            return Outcome(EndState.INTERRUPTED, 128 + self._signal, reason)
+            return self._interruption()
         if status.run_state is RunState.FAILED:
             raise self._failed(status)
-        late = await self._group.wait_all(member_names(self._config), LEAVE_S)
+        late = ", ".join(await self._until_members_left())
+        if late and self._interrupted.is_set():
+            return self._interruption(f"; the run was over, and {late} had still to end")
         if late:
-            print(f"warning: {', '.join(late)} did not end in {LEAVE_S:.0f} s", file=sys.stderr, flush=True)
+            print(f"warning: {late} did not end in {LEAVE_S:.0f} s", file=sys.stderr, flush=True)
         await self._raise_if_dead()
         return Outcome(EndState.COMPLETED, EXIT_OK)
+
+    def _interruption(self, suffix: str = "") -> Outcome:
+        reason = f"the launcher was told to stop by {self._signal.name}{suffix}"
+        return Outcome(EndState.INTERRUPTED, 128 + self._signal, reason)
+
+    async def _until_members_left(self) -> list[str]:
+        """Wait for the members to end by themselves; returns those that did not in `LEAVE_S`, or until a signal."""
+        names = member_names(self._config)
+        self.is_finishing = True
+        leaving = asyncio.create_task(self._group.wait_all(names, LEAVE_S), name="members leave")
+        signalled = asyncio.create_task(self._interrupted.wait(), name="signal")
+        await asyncio.wait({leaving, signalled}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (leaving, signalled):
+            task.cancel()
+        ended = {service.name for service in self._group.ended()}
+        return [name for name in names if name not in ended]
 
     async def _tell_coordinator(self, reason: str) -> None:
         """Before the services are stopped, so that nobody takes those that the end stops for its cause."""

@@ -148,12 +148,11 @@ class ProcessGroup:
     def ended(self) -> list[ServiceProcess]:
         return [s for s in self._services if s.exit_code is not None]
 
-    async def wait_all(self, names: Sequence[str], timeout_s: float) -> list[str]:
-        """Wait for services to end by themselves; returns the names of those that did not."""
+    async def wait_all(self, names: Sequence[str], timeout_s: float) -> None:
+        """Wait for services to end by themselves, at most for ``timeout_s``."""
         waiting = [s for s in self._services if s.name in names and s.is_running]
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*(s.wait() for s in waiting)), timeout_s)
-        return [s.name for s in waiting if s.is_running]
 
     async def stop_all(self, timeout_s: float) -> None:
         """End everything, the highest stage first: those who use a service before the service."""

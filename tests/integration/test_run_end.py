@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from services.launcher.main import assign_ports
 from services.launcher.processes import service_command
 from tests.fakes.waiting import until
 from tests.tether import tethered
+from tests.unit.coordinator.test_main import act_as_a_mesh
 from tests.unit.launcher.conftest import tree  # noqa: F401 - a fixture
 
 IDLE = tethered([sys.executable, "-c", "import time; time.sleep(300)"])
@@ -63,7 +64,7 @@ def _end(
     tree: dict[str, Any],  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    blow: Callable[[_Mesh], None],
+    blow: Callable[[_Mesh], Awaitable[None]],
 ) -> tuple[int, _Mesh]:
     """Start a mesh whose members idle, strike it, and wait for its end."""
 
@@ -83,8 +84,7 @@ def _end(
         mesh = _Mesh(config, folder, server)
         ending = asyncio.create_task(mesh.run.run())
         await mesh.until_started()
-        await mesh.open_groups(3)
-        blow(mesh)
+        await blow(mesh)
         return await ending, mesh
 
     with EmbeddedServer.start(folder / "redis") as server:
@@ -99,7 +99,8 @@ def test_a_killed_process_is_named_and_the_groups_are_accounted_for(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def kill(mesh: _Mesh) -> None:
+    async def kill(mesh: _Mesh) -> None:
+        await mesh.open_groups(3)
         os.kill(mesh.server.pid if victim == "redis" else mesh.pid(victim), signal.SIGKILL)
 
     exit_code, mesh = _end(tree, tmp_path, monkeypatch, kill)
@@ -125,7 +126,28 @@ def test_a_hangup_ends_a_run_in_order(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    exit_code, mesh = _end(tree, tmp_path, monkeypatch, lambda mesh: os.kill(os.getpid(), signal.SIGHUP))
+    async def hang_up(mesh: _Mesh) -> None:
+        await mesh.open_groups(3)
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    exit_code, mesh = _end(tree, tmp_path, monkeypatch, hang_up)
     assert exit_code == 128 + signal.SIGHUP
     assert (mesh.books["state"], mesh.books["num_opened"]) == ("interrupted", 3)
     assert "told to stop by SIGHUP" in mesh.page
+
+
+def test_a_signal_while_members_have_still_to_end_is_heard_at_once(
+    tree: dict[str, Any],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def finish_and_interrupt(mesh: _Mesh) -> None:
+        await act_as_a_mesh(mesh.config, "")
+        await until(lambda: mesh.run.is_finishing)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    training = {"steps": 1, "prompts_per_step": 1, "samples_per_prompt": 2}
+    exit_code, mesh = _end({**tree, "training": training}, tmp_path, monkeypatch, finish_and_interrupt)
+    assert exit_code == 128 + signal.SIGINT
+    assert mesh.books["state"] == "interrupted"
+    assert "rollout-0, learner had still to end" in mesh.books["reason"]
