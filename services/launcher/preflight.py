@@ -19,8 +19,7 @@ from services.launcher.device_check import check_device, check_devices
 from services.launcher.model_check import check_length, check_model, check_reference
 from services.launcher.prompt_check import CheckedPrompts, PromptSource, check_prompts
 from services.launcher.server_check import check_answers
-from services.reward.preflight import Probe, check_function
-from services.rollout.preflight import check_extra
+from services.preflight import check_engine, check_reward_function
 
 
 @dataclass(frozen=True)
@@ -50,22 +49,23 @@ def _check_scorers(config: ScorerConfig) -> Iterator[Finding]:
         summary = check_model(place, path, trust_remote_code=config.model.trust_remote_code)
         yield Finding("reference", str(path), summary.architecture)
     if config.reward.function is not None:
-        result = check_function(config.reward.function, config.reward, None)
+        result = check_reward_function(config.reward)
         yield Finding("reward", str(config.reward.function), result)
 
 
 def _check_mesh(config: MeshConfig) -> Iterator[Finding]:
-    check_extra(config.rollout.engine.extra)
+    check_engine(config)
     check_deepspeed(config.learner.deepspeed)
     check_devices(config)
     check_addresses(config)
-    policy = check_model("model.path", config.model.path, trust_remote_code=config.model.trust_remote_code)
+    trusted = config.model.trust_remote_code
+    policy = check_model("model.path", config.model.path, trust_remote_code=trusted, is_trained=True)
     check_length(policy, config.model.max_length)
     yield Finding("model", str(config.model.path), policy.architecture)
     yield _describe_algorithm(config)
     if config.has_reference and config.reference and config.reference.model_path:
         path = config.reference.model_path
-        frozen = check_model("reference.model_path", path, trust_remote_code=config.model.trust_remote_code)
+        frozen = check_model("reference.model_path", path, trust_remote_code=trusted)
         check_reference(policy, frozen)
         yield Finding("reference", str(path), frozen.architecture)
     sources = [PromptSource("data", config.data, config.sampling.max_new_tokens)]
@@ -100,6 +100,5 @@ def _check_reward(config: MeshConfig, prompts: CheckedPrompts) -> Finding:
     if section.function is None:
         check_answers("reward.address", section.address)
         return Finding("reward", section.address, "answers")
-    text = prompts.first_text
-    probe = None if text is None else Probe(prompts.first_place, text, prompts.first_label_json)
-    return Finding("reward", str(section.function), check_function(section.function, section, probe))
+    result = check_reward_function(config.reward, prompts.first_place, prompts.first_text, prompts.first_label_json)
+    return Finding("reward", str(section.function), result)

@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from rollmesh.data.model_folder import ModelFolder
 from rollmesh.errors import (
     DeadlineError,
     InvalidArgumentError,
@@ -32,7 +33,6 @@ from rollmesh.types import CommitReport, PolicyVersion, ReceiveReport, SamplingS
 from rollmesh.weights.plan import check_plan
 from services.config import MeshConfig
 from services.rollout.completion import Completion, read_completion, sampling_params
-from services.rollout.model_folder import ModelFolder
 from services.rollout.vllm_process import call_workers, first_line, start_vllm, stop_vllm, vllm_errors
 
 if TYPE_CHECKING:
@@ -61,9 +61,8 @@ class _Transfer:
 class Engine:
     """A running vLLM. Made by `start`; belongs to the event loop that it was started in."""
 
-    def __init__(self, llm: AsyncLLM, config: MeshConfig, folder: ModelFolder) -> None:
+    def __init__(self, llm: AsyncLLM, config: MeshConfig) -> None:
         self._llm = llm
-        self._folder = folder
         self._kv = config.rollout.kv
         self._max_length = config.model.max_length
         self._commit_timeout_s = config.weights.commit_timeout_s
@@ -89,8 +88,8 @@ class Engine:
             DeadlineError: not up within `rollout.start_timeout_s`.
             RollMeshError: vLLM did not start; the cause is in its log.
         """
-        folder = ModelFolder.read(config.model.path)
-        return cls(await start_vllm(config, worker_index), config, folder)
+        ModelFolder.read("model.path", config.model.path).check_trainable()
+        return cls(await start_vllm(config, worker_index), config)
 
     @property
     def version(self) -> PolicyVersion | None:
@@ -163,7 +162,6 @@ class Engine:
         """
         self._check_health()
         check_plan(plan)
-        self._folder.check_plan(plan)
         if not 1 <= rank <= epoch.world_size - self._num_weight_ranks:
             raise InvalidArgumentError(
                 f"{self._num_weight_ranks} processes from rank {rank} on do not fit into {epoch.world_size}", "rank"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rollmesh.weights.interface import address_towards, keep_to_interface
@@ -65,11 +66,12 @@ def _limit_cpu_threads(num_workers: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores // (num_workers + 1))))
 
 
-def engine_args(config: MeshConfig, worker_index: int) -> AsyncEngineArgs:
+def engine_args(config: MeshConfig, worker_index: int, model: Path | None = None) -> AsyncEngineArgs:
     """vLLM's arguments for one worker.
 
     Args:
         worker_index: gives every worker its own random numbers.
+        model: the folder to load; None takes that of the mesh file.
 
     Raises:
         ConfigError: `rollout.engine.extra` names something that vLLM does not know or the mesh sets itself.
@@ -82,7 +84,7 @@ def engine_args(config: MeshConfig, worker_index: int) -> AsyncEngineArgs:
 
     engine = config.rollout.engine
     arguments: dict[str, Any] = {
-        "model": str(config.model.path),
+        "model": str(model or config.model.path),
         "trust_remote_code": config.model.trust_remote_code,
         "max_model_len": config.model.max_length,
         "dtype": engine.dtype,

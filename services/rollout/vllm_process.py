@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rollmesh.data.model_folder import ModelFolder
 from rollmesh.errors import ConfigError, DeadlineError, RollMeshError, WeightTransferError
 from services.config import MeshConfig
 from services.rollout.engine_args import engine_args, prepare_environment
+from services.rollout.engine_folder import engine_folder
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -94,10 +96,11 @@ def _start(config: MeshConfig, worker_index: int, is_given_up: threading.Event) 
             "rollout", f"vLLM cannot be imported ({error})", "install rollmesh[rollout] or rollmesh[rollout-cpu]"
         ) from error
     try:
-        arguments = engine_args(config, worker_index)
-        if is_given_up.is_set():
-            raise RollMeshError("the start of vLLM was given up")
-        return AsyncLLM.from_engine_args(arguments)
+        with engine_folder(ModelFolder.read("model.path", config.model.path)) as path:
+            arguments = engine_args(config, worker_index, path)
+            if is_given_up.is_set():
+                raise RollMeshError("the start of vLLM was given up")
+            return AsyncLLM.from_engine_args(arguments)
     except ValueError as error:  # pydantic's too
         raise ConfigError("rollout.engine", f"vLLM refuses it ({_cause(error)})", "correct it") from error
     except RuntimeError as error:

@@ -16,9 +16,11 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, UnquantizedEmbeddingMethod
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from rollmesh.errors import DeadlineError, RollMeshError, WeightTransferError
 from rollmesh.types import WeightEpoch
@@ -99,11 +101,13 @@ class MeshWeightTransferEngine(WeightTransferEngine[NoInitInfo, LoadInfo]):  # t
             WeightTransferError: that transfer is not held, or it does not cover the model.
         """
         loaded = self.model.load_weights(self._inbox.tensors(update_info.digest))
-        if loaded is None or self.model_config.quantization is not None:
-            return  # the model does not tell, or has parameters that no checkpoint knows
-        missing = sorted(self._parameters - set(loaded))
+        if self.model_config.quantization is not None:
+            return  # there are parameters that no checkpoint knows
+        missing = self._parameters - set(self._parameters if loaded is None else loaded)  # None: it does not tell
+        missing |= _half_loaded(self.model)
         if missing:
-            raise WeightTransferError(f"nothing was received for {len(missing)} parameters, {missing[0]!r} first")
+            problem = f"the transfer lacks weights for {len(missing)} parts of the engine's model"
+            raise WeightTransferError(f"{problem}, {min(missing)!r} first")
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
@@ -115,6 +119,18 @@ class MeshWeightTransferEngine(WeightTransferEngine[NoInitInfo, LoadInfo]):  # t
 
     def shutdown(self) -> None:
         self._inbox.abort()
+
+
+def _half_loaded(model: torch.nn.Module) -> set[str]:
+    """The linear layers that got some of their elements in the reload under way, and not all.
+
+    vLLM holds as one tensor what checkpoints store apart, such as queries, keys and values, and counts a tensor as
+    loaded when one of its parts is. Its reload keeps the layers open that still wait for elements.
+    """
+    layers = [
+        (name, get_layerwise_info(layer)) for name, layer in model.named_modules() if isinstance(layer, LinearBase)
+    ]
+    return {name for name, layer in layers if layer.can_load() and layer.load_numel > 0}
 
 
 def _forget_expert_kernels(model: torch.nn.Module) -> None:

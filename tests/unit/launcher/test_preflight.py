@@ -92,6 +92,7 @@ def test_a_fault_is_found_and_placed(tree: Tree, tmp_path: Path, override: str, 
         ({"auto_map": {"AutoModelForCausalLM": "code.Model"}}, "set model.trust_remote_code to true if you trust it"),
         ({"hidden_size": 3}, "model.embed_tokens.weight is 4 × 2, but vocab_size × hidden_size is 4 × 3"),
         ({"num_hidden_layers": 3}, "2 layers, but num_hidden_layers is 3"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantised weights (config.json: quantization_config"),
     ],
 )
 def test_a_config_json_that_cannot_be_right_is_refused(
@@ -109,7 +110,6 @@ def test_a_config_json_that_cannot_be_right_is_refused(
         ("model.safetensors", b"", "model.safetensors is empty"),
         ("model.safetensors", b"\xff" * 100, "model.safetensors is damaged"),
         ("model.safetensors", None, "has no weights"),
-        ("model.safetensors.index.json", b'{"weight_map": {"a": "one.safetensors"}}', "lacks 1 of 1 weight files"),
         ("config.json", b"{", "is not JSON"),
         ("config.json", b"[]", "is not a JSON object"),
         ("config.json", None, "has no config.json"),

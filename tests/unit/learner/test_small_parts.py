@@ -76,8 +76,8 @@ def test_the_learner_refuses_to_start_without_a_redis(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: folder / "absent", "is not a folder"),
-        (lambda folder: folder, "no readable config.json"),
+        (lambda folder: folder / "absent", "does not exist"),
+        (lambda folder: folder, "has no config.json"),
         (lambda folder: _model(folder / "bert", {"architectures": ["BertForMaskedLM"]}), "holds a BertForMaskedLM"),
         (lambda folder: _model(folder / "odd", {}), "names no architecture"),
     ],
