@@ -6,7 +6,7 @@ saves. Engines load checkpoints, so that is also how weights have to be sent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -57,6 +57,18 @@ class CheckpointNames:
         for name, tensor in parameters.items():
             tensors |= _converted(self._model, {name: tensor}) if self._is_converted[name] else {name: tensor}
         return tensors
+
+
+def stored_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, tied ones once, then the buffers that a checkpoint stores, such as a router's correction of the load.
+
+    Engines hold such a buffer as a parameter, and an export without the buffer would load with zeros in its place.
+    """
+    yield from model.named_parameters()
+    stored = model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        if name in stored and buffer.is_floating_point():
+            yield name, buffer
 
 
 def _converted(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -32,8 +32,9 @@ from rollmesh.models.values import ValueModel
 from rollmesh.types import TensorSpec
 from services.config import MeshConfig
 from services.learner.batching import MicroBatch
-from services.learner.checkpoint_names import CheckpointNames
+from services.learner.checkpoint_names import CheckpointNames, stored_weights
 from services.learner.config import OptimizerSection
+from services.learner.export import Exporter
 from services.learner.policy import PolicyModel
 from services.learner.ranks import Ranks
 
@@ -234,7 +235,7 @@ class PolicyEngine(TrainingEngine):
         model = PolicyModel(causal_lm, config.sampling.temperature, config.algorithm.aux_loss_coef > 0)
         super().__init__(model, section.optimizer, config, ranks)
         self._causal_lm = causal_lm
-        self._tokenizer_path = config.model.path
+        self._exporter = Exporter(causal_lm, config.model.path)
         self._names = CheckpointNames(causal_lm, self.tensor_specs())
 
     def logprobs(self, batch: MicroBatch) -> Tensor:
@@ -242,21 +243,21 @@ class PolicyEngine(TrainingEngine):
         return self.outputs(batch)[0]
 
     def tensor_specs(self) -> tuple[TensorSpec, ...]:
-        """The parameters as the model holds them, whole; tied ones once."""
+        """The parameters as the model holds them, whole, tied ones once; then the buffers that a checkpoint stores."""
         return tuple(
             TensorSpec(
                 name,
                 str(parameter.dtype).removeprefix("torch."),
                 tuple(getattr(parameter, "ds_shape", parameter.shape)),
             )
-            for name, parameter in self._parameters()
+            for name, parameter in stored_weights(self._causal_lm)
         )
 
     @contextlib.contextmanager
     def whole(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
         """The named parameters in full, while the context lasts. At stage 3 all ranks enter it together."""
         self.count_work()
-        parameters = dict(self._parameters())
+        parameters = dict(stored_weights(self._causal_lm))
         wanted = {name: parameters[name] for name in names}
         gather: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if self._is_partitioned:
@@ -280,10 +281,6 @@ class PolicyEngine(TrainingEngine):
         """Whether `whole` and `checkpoint_tensors` are collectives."""
         return self._is_partitioned and self._ranks.world_size > 1
 
-    def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        parameters: Iterator[tuple[str, nn.Parameter]] = self._causal_lm.named_parameters()
-        return parameters
-
     def export(self, folder: Path) -> None:
         """Write a Hugging Face folder: configuration, weights, tokenizer. Collective at stage 3."""
         with self.whole(spec.name for spec in self.tensor_specs()) as state:
@@ -298,11 +295,7 @@ class PolicyEngine(TrainingEngine):
             folder: created where it is not there.
             state: a tensor for each of `tensor_specs`.
         """
-        from transformers import AutoTokenizer
-
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
-        self._causal_lm.save_pretrained(folder, state_dict=tensors)
-        AutoTokenizer.from_pretrained(self._tokenizer_path, local_files_only=True).save_pretrained(folder)
+        self._exporter.write(folder, state)
 
 
 def _adamw(model: nn.Module, section: OptimizerSection) -> torch.optim.Optimizer:

@@ -5,17 +5,24 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+)
 from transformers.core_model_loading import Concatenate, WeightConverter
 
 from rollmesh.errors import ConfigError
 from rollmesh.types import TensorSpec
-from services.learner.checkpoint_names import CheckpointNames
+from services.learner.checkpoint_names import CheckpointNames, stored_weights
 from tests.integration.tiny_model import SIZES, make_tiny_mixture, make_tiny_model
 
 
 def specs_of(model: PreTrainedModel) -> list[TensorSpec]:
-    return [TensorSpec(name, "float32", tuple(tensor.shape)) for name, tensor in model.named_parameters()]
+    return [TensorSpec(name, "float32", tuple(tensor.shape)) for name, tensor in stored_weights(model)]
 
 
 def make_mixtral(folder: Path) -> PreTrainedModel:
@@ -25,11 +32,19 @@ def make_mixtral(folder: Path) -> PreTrainedModel:
     return model
 
 
-@pytest.mark.parametrize("make", [make_tiny_model, make_tiny_mixture, make_mixtral])
+def make_corrected_mixture(folder: Path) -> PreTrainedModel:
+    """Its routers have a buffer that is stored and never trained."""
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "first_k_dense_replace": 1}
+    model = Glm4MoeForCausalLM(Glm4MoeConfig(**SIZES, **experts, num_hidden_layers=2, head_dim=32))
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("make", [make_tiny_model, make_tiny_mixture, make_mixtral, make_corrected_mixture])
 def test_a_model_is_sent_as_its_checkpoint_stores_it(tmp_path: Path, make) -> None:
     make(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True)
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    parameters = {name: tensor.detach() for name, tensor in stored_weights(model)}
 
     names = CheckpointNames(model, specs_of(model))
 
