@@ -5,15 +5,9 @@ Nothing here imports torch, transformers, vLLM or DeepSpeed.
 
 from __future__ import annotations
 
-from services.config import MeshConfig
 from services.reward.config import RewardSection
 from services.reward.preflight import Probe, check_function
-from services.rollout.preflight import check_extra
-
-
-def check_engine(config: MeshConfig) -> None:
-    """Raises ConfigError if vLLM cannot start with the engine's settings."""
-    check_extra(config.rollout.engine.extra)
+from services.rollout.preflight import check_engine as check_engine
 
 
 def check_reward_function(

@@ -54,13 +54,13 @@ def _check_scorers(config: ScorerConfig) -> Iterator[Finding]:
 
 
 def _check_mesh(config: MeshConfig) -> Iterator[Finding]:
-    check_engine(config)
     check_deepspeed(config.learner.deepspeed)
     check_devices(config)
     check_addresses(config)
     trusted = config.model.trust_remote_code
     policy = check_model("model.path", config.model.path, trust_remote_code=trusted, is_trained=True)
     check_length(policy, config.model.max_length)
+    check_engine(config)
     yield Finding("model", str(config.model.path), policy.architecture)
     yield _describe_algorithm(config)
     if config.has_reference and config.reference and config.reference.model_path:

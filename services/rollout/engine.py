@@ -33,6 +33,7 @@ from rollmesh.types import CommitReport, PolicyVersion, ReceiveReport, SamplingS
 from rollmesh.weights.plan import check_plan
 from services.config import MeshConfig
 from services.rollout.completion import Completion, read_completion, sampling_params
+from services.rollout.engine_log import EngineLog
 from services.rollout.vllm_process import call_workers, first_line, start_vllm, stop_vllm, vllm_errors
 
 if TYPE_CHECKING:
@@ -61,8 +62,9 @@ class _Transfer:
 class Engine:
     """A running vLLM. Made by `start`; belongs to the event loop that it was started in."""
 
-    def __init__(self, llm: AsyncLLM, config: MeshConfig) -> None:
+    def __init__(self, llm: AsyncLLM, config: MeshConfig, log: EngineLog) -> None:
         self._llm = llm
+        self._log = log
         self._kv = config.rollout.kv
         self._max_length = config.model.max_length
         self._commit_timeout_s = config.weights.commit_timeout_s
@@ -86,10 +88,11 @@ class Engine:
         Raises:
             ConfigError: the model folder or vLLM's settings are at fault.
             DeadlineError: not up within `rollout.start_timeout_s`.
-            RollMeshError: vLLM did not start; the cause is in its log.
+            RollMeshError: vLLM did not start; the message has the cause.
         """
         ModelFolder.read("model.path", config.model.path).check_trainable()
-        return cls(await start_vllm(config, worker_index), config)
+        log = EngineLog.begin()
+        return cls(await start_vllm(config, worker_index, log), config, log)
 
     @property
     def version(self) -> PolicyVersion | None:
@@ -116,6 +119,10 @@ class Engine:
         """Since the start, those of unfinished samples included."""
         states = self._llm.output_processor.request_states.values()
         return self._num_ended_tokens + sum(int(state.detokenizer.num_output_tokens()) for state in states)
+
+    def explain_death(self) -> str:
+        """Why vLLM's processes have ended, in a sentence."""
+        return self._log.explain("vLLM has died", self._llm.dead_error)
 
     async def generate(
         self, request_id: str, prompt_token_ids: list[int], sampling: SamplingSpec, seed: int = 0
@@ -249,7 +256,7 @@ class Engine:
         except (VLLMClientError, ValueError) as error:
             raise InvalidArgumentError(first_line(error), "prompt_token_ids") from error
         except EngineDeadError as error:
-            raise RollMeshError("vLLM has died; its log says why") from error
+            raise RollMeshError(self.explain_death()) from error
 
     async def _load(self, version: PolicyVersion, digest: bytes) -> CommitReport:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest

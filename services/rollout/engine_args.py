@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import tempfile
 from dataclasses import fields
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rollmesh.weights.interface import address_towards, keep_to_interface
 from services.config import MeshConfig
 from services.rollout.owner import OWNER_VARIABLE
-from services.rollout.preflight import refuse_extra
+from services.rollout.preflight import num_open_files, refuse_extra
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -27,7 +28,11 @@ bind no threads, and one process less starts sooner and leaves a small machine m
 def prepare_environment(config: MeshConfig) -> None:
     """Set what vLLM reads from the environment; to be called before vLLM is imported. What is set already stays.
 
-    vLLM's processes are spawned, never forked: a child forked from a process with gRPC in it hangs.
+    vLLM's processes are spawned, never forked: a child forked from a process with gRPC in it hangs. They may open as
+    many files as the system allows.
+
+    Raises:
+        ConfigError: the system allows too few.
     """
     defaults = {
         "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
@@ -46,6 +51,9 @@ def prepare_environment(config: MeshConfig) -> None:
         os.environ.setdefault(name, value)
     keep_to_interface(config.weights.host)
     os.environ[OWNER_VARIABLE] = str(os.getpid())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, num_open_files()), hard))
 
 
 def _socket_folder() -> str:

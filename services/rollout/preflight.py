@@ -5,10 +5,14 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
+import resource
 from collections.abc import Iterable
 from pathlib import Path
 
+from rollmesh.data.model_folder import ModelFolder
 from rollmesh.errors import ConfigError
+from services.config import MeshConfig
+from services.rollout.kernels import check_head_size
 
 OWNED = frozenset(
     {
@@ -23,6 +27,37 @@ OWNED = frozenset(
     }
 )
 """Arguments that `rollout.engine.extra` may not set: the mesh's promises rest on them."""
+
+
+MIN_OPEN_FILES = 256
+"""Files that a process of vLLM has to be able to open. An idle engine of one process holds 74 (vLLM 0.32 on CPU); with
+64 allowed it does not start, and blames the address 127.0.0.1."""
+_MAX_OPEN_FILES = 65_536
+
+
+def check_engine(config: MeshConfig) -> None:
+    """Check all that can be known before vLLM is started.
+
+    Raises:
+        ConfigError: it could not start, or not generate.
+    """
+    check_extra(config.rollout.engine.extra)
+    num_open_files()
+    check_head_size(ModelFolder.read("model.path", config.model.path))
+
+
+def num_open_files() -> int:
+    """How many files a process may let itself open here, as far as vLLM has use for them.
+
+    Raises:
+        ConfigError: these are too few for vLLM.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
+    if most < MIN_OPEN_FILES:
+        problem = f"a process may open {hard} files here, and vLLM needs {MIN_OPEN_FILES}"
+        raise ConfigError("rollout", problem, "raise the hard limit (ulimit -Hn), or have the administrator do that")
+    return most
 
 
 def check_extra(names: Iterable[str]) -> None:

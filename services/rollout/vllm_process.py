@@ -15,6 +15,8 @@ from rollmesh.errors import ConfigError, DeadlineError, RollMeshError, WeightTra
 from services.config import MeshConfig
 from services.rollout.engine_args import engine_args, prepare_environment
 from services.rollout.engine_folder import engine_folder
+from services.rollout.engine_log import EngineLog, hint
+from services.rollout.preflight import check_engine
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -25,20 +27,21 @@ _CALL_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 20.0
 
 
-async def start_vllm(config: MeshConfig, worker_index: int) -> AsyncLLM:
+async def start_vllm(config: MeshConfig, worker_index: int, log: EngineLog) -> AsyncLLM:
     """Start an engine; the event loop goes on in the many seconds that this takes.
 
     Raises:
-        ConfigError: vLLM is not installed, or refuses its settings.
+        ConfigError: vLLM is not installed, refuses its settings, or could not start with them.
         DeadlineError: not up within `rollout.start_timeout_s`.
-        RollMeshError: it did not start; the cause is in its log.
+        RollMeshError: it did not start; the message has the cause out of ``log``.
     """
     prepare_environment(config)
+    check_engine(config)
     timeout_s = config.rollout.start_timeout_s
     is_given_up = threading.Event()
     try:
         async with asyncio.timeout(timeout_s):
-            return await _in_thread(lambda: _start(config, worker_index, is_given_up))
+            return await _in_thread(lambda: _start(config, worker_index, log, is_given_up))
     except asyncio.CancelledError:
         _give_up(is_given_up)
         raise
@@ -88,7 +91,7 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n", 1)[0].rstrip(".")
 
 
-def _start(config: MeshConfig, worker_index: int, is_given_up: threading.Event) -> AsyncLLM:
+def _start(config: MeshConfig, worker_index: int, log: EngineLog, is_given_up: threading.Event) -> AsyncLLM:
     try:
         from vllm.v1.engine.async_llm import AsyncLLM
     except ImportError as error:
@@ -102,9 +105,12 @@ def _start(config: MeshConfig, worker_index: int, is_given_up: threading.Event) 
                 raise RollMeshError("the start of vLLM was given up")
             return AsyncLLM.from_engine_args(arguments)
     except ValueError as error:  # pydantic's too
-        raise ConfigError("rollout.engine", f"vLLM refuses it ({_cause(error)})", "correct it") from error
-    except RuntimeError as error:
-        raise RollMeshError(f"vLLM did not start: {first_line(error)}; its log says why") from error
+        cause = _cause(error)
+        raise ConfigError("rollout.engine", f"vLLM refuses it ({cause:.300})", hint(cause) or "correct it") from error
+    except RollMeshError:
+        raise
+    except Exception as error:  # vLLM's, or that of a library below it
+        raise RollMeshError(log.explain("vLLM did not start", error)) from error
 
 
 def _give_up(is_given_up: threading.Event) -> None:
@@ -124,7 +130,8 @@ def _cause(error: ValueError) -> str:
         return first_line(error)
     fault = details()[0]
     where = ".".join(map(str, fault["loc"]))
-    return f"{where} = {fault['input']!r:.100}: {fault['msg']}" if where else str(fault["msg"])
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{where} = {fault['input']!r:.100}: {message}" if where else message
 
 
 async def _in_thread(function: Callable[[], _T]) -> _T:

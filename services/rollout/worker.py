@@ -65,6 +65,8 @@ class RolloutEngine(Generator, WeightReceiver, Protocol):
         """Since the start, those of unfinished samples included."""
         ...
 
+    def explain_death(self) -> str: ...
+
 
 class Worker:
     """A rollout worker without its engine. Belongs to the running event loop.
@@ -216,11 +218,11 @@ async def watch_engine(engine: RolloutEngine) -> NoReturn:
     """Wait until the engine's processes have died, which an idle worker would not notice.
 
     Raises:
-        RollMeshError: always.
+        RollMeshError: always; the message has the cause.
     """
     while engine.is_alive:  # noqa: ASYNC110 (an engine that dies sets no event)
         await asyncio.sleep(_ENGINE_POLL_S)
-    raise RollMeshError("vLLM has died; its log says why")
+    raise RollMeshError(engine.explain_death())
 
 
 def redis_url(config: MeshConfig) -> str:

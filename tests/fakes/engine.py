@@ -73,6 +73,9 @@ class FakeEngine:
     num_running: int = 0
     max_running: int = 0
 
+    def explain_death(self) -> str:
+        return "vLLM has died: OSError: a cause"
+
     async def generate(
         self, request_id: str, prompt_token_ids: list[int], sampling: SamplingSpec, seed: int
     ) -> Completion:

@@ -252,7 +252,7 @@ def test_a_worker_whose_engine_dies_while_idle_ends_at_once_and_says_so(redis_ur
             engine.is_alive = False
             with pytest.raises(RollMeshError, match="vLLM has died"):
                 await asyncio.wait_for(asyncio.shield(mesh.running), 20.0)
-            assert [call.failure for call in mesh.coordinator.left] == ["vLLM has died; its log says why"]
+            assert [call.failure for call in mesh.coordinator.left] == [engine.explain_death()]
 
     run_bounded(scenario())
 
