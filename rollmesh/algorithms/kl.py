@@ -64,8 +64,10 @@ class KLController:
     def updated(self, divergence: float, num_samples: int) -> KLController:
         """After a batch: ``β · (1 + clip(divergence / target - 1, ±0.2) · samples / horizon)``.
 
+        Example: β 0.1, divergence 0.09, target 0.1, 1,000 samples and horizon 10,000 give 0.1 · (1 - 0.01) = 0.099.
+
         Args:
-            divergence: mean over the batch's generated tokens.
+            divergence: estimated for the batch, a mean.
             num_samples: in the batch.
         """
         if self.target is None:

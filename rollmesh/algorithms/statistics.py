@@ -49,7 +49,7 @@ class WeightStatistics:
     quantiles: dict[float, float]
 
     @classmethod
-    def from_sums(cls, sums: Tensor, probabilities: tuple[float, ...] = (0.01, 0.5, 0.99, 1.0)) -> WeightStatistics:
+    def from_sums(cls, sums: Tensor, probabilities: tuple[float, ...] = (0.01, 0.5, 0.99)) -> WeightStatistics:
         """From what `weight_sums` gave, added up; 1 everywhere where there are no tokens."""
         count, total, squares = sums[:_MOMENTS].tolist()
         if count == 0:

@@ -71,6 +71,8 @@ class StepSums:
         self.critic = torch.zeros(NUM_CRITIC_SUMS, dtype=torch.float64, device=device)
         self.policy_norms: list[float] = []
         self.critic_norms: list[float] = []
+        self.largest_ratio = 0.0
+        """Of π_θ to μ, over the tokens of all steps of the policy."""
 
     def add_policy(self, result: tuple[Tensor, float]) -> None:
         """Sums and gradient norm of one step of the policy."""
@@ -91,7 +93,7 @@ def staleness(sample: Sample, learner_number: int) -> int:
 def reduce_statistics(
     experience: Experience, result: Advantages, sums: StepSums, learner_number: int, ranks: Ranks
 ) -> StepStatistics:
-    """Add up the ranks' statistics. Collective: two reductions.
+    """Bring the ranks' statistics together. Collective: a maximum and a sum.
 
     Args:
         experience: this rank's part of the batch.
@@ -101,7 +103,7 @@ def reduce_statistics(
         ranks: the process group.
     """
     ages = np.array([staleness(s, learner_number) for s in experience.samples if s.version_spans], dtype=np.int64)
-    (oldest,) = ranks.max([float(ages.max(initial=0))])
+    oldest, largest_ratio = ranks.max([float(ages.max(initial=0)), sums.largest_ratio])
     histogram = np.bincount(np.maximum(ages, 0), minlength=int(oldest) + 1)
     local = torch.tensor([*_sample_sums(experience, result, ages), *histogram], dtype=torch.float64)
     totals = ranks.sum_tensor(torch.cat([sums.policy, sums.critic, local.to(ranks.device)])).cpu()
@@ -110,7 +112,7 @@ def reduce_statistics(
     tokens = dict(zip(TOKEN_SUMS, policy.tolist(), strict=False))
     metrics = {
         **_sample_metrics(counts),
-        **_policy_metrics(tokens, policy[len(TOKEN_SUMS) :], sums.policy_norms),
+        **_policy_metrics(tokens, policy[len(TOKEN_SUMS) :], largest_ratio, sums.policy_norms),
         **_critic_metrics(critic, sums.critic_norms),
         "staleness/max": oldest,
     }
@@ -143,7 +145,9 @@ def _sample_metrics(counts: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def _policy_metrics(tokens: Mapping[str, float], weights: Tensor, norms: Sequence[float]) -> dict[str, float]:
+def _policy_metrics(
+    tokens: Mapping[str, float], weights: Tensor, largest_ratio: float, norms: Sequence[float]
+) -> dict[str, float]:
     """Means over the tokens of all optimiser steps on the batch; empty while the policy is frozen."""
     if not norms:
         return {}
@@ -163,8 +167,9 @@ def _policy_metrics(tokens: Mapping[str, float], weights: Tensor, norms: Sequenc
         "importance/p01": distribution.quantiles[0.01],
         "importance/p50": distribution.quantiles[0.5],
         "importance/p99": distribution.quantiles[0.99],
-        "importance/max": distribution.quantiles[1.0],
+        "importance/max": largest_ratio,
         "importance/dropped": tokens["dropped"] / num_tokens,
+        "importance/forbidden": tokens["forbidden"] / num_tokens,
         "optimizer/grad_norm": sum(norms) / len(norms),
     }
 
@@ -185,7 +190,7 @@ def _sample_sums(experience: Experience, result: Advantages, ages: np.ndarray[An
     """The values of `_SAMPLE_SUMS`."""
     samples = experience.samples
     rewards = [[s.score.reward for s in group if s.score] for group in experience.kept]
-    versions = [{s.oldest_version for s in group if s.version_spans} for group in experience.kept]
+    versions = [{span.version for s in group for span in s.version_spans} for group in experience.kept]
     return [
         len(samples),
         sum(map(sum, rewards)),

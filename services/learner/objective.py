@@ -8,6 +8,9 @@
 Three policies are kept apart: the behaviour policy μ that generated (recorded), π_old at the start of the batch, and
 the policy π_θ in training. In the first optimiser step of a batch π_old is π_θ itself: its log-probabilities are those
 of this very pass without their gradient, and no second pass is made for them.
+
+A token whose log-probability under one of the three is −∞ (a word that the model's logits forbid) has no ratio. Its
+policy loss has weight 0, like that of a token that a correction drops, and it is counted.
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ TOKEN_SUMS = (
     "entropy",
     "kl_reference",
     "dropped",
+    "forbidden",
     "aux_loss",
 )
 """What a pass sums over its tokens, in order; "loss" and "aux_loss" are shares of the step. The importance weights'
@@ -70,6 +74,7 @@ class Objective:
         self._is_kl_in_loss = section.kl.place == "loss"
         self._entropy_coef = section.entropy_coef
         self._aux_loss_coef = section.aux_loss_coef
+        self._largest_log_ratio: Tensor | None = None
 
     def __call__(
         self, outputs: tuple[Tensor, ...], batch: MicroBatch, num_tokens: float, kl_coef: float
@@ -88,15 +93,18 @@ class Objective:
         """
         logprobs, entropies, aux_loss = outputs
         columns = batch.columns
+        old = logprobs.detach() if columns.old is None else columns.old
+        forbidden = torch.isneginf(logprobs.detach()) | torch.isneginf(old) | torch.isneginf(columns.behaviour)
+        logprobs, old, behaviour = (p.masked_fill(forbidden, 0.0) for p in (logprobs, old, columns.behaviour))
         current = logprobs.detach()
-        old = current if columns.old is None else columns.old
-        corrected = self._corrected(batch, old, current)
+        corrected = self._corrected(batch, behaviour, old, current)
+        weights = corrected.weights.masked_fill(forbidden, 0.0)
         policy = self._policy_loss(logprobs, corrected.anchor, columns.advantages, batch.tokens, self._clip)
-        per_token = torch.where(corrected.weights != 0, corrected.weights * policy.loss, torch.zeros_like(policy.loss))
+        per_token = torch.where(weights != 0, weights * policy.loss, torch.zeros_like(policy.loss))
         loss = weighted_sum(per_token, columns.loss_weights)
         kl_reference = torch.zeros_like(current)
         if columns.reference is not None:
-            kl = kl_estimate(self._kl_estimator, logprobs, columns.reference)
+            kl = kl_estimate(self._kl_estimator, logprobs, columns.reference.masked_fill(forbidden, 0.0))
             kl_reference = kl.detach()
             if self._is_kl_in_loss:
                 loss = loss + kl_coef * kl.sum() / num_tokens
@@ -111,19 +119,32 @@ class Objective:
             policy.is_clipped_low,
             policy.is_clipped_high,
             old - current,
-            columns.behaviour - current,
+            behaviour - current,
             entropies.detach(),
             kl_reference,
-            corrected.weights == 0,
+            weights == 0,
+            forbidden,
         )
         summed = [values.sum(dtype=torch.float64) for values in over_tokens]
         ordered = torch.stack([loss.detach().double(), *summed, share.detach().double()])
-        return loss, torch.cat([ordered, weight_sums(bounded_log_ratio(current, columns.behaviour))])
+        log_ratios = bounded_log_ratio(current, behaviour)
+        self._note_largest(log_ratios)
+        return loss, torch.cat([ordered, weight_sums(log_ratios)])
 
-    def _corrected(self, batch: MicroBatch, old: Tensor, current: Tensor) -> Corrected:
+    def take_largest_ratio(self) -> float:
+        """The largest π_θ / μ of this rank since the last call; 0 where there was no token."""
+        largest, self._largest_log_ratio = self._largest_log_ratio, None
+        return 0.0 if largest is None else float(largest.double().exp())
+
+    def _note_largest(self, log_ratios: Tensor) -> None:
+        if len(log_ratios):
+            known = self._largest_log_ratio
+            self._largest_log_ratio = log_ratios.max() if known is None else torch.maximum(known, log_ratios.max())
+
+    def _corrected(self, batch: MicroBatch, behaviour: Tensor, old: Tensor, current: Tensor) -> Corrected:
         columns = batch.columns
         policies = Policies(
-            behaviour=columns.behaviour,
+            behaviour=behaviour,
             old=old,
             current=current,
             versions_apart=columns.versions_apart,

@@ -106,8 +106,9 @@ class Trainer:
         }
         if columns.old is None and self._num_updates > 1:  # the later steps had no π_old to be compared with
             metrics.pop("policy/kl_old", None)
-        if sums.policy_norms:
-            self._kl = self._kl.updated(metrics["kl/reference"], int(statistics.num_samples))
+        if sums.policy_norms and self._kl.target is not None:
+            divergence = self._divergence(experience, columns, metrics["kl/reference"])
+            self._kl = self._kl.updated(divergence, int(statistics.num_samples))
         return replace(statistics, metrics=metrics)
 
     def state(self) -> Mapping[str, float]:
@@ -168,6 +169,27 @@ class Trainer:
         rewards = shape_rewards(batch, section.reward, self._config.sampling.max_new_tokens, self._moments)
         return estimate_advantages(batch, rewards, section.advantage, section.reward.clip, self._sum_over_ranks)
 
+    def _divergence(self, experience: Experience, columns: TokenColumns, over_tokens: float) -> float:
+        """What the penalty's coefficient adapts to. Collective.
+
+        Args:
+            experience: this rank's part of the batch.
+            columns: its tokens.
+            over_tokens: mean estimate under π_θ over the tokens of all steps; used where the penalty is in the loss.
+
+        Returns:
+            Where the penalty is in the reward, the mean over samples of each sample's mean estimate under π_old, as in
+            OpenRLHF 0.11. Samples with 2 tokens of 0.1 and 8 tokens of 0.3 give 0.2.
+        """
+        kl = self._config.algorithm.kl
+        if kl.place == "loss":
+            return over_tokens
+        assert columns.old is not None
+        assert columns.reference is not None
+        means = experience.tokens.means(kl_estimate(kl.estimator, columns.old, columns.reference).double())
+        total, count = self._ranks.sum([float(means.sum()), int((~experience.tokens.is_empty).sum())])
+        return total / count
+
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         return self._ranks.sum_tensor(values.to(self._ranks.device)).to(values.device)
 
@@ -200,6 +222,7 @@ class Trainer:
                     lr = self._lr(step, number)
                     sums.add_policy(self._train_policy(batches, work.num_passes, work.num_tokens, lr))
                 number += 1
+        sums.largest_ratio = self._objective.take_largest_ratio()
         return sums
 
     def _work(self, experience: Experience, columns: TokenColumns, part: Part) -> _Work | None:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rollmesh.algorithms.presets import PAPERS, PRESETS
-from rollmesh.types import Group
+from rollmesh.models.rows import Batching
+from rollmesh.types import Group, Sample
 from services.config import MeshConfig
+from services.learner.batching import TokenColumns, pack
 from services.learner.checkpoint import Learnables
 from services.learner.critic import CriticEngine
 from services.learner.engine import PolicyEngine
+from services.learner.experience import build_experience
 from services.learner.metrics import StepStatistics
 from services.learner.ranks import Ranks
 from services.learner.trainer import Trainer
@@ -69,12 +75,12 @@ def _train(
 
 
 def _assert_sound(steps: list[StepStatistics]) -> None:
-    for statistics in steps:
-        for name, value in statistics.metrics.items():
+    for step in steps:
+        for name, value in step.metrics.items():
             assert math.isfinite(value), f"{name} is {value}"
-        assert math.isfinite(statistics.loss)
-        assert statistics.metrics["optimizer/grad_norm"] > 0
-    assert len({statistics.loss for statistics in steps}) == NUM_BATCHES
+        assert math.isfinite(step.loss)
+        assert step.metrics["optimizer/grad_norm"] > 0
+    assert len({step.loss for step in steps}) == NUM_BATCHES
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -85,6 +91,47 @@ def test_every_preset_trains_on_old_samples_and_stays_finite(
     _assert_sound(steps)
     has_value = "value/explained_variance" in steps[0].metrics
     assert has_value == config.algorithm.needs_critic == (preset == "ppo")
+
+
+def _step_on_own_samples(model: Path, folder: Path, ranks: Ranks, algorithm: dict[str, Any]) -> tuple[float, float]:
+    """How much one step moves the mean log-probability of rewarded samples, and of the others. The samples are of the
+    policy itself: behaviour, reference and policy agree on every token."""
+    learner = {"optimizer": {"lr": 1e-3}, "critic": {"optimizer": {"lr": 1e-3}}}
+    config = mesh_config(model, folder, algorithm={"kl": {"coef": 0.01}, **algorithm}, reference={}, learner=learner)
+    critic = CriticEngine(config, ranks) if config.algorithm.needs_critic else None
+    policy = PolicyEngine(config, ranks)
+    groups = [_own(policy, group) for group in random_groups(4, 4, seed=5, has_reference=True)]
+    Trainer(config, Learnables(policy, critic), ranks, 1).train([groups], 1, 0)
+    moved: dict[bool, list[float]] = {True: [], False: []}
+    for sample in (sample for group in groups for sample in group.samples):
+        assert sample.score is not None
+        change = _logprobs(policy, sample) - torch.from_numpy(sample.behaviour_logprobs)
+        moved[sample.score.reward > 0.5].append(float(change.mean()))
+    return statistics.fmean(moved[True]), statistics.fmean(moved[False])
+
+
+def _own(policy: PolicyEngine, group: Group) -> Group:
+    samples = []
+    for sample in group.samples:
+        logprobs = _logprobs(policy, sample).numpy()
+        samples.append(replace(sample, behaviour_logprobs=logprobs, reference_logprobs=logprobs))
+    return replace(group, samples=tuple(samples))
+
+
+def _logprobs(policy: PolicyEngine, sample: Sample) -> torch.Tensor:
+    """float32 [G], of the generated tokens under the policy as it is now."""
+    experience = build_experience([[Group("alone", sample.prompt_id, 0, 0, (sample,))]], False)
+    nothing = torch.zeros(experience.tokens.size)
+    columns = TokenColumns(nothing, nothing, nothing.double(), nothing.long())
+    return policy.logprobs(pack(experience.sequences, [0], ((0,),), columns, Batching.SINGLE)).cpu()
+
+
+@pytest.mark.parametrize("algorithm", [*({"type": preset} for preset in PRESETS), *CORRECTIONS.values()], ids=str)
+def test_a_step_makes_rewarded_samples_likelier_than_the_others(
+    model: Path, tmp_path: Path, ranks: Ranks, algorithm: dict[str, Any]
+) -> None:
+    rewarded, others = _step_on_own_samples(model, tmp_path, ranks, algorithm)
+    assert rewarded > 0 > others
 
 
 @pytest.mark.parametrize("correction", CORRECTIONS)
@@ -108,13 +155,13 @@ def test_every_metric_and_every_preset_is_documented(model: Path, tmp_path: Path
 def test_a_frozen_policy_stays_while_the_critic_learns(model: Path, tmp_path: Path, ranks: Ranks) -> None:
     _, steps, weights = _train(model, tmp_path, ranks, {"type": "ppo", "policy_frozen_steps": 2})
     assert weights[0] == weights[1] != weights[2]
-    assert [statistics.metrics["optimizer/lr"] > 0 for statistics in steps] == [False, False, True]
-    assert ["optimizer/grad_norm" in statistics.metrics for statistics in steps] == [False, False, True]
-    assert all(statistics.metrics["value/grad_norm"] > 0 for statistics in steps)
+    assert [step.metrics["optimizer/lr"] > 0 for step in steps] == [False, False, True]
+    assert ["optimizer/grad_norm" in step.metrics for step in steps] == [False, False, True]
+    assert all(step.metrics["value/grad_norm"] > 0 for step in steps)
 
 
 def test_the_coefficient_of_the_penalty_goes_after_its_target(model: Path, tmp_path: Path, ranks: Ranks) -> None:
     _, steps, _ = _train(model, tmp_path, ranks, {"kl": {"coef": 0.01, "target": 1e-4, "horizon": 32}})
-    coefficients = [statistics.metrics["kl/coef"] for statistics in steps]
+    coefficients = [step.metrics["kl/coef"] for step in steps]
     assert coefficients[0] == 0.01
     assert coefficients == sorted(set(coefficients)), "the divergence is over the target, and the price does not rise"

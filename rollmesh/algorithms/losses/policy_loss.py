@@ -69,8 +69,13 @@ class PolicyLossFunction(Protocol):
 
 
 def bounded_log_ratio(logprobs: Tensor, anchor: Tensor) -> Tensor:
-    """``logprobs - anchor`` within ±20. [N]"""
-    return (logprobs - anchor).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    """``logprobs - anchor`` within ±20; 0, without gradient, where both are −∞. [N]
+
+    Example: log-probabilities −1 and −1.5 give 0.5; −1 and −∞ give 20.
+    """
+    both_forbid = torch.isneginf(logprobs) & torch.isneginf(anchor)
+    ratio = logprobs.masked_fill(both_forbid, 0.0) - anchor.masked_fill(both_forbid, 0.0)
+    return ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip: Clip) -> PolicyLoss:

@@ -137,6 +137,12 @@ def test_a_sequence_that_drifted_as_a_whole_is_dropped_and_one_wild_token_is_tru
     assert weights.tolist() == pytest.approx([5.0, 0.5, 0.0, 0.0])
 
 
+def test_the_mean_log_ratio_of_a_sequence_is_bounded_after_the_mean_and_not_before() -> None:
+    log_ratios = torch.tensor([-60.0, 30.0, 30.0], dtype=torch.float64)  # their mean is 0; of the bounded ones, 20 / 3
+    policies = replace(_policies([3], 0), old=log_ratios, behaviour=torch.zeros(3, dtype=torch.float64))
+    assert CORRECTIONS["seq_mask_tis", "old"](policies, Limits(0.5, 5.0)).weights.tolist() == [0.5, 5.0, 5.0]
+
+
 def test_the_approximated_proximal_policy_of_tokens_that_are_as_new_as_the_learner_is_the_current_one() -> None:
     policies = replace(
         _policies([3], 0),

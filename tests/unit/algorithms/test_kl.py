@@ -63,6 +63,17 @@ def test_the_mean_of_k3_over_all_tokens_is_the_divergence() -> None:
         torch.testing.assert_close(mean, divergence)
 
 
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_a_token_that_both_policies_forbid_costs_nothing_and_has_no_gradient(estimator: str) -> None:
+    logprobs = torch.tensor([-math.inf, -1.0], requires_grad=True)
+    estimates = kl_estimate(estimator, logprobs, torch.tensor([-math.inf, -1.5]))
+    estimates.sum().backward()  # type: ignore[no-untyped-call]
+    assert estimates[0] == 0.0
+    assert estimates[1] > 0.0
+    assert logprobs.grad is not None
+    assert logprobs.grad[0] == 0.0
+
+
 @examples(60)
 @given(st.floats(0, 1), st.floats(-1, 1), st.floats(1e-3, 1), st.integers(0, 2000), st.integers(1, 10000))
 def test_the_adaptive_coefficient_is_the_slow_one(

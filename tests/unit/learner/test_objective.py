@@ -1,11 +1,13 @@
 """The loss of a micro-batch against the formulas written out."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from rollmesh.algorithms.presets import PRESETS
 from rollmesh.algorithms.segments import Segments
 from services.learner.batching import MicroBatch, TokenColumns
 from services.learner.objective import TOKEN_SUMS, Objective
@@ -65,6 +67,51 @@ def test_against_behaviour_the_ratio_is_clipped_and_nothing_is_weighted() -> Non
     assert (sums["clipped_high"], sums["clipped_low"], sums["tokens"]) == (1, 0, 3)
     assert sums["kl_behaviour"] == pytest.approx(-0.9, abs=1e-5)
     assert sums["loss"] == pytest.approx(loss, abs=1e-6)
+
+
+EVERY_OBJECTIVE: list[dict[str, Any]] = [
+    *({"type": preset} for preset in PRESETS),
+    *(
+        {"correction": {"type": name}}
+        for name in ("none", "tis", "icepop", "seq_mask_tis", "decoupled", "m2po", "dppo")
+    ),
+    {"correction": {"type": "decoupled", "proximal": "approximated"}},
+    {"correction": {"type": "dppo", "divergence": "kl"}},
+]
+
+
+@pytest.mark.parametrize("algorithm", EVERY_OBJECTIVE, ids=str)
+@pytest.mark.parametrize("forbidden_by", ["behaviour", "old", "current", "all"])
+def test_a_token_that_a_policy_forbids_has_weight_0_and_is_counted(
+    algorithm: dict[str, Any], forbidden_by: str
+) -> None:
+    none, allowed = -math.inf, [-1.0, -2.0, -1.5]
+    behaviour, old, logprobs = list(allowed), torch.tensor([-1.1, -2.1, -1.4]), [-1.2, -1.9, -1.5]
+    reference = [-1.3, none if forbidden_by == "all" else -2.0, -1.0]
+    if forbidden_by in ("behaviour", "all"):
+        behaviour[1] = none
+    if forbidden_by in ("old", "all"):
+        old[1] = none
+    if forbidden_by in ("current", "all"):
+        logprobs[1] = none
+    batch = _batch(behaviour, [1.0, -1.0, 1.0], reference, old=old, is_kept=torch.ones(3, dtype=torch.bool))
+    objective = _objective(entropy_coef=0.0, **algorithm)
+    loss, gradient, sums = _run(objective, logprobs, batch, kl_coef=0.1)
+    assert math.isfinite(loss)
+    assert all(map(math.isfinite, gradient))
+    assert gradient[1] == 0.0
+    assert any(gradient)
+    assert (sums["forbidden"], sums["tokens"]) == (1, 3)
+    assert sums["dropped"] >= 1
+    assert all(math.isfinite(value) for name, value in sums.items() if name != "entropy")
+
+
+def test_the_largest_ratio_is_exact_over_micro_batches_and_asked_for_once() -> None:
+    objective = _objective()
+    for shift in (1e-5, 2e-5, -0.5):
+        _run(objective, [-1.0, -1.0], _batch([-1.0, -1.0 - shift], [1.0, 1.0]))
+    assert objective.take_largest_ratio() == pytest.approx(1 + 2e-5, abs=1e-6)
+    assert objective.take_largest_ratio() == 0.0
 
 
 def test_against_the_old_policy_the_ratio_is_one_and_the_loss_is_weighted_within_the_limits() -> None:

@@ -1,0 +1,46 @@
+"""What a step's metrics say of samples whose numbers are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rollmesh.algorithms.pipeline import Advantages
+from rollmesh.types import Group, PolicyVersion, VersionSpan
+from services.learner.experience import build_experience
+from services.learner.metrics import StepStatistics, StepSums, reduce_statistics
+from services.learner.ranks import Ranks
+from tests.unit.learner.samples import group, sample
+
+CPU = torch.device("cpu")
+
+
+def _statistics(groups: Sequence[Group], learner_number: int = 3, largest_ratio: float = 1.0) -> StepStatistics:
+    experience = build_experience([groups], needs_reference=False)
+    nothing, sums = torch.zeros(experience.tokens.size), StepSums(CPU)
+    sums.policy_norms.append(1.0)
+    sums.largest_ratio = largest_ratio
+    result = Advantages(nothing, nothing, experience.rewards())
+    return reduce_statistics(experience, result, sums, learner_number, Ranks(0, 1, CPU))
+
+
+def test_groups_of_several_versions_are_those_whose_tokens_are_of_several() -> None:
+    spanning = replace(
+        sample(0), version_spans=(VersionSpan(PolicyVersion(0, 1), 0, 1), VersionSpan(PolicyVersion(0, 2), 1, 2))
+    )
+    groups = [
+        group([spanning, replace(spanning, index=1)], 0),  # each sample begins under version 1 and ends under 2
+        group([sample(0, version=1), sample(1, version=2)], 1),
+        group([sample(0, version=1), sample(1, version=1)], 2),
+    ]
+    statistics = _statistics(groups)
+    assert statistics.metrics["staleness/mixed_groups"] == pytest.approx(2 / 3)
+    assert statistics.staleness_histogram == {0: 0, 1: 1, 2: 5}
+
+
+def test_the_largest_importance_weight_is_told_exactly() -> None:
+    statistics = _statistics([group([sample(0), sample(1)])], largest_ratio=1.00002)
+    assert statistics.metrics["importance/max"] == 1.00002
