@@ -220,13 +220,15 @@ class LeaseKey:
 @dataclass(frozen=True)
 class Group:
     """The samples of one prompt: the unit of leasing, replay and accounting. ``samples`` are in order of index;
-    a sample that was invalid is absent."""
+    a sample that was invalid is absent. ``datasource`` is the name that the prompt's metrics are grouped by; empty for
+    none."""
 
     group_id: str
     prompt_id: PromptId
     sequence: int
     attempt: int
     samples: tuple[Sample, ...]
+    datasource: str = ""
 
     @property
     def num_tokens(self) -> int:
@@ -359,7 +361,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSample:
-    """What is kept of one evaluation sample."""
+    """What is kept of one evaluation sample. ``extra_logs`` are the reward server's further numbers, by name."""
 
     reward: float
     score: float
@@ -367,11 +369,13 @@ class EvaluationSample:
     stop_reason: StopReason
     oldest_version: PolicyVersion
     newest_version: PolicyVersion
+    extra_logs: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """One evaluation round. ``pass_at_1`` is the mean score, with its standard error over prompts."""
+    """One evaluation round. ``pass_at_1`` is the mean score, with its standard error over prompts. ``details`` are the
+    metrics whose names come from the data; see `rollmesh.telemetry.details`."""
 
     version: PolicyVersion
     step: int
@@ -381,6 +385,7 @@ class EvaluationResult:
     pass_at_1_stderr: float
     mean_generated_tokens: float
     truncation_rate: float
+    details: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """A group as it is stored: a small msgpack header, then the arrays of all samples as four raw columns.
 
-Layout of schema 2, little-endian throughout::
+Layout of schema 3, little-endian throughout::
 
     "RMG" | schema: u8 | length of the header: u32 | header | zeros up to a multiple of 4
     int32   prompts    [sum of P] | int32   responses   [sum of R]
@@ -40,7 +40,9 @@ from rollmesh.types import (
 )
 
 MAGIC = b"RMG"
-SCHEMA = 2
+SCHEMA = 3
+SCHEMA_WITHOUT_DATASOURCE = 2
+"""Of groups that earlier versions stored; these are read too."""
 PREFIX = struct.Struct("<3sBI")
 """Magic, schema, length of the header."""
 _ITEM_BYTES = 4
@@ -78,7 +80,7 @@ def decode_group(payload: bytes) -> Group:
     _check_numbers(header, tokens, values)
     prompt_id = PromptId(*header.prompt_id)
     samples = tuple(_samples(header, prompt_id, tokens, values))
-    return Group(header.group_id, prompt_id, header.sequence, header.attempt, samples)
+    return Group(header.group_id, prompt_id, header.sequence, header.attempt, samples, header.datasource)
 
 
 def _header_of(group: Group) -> Header:
@@ -90,6 +92,7 @@ def _header_of(group: Group) -> Header:
         prompt_id=[prompt_id.dataset, prompt_id.epoch, prompt_id.index],
         sequence=group.sequence,
         attempt=group.attempt,
+        datasource=group.datasource,
         sample_ids=[sample.sample_id for sample in samples],
         indexes=[sample.index for sample in samples],
         prompt_lengths=[len(sample.prompt_token_ids) for sample in samples],
@@ -159,7 +162,7 @@ def _unpack_header(payload: bytes) -> tuple[Header, int]:
     magic, schema, length = PREFIX.unpack_from(payload)
     if magic != MAGIC:
         raise InvalidArgumentError(f"payload begins with {magic!r}, not {MAGIC!r}", "payload")
-    if schema != SCHEMA:
+    if schema not in (SCHEMA, SCHEMA_WITHOUT_DATASOURCE):
         raise InvalidArgumentError(f"payload has schema {schema}, this version reads {SCHEMA}", "payload.schema")
     end = PREFIX.size + length
     if end > len(payload):
@@ -170,6 +173,8 @@ def _unpack_header(payload: bytes) -> tuple[Header, int]:
         raise InvalidArgumentError(f"the payload's header is not msgpack: {error}", "payload") from error
     if not isinstance(tree, dict):
         raise InvalidArgumentError(f"the payload's header is a {type(tree).__name__}, not a map", "payload")
+    if schema == SCHEMA_WITHOUT_DATASOURCE:
+        tree = {"datasource": "", **tree}
     if missing := [name for name in FIELD_NAMES if name not in tree]:
         raise refusal("payload", missing[0], "is missing")
     if len(tree) != len(FIELD_NAMES):

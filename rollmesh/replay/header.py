@@ -26,6 +26,8 @@ class Header:
     """dataset, epoch, index."""
     sequence: int
     attempt: int
+    datasource: str
+    """Empty in schema 2, which has no such field."""
     sample_ids: list[str]
     """[S]"""
     indexes: list[int]
@@ -97,8 +99,9 @@ def check_header(header: Header) -> None:
 
 
 def _check_group(header: Header) -> None:
-    if type(header.group_id) is not str:
-        raise refusal("payload", "group_id", f"is {header.group_id!r:.40}, not a string")
+    for name, text in (("group_id", header.group_id), ("datasource", header.datasource)):
+        if type(text) is not str:
+            raise refusal("payload", name, f"is {text!r:.40}, not a string")
     for name, value in (("sequence", header.sequence), ("attempt", header.attempt)):
         if type(value) is not int or value < 0:
             raise refusal("payload", name, f"is {value!r:.40}, not a count")

@@ -196,20 +196,29 @@ class LeaseResponse(_message.Message):
     def __init__(self, group_id: _Optional[str] = ..., fencing_token: _Optional[int] = ..., kind: _Optional[_Union[LeaseKind, str]] = ..., prompt_id: _Optional[_Union[_trajectory_pb2.PromptId, _Mapping]] = ..., sequence: _Optional[int] = ..., attempt: _Optional[int] = ..., num_samples: _Optional[int] = ..., prompt_json: _Optional[str] = ..., label_json: _Optional[str] = ..., datasource: _Optional[str] = ..., sampling: _Optional[_Union[SamplingSpec, _Mapping]] = ..., ttl_ms: _Optional[int] = ...) -> None: ...
 
 class EvaluationSample(_message.Message):
-    __slots__ = ("reward", "score", "num_generated_tokens", "stop_reason", "oldest_version", "newest_version")
+    __slots__ = ("reward", "score", "num_generated_tokens", "stop_reason", "oldest_version", "newest_version", "extra_logs")
+    class ExtraLogsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     REWARD_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     NUM_GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     STOP_REASON_FIELD_NUMBER: _ClassVar[int]
     OLDEST_VERSION_FIELD_NUMBER: _ClassVar[int]
     NEWEST_VERSION_FIELD_NUMBER: _ClassVar[int]
+    EXTRA_LOGS_FIELD_NUMBER: _ClassVar[int]
     reward: float
     score: float
     num_generated_tokens: int
     stop_reason: _trajectory_pb2.StopReason
     oldest_version: _trajectory_pb2.PolicyVersion
     newest_version: _trajectory_pb2.PolicyVersion
-    def __init__(self, reward: _Optional[float] = ..., score: _Optional[float] = ..., num_generated_tokens: _Optional[int] = ..., stop_reason: _Optional[_Union[_trajectory_pb2.StopReason, str]] = ..., oldest_version: _Optional[_Union[_trajectory_pb2.PolicyVersion, _Mapping]] = ..., newest_version: _Optional[_Union[_trajectory_pb2.PolicyVersion, _Mapping]] = ...) -> None: ...
+    extra_logs: _containers.ScalarMap[str, float]
+    def __init__(self, reward: _Optional[float] = ..., score: _Optional[float] = ..., num_generated_tokens: _Optional[int] = ..., stop_reason: _Optional[_Union[_trajectory_pb2.StopReason, str]] = ..., oldest_version: _Optional[_Union[_trajectory_pb2.PolicyVersion, _Mapping]] = ..., newest_version: _Optional[_Union[_trajectory_pb2.PolicyVersion, _Mapping]] = ..., extra_logs: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class ReportEvaluationRequest(_message.Message):
     __slots__ = ("name", "incarnation", "group_id", "fencing_token", "samples", "failure")
@@ -331,7 +340,14 @@ class MemberStatus(_message.Message):
     def __init__(self, name: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., address: _Optional[str] = ..., version: _Optional[_Union[_trajectory_pb2.PolicyVersion, _Mapping]] = ..., is_serving: bool = ..., heartbeat_age_s: _Optional[float] = ..., num_leases: _Optional[int] = ...) -> None: ...
 
 class EvaluationResult(_message.Message):
-    __slots__ = ("version", "step", "num_prompts", "num_failed", "pass_at_1", "pass_at_1_stderr", "mean_generated_tokens", "truncation_rate")
+    __slots__ = ("version", "step", "num_prompts", "num_failed", "pass_at_1", "pass_at_1_stderr", "mean_generated_tokens", "truncation_rate", "details")
+    class DetailsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     NUM_PROMPTS_FIELD_NUMBER: _ClassVar[int]
@@ -340,6 +356,7 @@ class EvaluationResult(_message.Message):
     PASS_AT_1_STDERR_FIELD_NUMBER: _ClassVar[int]
     MEAN_GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TRUNCATION_RATE_FIELD_NUMBER: _ClassVar[int]
+    DETAILS_FIELD_NUMBER: _ClassVar[int]
     version: _trajectory_pb2.PolicyVersion
     step: int
     num_prompts: int
@@ -348,7 +365,8 @@ class EvaluationResult(_message.Message):
     pass_at_1_stderr: float
     mean_generated_tokens: float
     truncation_rate: float
-    def __init__(self, version: _Optional[_Union[_trajectory_pb2.PolicyVersion, _Mapping]] = ..., step: _Optional[int] = ..., num_prompts: _Optional[int] = ..., num_failed: _Optional[int] = ..., pass_at_1: _Optional[float] = ..., pass_at_1_stderr: _Optional[float] = ..., mean_generated_tokens: _Optional[float] = ..., truncation_rate: _Optional[float] = ...) -> None: ...
+    details: _containers.ScalarMap[str, float]
+    def __init__(self, version: _Optional[_Union[_trajectory_pb2.PolicyVersion, _Mapping]] = ..., step: _Optional[int] = ..., num_prompts: _Optional[int] = ..., num_failed: _Optional[int] = ..., pass_at_1: _Optional[float] = ..., pass_at_1_stderr: _Optional[float] = ..., mean_generated_tokens: _Optional[float] = ..., truncation_rate: _Optional[float] = ..., details: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class GetMeshStatusRequest(_message.Message):
     __slots__ = ()

@@ -57,6 +57,7 @@ def evaluation_sample_to_proto(sample: EvaluationSample) -> pb.EvaluationSample:
         stop_reason=STOP_REASONS.to_proto(sample.stop_reason),
         oldest_version=version_to_proto(sample.oldest_version),
         newest_version=version_to_proto(sample.newest_version),
+        extra_logs=checks.named_numbers(sample.extra_logs, "extra_logs"),
     )
 
 
@@ -68,6 +69,7 @@ def evaluation_sample_from_proto(message: pb.EvaluationSample, field: str = "sam
         stop_reason=STOP_REASONS.from_proto(message.stop_reason, f"{field}.stop_reason"),
         oldest_version=required_version(message, "oldest_version", field),
         newest_version=required_version(message, "newest_version", field),
+        extra_logs=checks.named_numbers(message.extra_logs, f"{field}.extra_logs"),
     )
 
 
@@ -81,6 +83,7 @@ def evaluation_result_to_proto(result: EvaluationResult) -> pb.EvaluationResult:
         pass_at_1_stderr=result.pass_at_1_stderr,
         mean_generated_tokens=result.mean_generated_tokens,
         truncation_rate=result.truncation_rate,
+        details=checks.named_numbers(result.details, "details"),
     )
 
 
@@ -95,4 +98,5 @@ def evaluation_result_from_proto(message: pb.EvaluationResult, field: str = "eva
         pass_at_1_stderr=message.pass_at_1_stderr,
         mean_generated_tokens=message.mean_generated_tokens,
         truncation_rate=message.truncation_rate,
+        details=checks.named_numbers(message.details, f"{field}.details"),
     )

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from rollmesh.telemetry.details import Details
 from rollmesh.types import EvaluationResult, EvaluationSample, PolicyVersion, PromptId, StopReason
 from services.coordinator.members import Clock
 
@@ -36,6 +37,7 @@ class EvaluationItem:
     fencing_token: int = 0
     member: str = ""
     deadline_s: float = math.inf
+    datasource: str = ""
     samples: tuple[EvaluationSample, ...] | None = None
     failure: str = ""
 
@@ -258,4 +260,13 @@ def summarize(finished: EvaluationRound) -> EvaluationResult:
         pass_at_1_stderr=statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else 0.0,
         mean_generated_tokens=statistics.fmean(s.num_generated_tokens for s in samples) if samples else 0.0,
         truncation_rate=statistics.fmean(s.stop_reason is StopReason.LENGTH for s in samples) if samples else 0.0,
+        details=_details(finished),
     )
+
+
+def _details(finished: EvaluationRound) -> dict[str, float]:
+    details = Details()
+    for item in finished.items.values():
+        for sample in item.samples or ():
+            details.add_sample(item.datasource, sample.reward, sample.score, sample.extra_logs)
+    return details.metrics()

@@ -278,6 +278,7 @@ class Dispatcher:
         for line, share in self._shares(self._may_evaluate, evaluator.num_waiting):
             for item, token in evaluator.take(line.member.name, share):
                 for lease in self._evaluation_lease(evaluator, item, token, self._lease_ttl_s):
+                    item.datasource = lease.datasource
                     line.send(lease)
 
     async def _lease_training(self) -> None:

@@ -61,6 +61,7 @@ class EvaluationLog:
             "mean_generated_tokens": result.mean_generated_tokens,
             "truncation_rate": result.truncation_rate,
             "num_other_versions": num_other_versions,
+            **result.details,
             "time/since_start_s": round(time.monotonic() - self._started, 3),
         }
         self._path.parent.mkdir(parents=True, exist_ok=True)

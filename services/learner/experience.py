@@ -58,6 +58,7 @@ class Experience:
     Attributes:
         sequences: those with at least one generated token.
         kept: the samples that count, group after group.
+        datasources: of each group; empty for none.
         parts: the optimiser steps' shares, in order.
         groups: the samples of each group.
         tokens: the generated tokens of each sample.
@@ -69,6 +70,7 @@ class Experience:
 
     sequences: tuple[Sequence, ...]
     kept: tuple[tuple[Sample, ...], ...]
+    datasources: tuple[str, ...]
     parts: tuple[Part, ...]
     groups: Segments
     tokens: Segments
@@ -134,6 +136,7 @@ def build_experience(parts: SequenceOf[SequenceOf[Group]], needs_reference: bool
     return Experience(
         sequences=sequences,
         kept=kept,
+        datasources=tuple(group.datasource for groups in parts for group in groups),
         parts=_parts(by_part),
         groups=_segments([len(group) for group in kept]),
         tokens=_segments([sample.num_generated_tokens for sample in samples]),

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rollmesh.algorithms.pipeline import Advantages
 from rollmesh.algorithms.statistics import NUM_RESIDUAL_SUMS, WeightStatistics, explained_variance
+from rollmesh.telemetry.details import Details
 from rollmesh.types import PolicyVersion, Sample, StopReason
 from services.learner.experience import Experience
 from services.learner.objective import NUM_SUMS, TOKEN_SUMS
@@ -93,7 +94,7 @@ def staleness(sample: Sample, learner_number: int) -> int:
 def reduce_statistics(
     experience: Experience, result: Advantages, sums: StepSums, learner_number: int, ranks: Ranks
 ) -> StepStatistics:
-    """Bring the ranks' statistics together. Collective: a maximum and a sum.
+    """Bring the ranks' statistics together. Collective: a maximum, a sum, and what the data names.
 
     Args:
         experience: this rank's part of the batch.
@@ -115,6 +116,7 @@ def reduce_statistics(
         **_policy_metrics(tokens, policy[len(TOKEN_SUMS) :], largest_ratio, sums.policy_norms),
         **_critic_metrics(critic, sums.critic_norms),
         "staleness/max": oldest,
+        **Details.merged(ranks.gather_bytes(_details(experience).to_json())).metrics(),
     }
     return StepStatistics(
         loss=tokens["loss"] / max(1, len(sums.policy_norms)),
@@ -122,6 +124,16 @@ def reduce_statistics(
         metrics=metrics,
         staleness_histogram={age: int(number) for age, number in enumerate(local[len(_SAMPLE_SUMS) :].tolist())},
     )
+
+
+def _details(experience: Experience) -> Details:
+    details = Details()
+    for samples, datasource in zip(experience.kept, experience.datasources, strict=True):
+        for sample in samples:
+            if sample.score is not None:
+                score = sample.score
+                details.add_sample(datasource, score.reward, score.score, score.extra_logs)
+    return details
 
 
 def _sample_metrics(counts: Mapping[str, float]) -> dict[str, float]:

@@ -85,6 +85,20 @@ class Ranks:
         dist.broadcast(buffer, src=0)
         return buffer.cpu().numpy().tobytes()[: int(size)]
 
+    def gather_bytes(self, data: bytes) -> list[bytes]:
+        """What every rank gives, in order of rank, on every rank."""
+        if self.world_size == 1:
+            return [data]
+        lengths = [0] * self.world_size
+        lengths[self.rank] = len(data)
+        lengths = [int(length) for length in self.sum(lengths)]
+        padded = torch.zeros(max(1, *lengths), dtype=torch.uint8, device=self.device)
+        if data:
+            padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self.device)
+        gathered = [torch.empty_like(padded) for _ in range(self.world_size)]
+        dist.all_gather(gathered, padded)
+        return [part.cpu().numpy().tobytes()[:length] for part, length in zip(gathered, lengths, strict=True)]
+
     def sum(self, values: Sequence[float]) -> list[float]:
         """Element-wise sum over all ranks, in float64."""
         return self._reduce(torch.tensor(values, dtype=torch.float64, device=self.device), dist.ReduceOp.SUM).tolist()

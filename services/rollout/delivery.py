@@ -83,7 +83,7 @@ class Delivery:
         if (reason := filter_reason(samples, self._filter_section)) is not None:
             await self.leave_out(lease, reason)
             return False
-        group = Group(lease.group_id, lease.prompt_id, lease.sequence, lease.attempt, tuple(samples))
+        group = Group(lease.group_id, lease.prompt_id, lease.sequence, lease.attempt, tuple(samples), lease.datasource)
         try:
             outcome = await retry(lambda _: self._ledger.commit(group, lease.fencing_token), timeout_s=self._timeout_s)
         except InvalidArgumentError as error:
@@ -162,6 +162,7 @@ def _evaluation_sample(sample: Sample) -> EvaluationSample:
         stop_reason=sample.stop_reason,
         oldest_version=sample.oldest_version,
         newest_version=sample.newest_version,
+        extra_logs=sample.score.extra_logs,
     )
 
 

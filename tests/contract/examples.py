@@ -73,6 +73,7 @@ EVALUATION_SAMPLE = types.EvaluationSample(
     stop_reason=types.StopReason.STOP,
     oldest_version=OLD,
     newest_version=NEW,
+    extra_logs={"tries": 2.5},
 )
 
 EVALUATION_RESULT = types.EvaluationResult(
@@ -84,6 +85,7 @@ EVALUATION_RESULT = types.EvaluationResult(
     pass_at_1_stderr=0.03,
     mean_generated_tokens=20.5,
     truncation_rate=0.07,
+    details={"source/sums/score": 0.25, "source/sums/count": 64.0},
 )
 
 MEMBER_STATUS = types.MemberStatus(

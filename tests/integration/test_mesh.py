@@ -87,6 +87,16 @@ def test_every_step_is_trained_and_every_group_accounted_for(asynchronous: MeshR
     assert asynchronous.accounting["num_opened"] == trained + counts["filtered"] + counts["failed"]
 
 
+def test_what_the_reward_logs_and_where_prompts_come_from_reaches_the_metrics(asynchronous: MeshRun) -> None:
+    for line in asynchronous.lines("metrics.jsonl"):
+        assert line["source/operators/count"] == line["extra/tries/count"] == 8 * 4
+        assert line["source/operators/score"] == pytest.approx(line["score/mean"])
+        assert 1 <= line["extra/tries"] <= 6
+    for line in asynchronous.lines("evaluations.jsonl"):
+        assert line["source/operators/score"] == pytest.approx(line["pass_at_1"])
+        assert line["extra/tries/count"] == line["num_prompts"]
+
+
 def test_each_prompt_is_trained_exactly_once(asynchronous: MeshRun) -> None:
     trained = [group.prompt_id for batch in _batches(asynchronous) for group in batch]
     assert len(trained) == 64

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rollmesh.algorithms.pipeline import Advantages
-from rollmesh.types import Group, PolicyVersion, VersionSpan
+from rollmesh.types import Group, PolicyVersion, Score, VersionSpan
 from services.learner.experience import build_experience
 from services.learner.metrics import StepStatistics, StepSums, reduce_statistics
 from services.learner.ranks import Ranks
@@ -39,6 +39,30 @@ def test_groups_of_several_versions_are_those_whose_tokens_are_of_several() -> N
     statistics = _statistics(groups)
     assert statistics.metrics["staleness/mixed_groups"] == pytest.approx(2 / 3)
     assert statistics.staleness_histogram == {0: 0, 1: 1, 2: 5}
+
+
+def test_further_numbers_and_data_sources_have_means_and_counts() -> None:
+    tries = replace(sample(0, reward=1.0), score=Score(1.0, 0.5, {"tries": 3.0}))
+    groups = [
+        replace(
+            group([tries, replace(sample(1), score=Score(0.0, 0.0, {"tries": 4.0, "format": 1.0}))], 0), datasource="a"
+        ),
+        replace(group([sample(0, reward=0.25)], 1), datasource="b"),
+        group([sample(0, reward=0.5)], 2),
+    ]
+    metrics = _statistics(groups).metrics
+    assert {name: value for name, value in metrics.items() if name.startswith(("source/", "extra/"))} == {
+        "source/a/reward": 0.5,
+        "source/a/score": 0.25,
+        "source/a/count": 2.0,
+        "source/b/reward": 0.25,
+        "source/b/score": 0.25,
+        "source/b/count": 1.0,
+        "extra/tries": 3.5,
+        "extra/tries/count": 2.0,
+        "extra/format": 1.0,
+        "extra/format/count": 1.0,
+    }
 
 
 def test_the_largest_importance_weight_is_told_exactly() -> None:

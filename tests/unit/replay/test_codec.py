@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -14,6 +15,16 @@ from rollmesh.replay.codec import MAGIC, PREFIX, SCHEMA, decode_group, encode_gr
 from rollmesh.types import Group, PolicyVersion, PromptId, Sample, Score, StopReason, Turn, VersionSpan
 
 GOLDEN = bytes.fromhex(
+    "524d470356010000de0013a867726f75705f6964a9747261696e3a303a37a970726f6d70745f696493a5747261696e0007a873657175656e"
+    "636503a7617474656d707401aa64617461736f75726365a473756d73aa73616d706c655f69647391ad747261696e3a303a372f302f31a769"
+    "6e64657865739100ae70726f6d70745f6c656e677468739102b0726573706f6e73655f6c656e677468739104ad6861735f7265666572656e"
+    "636591c3a673636f7265739193cb3ff0000000000000cb3fe000000000000081a6666f726d6174cb3fd0000000000000a96e756d5f747572"
+    "6e739102b067656e6572617465645f746f6b656e73920201b2656e7669726f6e6d656e745f746f6b656e73920100ac73746f705f72656173"
+    "6f6e7392a473746f70a66c656e677468ac6e756d5f76657273696f6e739102a86c696e6561676573920001a76e756d62657273920405ac73"
+    "70616e5f6c656e677468739201020000010000000200000003000000040000000500000006000000000000bf0000c0bf000000c0000080be"
+    "000000bf00000000000080c0"
+)
+GOLDEN_WITHOUT_DATASOURCE = bytes.fromhex(
     "524d470246010000de0012a867726f75705f6964a9747261696e3a303a37a970726f6d70745f696493a5747261696e0007a873657175656e"
     "636503a7617474656d707401aa73616d706c655f69647391ad747261696e3a303a372f302f31a7696e64657865739100ae70726f6d70745f"
     "6c656e677468739102b0726573706f6e73655f6c656e677468739104ad6861735f7265666572656e636591c3a673636f7265739193cb3ff0"
@@ -39,16 +50,12 @@ def golden_group() -> Group:
         score=Score(1.0, 0.5, {"format": 0.25}),
         reference_logprobs=np.array([-0.25, -0.5, 0.0, -4.0], dtype=np.float32),
     )
-    return Group("train:0:7", prompt_id, 3, 1, (sample,))
+    return Group("train:0:7", prompt_id, 3, 1, (sample,), "sums")
 
 
 def assert_equal(left: Group, right: Group) -> None:
-    assert (left.group_id, left.prompt_id, left.sequence, left.attempt) == (
-        right.group_id,
-        right.prompt_id,
-        right.sequence,
-        right.attempt,
-    )
+    for name in ("group_id", "prompt_id", "sequence", "attempt", "datasource"):
+        assert getattr(left, name) == getattr(right, name)
     for a, b in zip(left.samples, right.samples, strict=True):
         for name in ("sample_id", "index", "prompt_id", "turns", "version_spans", "score"):
             assert getattr(a, name) == getattr(b, name)
@@ -63,6 +70,7 @@ def assert_equal(left: Group, right: Group) -> None:
 def test_stored_groups_are_read_forever() -> None:
     assert_equal(decode_group(GOLDEN), golden_group())
     assert encode_group(golden_group()) == GOLDEN
+    assert_equal(decode_group(GOLDEN_WITHOUT_DATASOURCE), replace(golden_group(), datasource=""))
 
 
 finite = st.floats(-1e6, 1e6, width=32)
@@ -158,6 +166,7 @@ Edit = Callable[[dict[str, Any]], object]
         (lambda h: h.pop("sequence"), "payload.sequence"),
         (lambda h: h.update(more=1), "payload"),
         (lambda h: h.update(group_id=7), "payload.group_id"),
+        (lambda h: h.update(datasource=None), "payload.datasource"),
         (lambda h: h.update(attempt=True), "payload.attempt"),
         (lambda h: h.update(sequence=-1), "payload.sequence"),
         (lambda h: h.update(prompt_id=["train", -1, 0]), "payload.prompt_id"),
