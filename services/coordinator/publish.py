@@ -29,17 +29,15 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Collection, Coroutine
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rollmesh.errors import (
-    DeadlineError,
     RollMeshError,
     SupersededError,
     TaintedError,
     UnavailableError,
-    WeightTransferError,
 )
 from rollmesh.types import (
     Announcement,
@@ -51,6 +49,7 @@ from rollmesh.types import (
     WeightPlan,
 )
 from rollmesh.wire.weights import EncodedPlan, encode_plan
+from services.coordinator.attempt import Attempt, names_of, no_worker_ready, transfer_problem
 from services.coordinator.members import Clock, Member, Members
 from services.coordinator.peers import Party, Peers, RolloutPeer, call_all
 from services.coordinator.versions import VersionBook
@@ -59,7 +58,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ABORT_TIMEOUT_S = 5.0
-_MAX_NAMES = 4
 
 
 @dataclass(frozen=True)
@@ -76,33 +74,6 @@ class PublishSettings:
     start_timeout_s: float
     prepare_timeout_s: float
     commit_timeout_s: float
-
-
-@dataclass
-class _Attempt:
-    """One try to publish a version.
-
-    Attributes:
-        stage: what the attempt waits for, as a clause.
-        pending: names of the workers that have not answered yet.
-    """
-
-    announcement: Announcement
-    stage: str = ""
-    pending: set[str] = field(default_factory=set)
-    begin: asyncio.Task[WeightEpoch] | None = None
-    finish: asyncio.Task[PublishOutcome] | None = None
-    parties: list[Party] = field(default_factory=list)
-    receives: dict[str, asyncio.Task[ReceiveReport]] = field(default_factory=dict)
-
-    @property
-    def version(self) -> PolicyVersion:
-        return self.announcement.version
-
-    @property
-    def has_failed_to_begin(self) -> bool:
-        begin = self.begin
-        return begin is not None and begin.done() and (begin.cancelled() or begin.exception() is not None)
 
 
 class Publisher:
@@ -139,7 +110,7 @@ class Publisher:
         self._clock = clock
         self._started_s = clock()
         self._peers = Peers(connect)
-        self._attempt: _Attempt | None = None
+        self._attempt: Attempt | None = None
         self._plan: EncodedPlan | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._beginning = asyncio.Lock()
@@ -147,10 +118,7 @@ class Publisher:
     @property
     def stage(self) -> str:
         """What the publish under way waits for, as a clause; empty where there is none."""
-        attempt = self._attempt
-        if attempt is None or attempt.has_failed_to_begin:
-            return ""
-        return f"{_names(attempt.pending)} {attempt.stage}" if attempt.pending and attempt.stage else attempt.stage
+        return "" if self._attempt is None else self._attempt.waits_for
 
     async def begin(self, announcement: Announcement) -> WeightEpoch:
         """ANNOUNCE and PREPARE. On return all workers of the epoch are receiving. Repeating the call joins the first
@@ -166,7 +134,7 @@ class Publisher:
         assert attempt.begin is not None
         return await asyncio.shield(attempt.begin)
 
-    async def _announce(self, announcement: Announcement) -> _Attempt:
+    async def _announce(self, announcement: Announcement) -> Attempt:
         """The attempt under way for this version, or a new one."""
         attempt, version = self._attempt, announcement.version
         outcome = self._versions.outcomes.get(version)
@@ -178,7 +146,7 @@ class Publisher:
         if attempt is not None and not is_same and not attempt.has_failed_to_begin:
             await self._give_up(attempt, f"the learner went on to version {version}")
         self._versions.outcomes.pop(version, None)
-        attempt = self._attempt = _Attempt(announcement)
+        attempt = self._attempt = Attempt(announcement)
         attempt.begin = self._spawn(self._begin(attempt), f"begin {version}")
         return attempt
 
@@ -206,7 +174,7 @@ class Publisher:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._peers.close()
 
-    async def _begin(self, attempt: _Attempt) -> WeightEpoch:
+    async def _begin(self, attempt: Attempt) -> WeightEpoch:
         attempt.stage = "the evaluation of the serving version"
         await self._until_unpinned()
         await self._wait_for_workers(attempt)
@@ -214,7 +182,7 @@ class Publisher:
         while True:
             members = [m for m in self._members.rollouts if m.can_prepare and m.name not in refusals]
             if not members:
-                raise _no_worker_ready(attempt.version, refusals)
+                raise no_worker_ready(attempt.version, refusals)
             epoch = await self._prepare(attempt, members, refusals)
             if epoch is not None:
                 break
@@ -227,10 +195,10 @@ class Publisher:
             task.add_done_callback(functools.partial(_answered, attempt.pending, name))
             attempt.receives[name] = task
         attempt.stage = f"to receive version {attempt.version} from the learner"
-        logger.info("sending version %s to %s", attempt.version, _names(attempt.pending))
+        logger.info("sending version %s to %s", attempt.version, names_of(attempt.pending))
         return epoch
 
-    async def _wait_for_workers(self, attempt: _Attempt) -> None:
+    async def _wait_for_workers(self, attempt: Attempt) -> None:
         """The first publish waits for all workers that the configuration starts, the later ones for any."""
         is_first = self._versions.committed is None
         started_s = self._started_s if is_first else self._clock()
@@ -253,7 +221,7 @@ class Publisher:
                 ) from None
 
     async def _prepare(
-        self, attempt: _Attempt, members: list[Member], refusals: dict[str, RollMeshError]
+        self, attempt: Attempt, members: list[Member], refusals: dict[str, RollMeshError]
     ) -> WeightEpoch | None:
         """One round of PREPARE. Returns None, and names who failed, if it has to be repeated with those that are left:
         ranks and world size depend on who is in."""
@@ -288,20 +256,20 @@ class Publisher:
         await self._abort(attempt, "prepared anew without " + ", ".join(failed))
         return None
 
-    async def _finish(self, attempt: _Attempt, digest: bytes, failure: str) -> PublishOutcome:
+    async def _finish(self, attempt: Attempt, digest: bytes, failure: str) -> PublishOutcome:
         if failure:
             return await self._end_aborted(attempt, f"the learner could not send: {failure}")
         await asyncio.wait(attempt.receives.values())
         problems = [
             problem
             for party in attempt.parties
-            if (problem := _transfer_problem(party.member, attempt.receives[party.member.name], digest))
+            if (problem := transfer_problem(party.member, attempt.receives[party.member.name], digest))
         ]
         if problems:
             return await self._end_aborted(attempt, "; ".join(problems))
         return await self._commit(attempt)
 
-    async def _commit(self, attempt: _Attempt) -> PublishOutcome:
+    async def _commit(self, attempt: Attempt) -> PublishOutcome:
         version, timeout_s = attempt.version, self._settings.commit_timeout_s
         attempt.stage = f"to load version {version}"
         calls = {party.member.name: self._load(party, version, timeout_s) for party in attempt.parties}
@@ -340,18 +308,18 @@ class Publisher:
             )
             raise
 
-    async def _end_aborted(self, attempt: _Attempt, reason: str) -> PublishOutcome:
+    async def _end_aborted(self, attempt: Attempt, reason: str) -> PublishOutcome:
         logger.warning("aborted version %s: %s", attempt.version, reason)
         self._versions.break_epoch()
         await self._abort(attempt, reason)
         return self._close(attempt, PublishOutcome(False, reason, (), 0.0))
 
-    def _close(self, attempt: _Attempt, outcome: PublishOutcome) -> PublishOutcome:
+    def _close(self, attempt: Attempt, outcome: PublishOutcome) -> PublishOutcome:
         self._versions.close(attempt.version, outcome)
         attempt.stage = ""
         return outcome
 
-    async def _give_up(self, attempt: _Attempt, reason: str) -> None:
+    async def _give_up(self, attempt: Attempt, reason: str) -> None:
         """Close an attempt that its learner left. One that it had finished is let end: its commit may be under way."""
         if attempt.finish is not None:
             await asyncio.wait({attempt.finish})
@@ -361,7 +329,7 @@ class Publisher:
         if attempt.version not in self._versions.outcomes:
             await self._end_aborted(attempt, reason)
 
-    async def _abort(self, attempt: _Attempt, reason: str) -> None:
+    async def _abort(self, attempt: Attempt, reason: str) -> None:
         receives = [task for task in attempt.receives.values() if not task.done()]
         calls = {party.member.name: party.abort(attempt.version, reason, ABORT_TIMEOUT_S) for party in attempt.parties}
         answers = await call_all(calls, attempt.pending)
@@ -393,33 +361,3 @@ class Publisher:
 
 def _answered(pending: set[str], name: str, _: asyncio.Task[ReceiveReport]) -> None:
     pending.discard(name)
-
-
-def _transfer_problem(member: Member, receive: asyncio.Task[ReceiveReport], digest: bytes) -> str:
-    """Why what a worker received does not count, or nothing."""
-    if receive.cancelled():
-        return f"{member.name} was given up"
-    if (error := receive.exception()) is not None:
-        if not isinstance(error, RollMeshError):
-            raise error
-        return f"{member.name} did not receive it ({error})"
-    digests = receive.result().digests
-    if len(digests) != member.num_weight_ranks:
-        return f"{member.name} reported {len(digests)} digests for {member.num_weight_ranks} processes"
-    if any(received != digest for received in digests):
-        return f"{member.name} received other bytes than were sent"
-    return ""
-
-
-def _no_worker_ready(version: PolicyVersion, refusals: dict[str, RollMeshError]) -> RollMeshError:
-    if not refusals:
-        return UnavailableError(f"no rollout worker is left for version {version}; start one")
-    reasons = "; ".join(f"{name}: {error}" for name, error in refusals.items())
-    message = f"no rollout worker got ready for version {version} ({reasons})"
-    may_pass = all(isinstance(error, (UnavailableError, DeadlineError)) for error in refusals.values())
-    return UnavailableError(message) if may_pass else WeightTransferError(message)
-
-
-def _names(names: Collection[str]) -> str:
-    shown = ", ".join(sorted(names)[:_MAX_NAMES])
-    return shown + (f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else "")
