@@ -213,7 +213,9 @@ def _unknown_key(place: _Place, path: str) -> ConfigError:
     key = place.parts[-1]
     others = [name for name, section in place.variants.items() if key in section.model_fields]
     if others:
-        return ConfigError(path, f"belongs to {', '.join(others)} and not to {place.variant}", "remove it")
+        problem = f"belongs to {', '.join(others)} and not to {place.variant}"
+        section = ".".join(place.parts[:-1])
+        return ConfigError(path, problem, f"remove it, or set the whole section: {section}={{type: {place.variant}}}")
     known = sorted({} if place.owner is None else place.owner.model_fields)
     close = difflib.get_close_matches(key, known, n=1)
     fix = f"did you mean {close[0]!r}?" if close else f"known keys are {', '.join(known)}"

@@ -155,7 +155,10 @@ def test_settings_that_contradict_each_other_are_refused_with_place_and_problem(
             {"correction": {"type": "tis", "m2_limit": 1}},
             "correction.m2_limit: belongs to m2po and not to tis; remove",
         ),
-        ({"correction": {"m2_limit": 1}}, "correction.m2_limit: belongs to m2po and not to auto; remove it"),
+        (
+            {"correction": {"m2_limit": 1}},
+            "correction.m2_limit: belongs to m2po and not to auto; remove it, or",
+        ),
         ({"correction": {"type": "tis", "ratio": "old"}}, "correction.ratio: belongs to auto, none and not to tis"),
         (
             {"correction": {"type": "decoupled", "low": 1}},
