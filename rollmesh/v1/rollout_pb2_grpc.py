@@ -83,8 +83,9 @@ class RolloutServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CommitWeights(self, request, context):
-        """COMMIT: pauses generation keeping its requests, loads the received weights, stamps the version, resumes. If
-        loading fails the worker is tainted: it leaves, and serves nothing until a full transfer has succeeded.
+        """COMMIT: pauses generation keeping its requests, loads the received weights, stamps the version, resumes. A load that
+        fails midway fails with ERROR_REASON_TAINTED: the worker leaves, and has to be started anew. After any other error
+        the old version serves. A caller without an answer does not know which version serves, and asks again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

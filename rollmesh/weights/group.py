@@ -3,9 +3,10 @@
 One group is one weight epoch, built beside whatever groups the process has for other ends and never registered as
 their default. Gloo where tensors live on the CPU, NCCL where they live on a GPU; the code is the same.
 
-After a publish that was aborted, every member closes its group, whatever it saw itself: a collective that broke on
-one rank may have ended well on another, and the next one would pair operations that do not belong together. Joining
-again meets again, for the store counts how often each rank has joined.
+After an aborted publish every member closes its group, also a member whose own broadcasts ended well. A broadcast that
+broke on one rank may have ended well on another, and the next broadcast would then pair operations that do not belong
+together. The members can join the same epoch again: the store counts how often each rank has joined, and members with
+the same count meet.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _BACKLOG = 1024
 
 
 class RendezvousStore:
-    """Where the members of all weight epochs of a run find each other; the learner hosts it.
+    """The key-value store through which the members of a weight epoch find each other. The learner hosts it.
 
     Attributes:
         address: where the members reach it.
@@ -208,12 +209,12 @@ class WeightGroup:
         return self._pending
 
     def finish(self, broadcast: Broadcast) -> None:
-        """Called by the broadcast that has ended well."""
+        """Called by a broadcast that has ended well: the next one may begin."""
         assert self._pending is broadcast
         self._pending = None
 
     def close(self) -> None:
-        """Leave. Returns at once, whatever the peers do; a thread in `Broadcast.wait` gets an error."""
+        """Leave the group, at once and without the peers. A thread that is in `Broadcast.wait` gets an error."""
         if self._is_closed.is_set():
             return
         self._is_closed.set()

@@ -1,4 +1,4 @@
-"""Receives transfers in the background of a process that has something better to do: generating tokens.
+"""Receives transfers in the background of a process that generates tokens at the same time.
 
 ::
 
@@ -8,8 +8,8 @@
     poll           ◄──────  the digest, or what went wrong
     tensors        ◄────────────────────────────────── buffers
 
-No method waits. An abort closes the group, so that a thread waiting in it ends soon; a thread that waits for members
-to join ends by its deadline and finds that nobody wants its group any more.
+No method waits. An abort closes the group, so that a background thread that receives ends soon. A background thread
+that waits for other members to join ends by its deadline, and then closes the group that nobody needs any more.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rollmesh.weights.receiver import Received, WeightReceiver
 
 
 class WeightInbox:
-    """One process' place in the weight protocol. All methods belong to one thread.
+    """The receiving end of one engine process. All methods belong to one thread.
 
     Args:
         device: where the group's tensors live.
@@ -61,7 +61,7 @@ class WeightInbox:
         self._transfer = self._membership.receive(self._receiver, plan, deadline_s)
 
     def poll(self) -> Received | None:
-        """What the transfer brought; None while it is under way.
+        """The transfer that has arrived; None while it is under way.
 
         Raises:
             DeadlineError: joining or receiving took too long.
@@ -75,7 +75,7 @@ class WeightInbox:
         """The tensors of the transfer with this digest, in the plan's order, valid until the next `begin_receive`.
 
         Raises:
-            WeightTransferError: that is not what is held.
+            WeightTransferError: the inbox holds another transfer, or none.
         """
         received = self.poll()
         if received is None or received.digest != digest:
@@ -115,7 +115,7 @@ class _Membership:
 
     @property
     def is_usable(self) -> bool:
-        """Whether it stands and nothing has gone wrong in it, or it is still being built."""
+        """Whether the group stands and is sound, or is still being built."""
         if not self._joining.done():
             return True
         return self._joining.exception() is None and not self._joining.result().is_closed

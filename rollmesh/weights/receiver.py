@@ -19,7 +19,7 @@ from rollmesh.weights.sender import bucket_bytes
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What a transfer brought."""
+    """A transfer that has arrived: the digest and number of its bytes, and how long it took."""
 
     digest: bytes
     num_bytes: int
@@ -43,7 +43,7 @@ class WeightReceiver:
         self._plan: WeightPlan | None = None
 
     def receive(self, group: WeightGroup, plan: WeightPlan, deadline_s: float) -> Received:
-        """Receive every bucket of the plan; what was received before is gone from the first byte on.
+        """Receive every bucket of the plan. The first byte already overwrites the transfer before.
 
         Raises:
             DeadlineError: not done in time.
@@ -70,7 +70,7 @@ class WeightReceiver:
         return self._plan is not None
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """What was received, by name, in the plan's order: views of the buffers, valid until the next `receive`."""
+        """The received tensors by name, in the plan's order: views of the buffers, valid until the next `receive`."""
         assert self._plan is not None, "nothing was received"
         for index, buffer in enumerate(self._buffers):
             yield from unpack_bucket(self._plan, index, buffer)

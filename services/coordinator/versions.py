@@ -13,10 +13,10 @@ Party = tuple[str, str, int]
 
 @dataclass
 class VersionBook:
-    """What was committed, and the weight epochs so far.
+    """The committed version, the outcome of each publish, and the current weight epoch.
 
-    A weight epoch is one membership of the process group. It is used again as long as the membership, the store and
-    the transfers over it stay sound; anything else makes a new number.
+    A weight epoch is one membership of the process group. The next publish uses the same epoch if its members and its
+    store are the same and every transfer over it ended well. Otherwise that publish gets an epoch with a new number.
     """
 
     committed: PolicyVersion | None = None
@@ -31,7 +31,10 @@ class VersionBook:
             raise SupersededError(f"version {version} cannot be published: version {self.committed} serves")
 
     def epoch_for(self, parties: tuple[Party, ...], store_host: str, store_port: int) -> WeightEpoch:
-        """The epoch of this membership: the current one, or the next. The learner is rank 0 of it."""
+        """The current epoch if it is sound and these parties are its members, otherwise a new one.
+
+        The learner is rank 0 of each epoch.
+        """
         world_size = 1 + sum(num_ranks for _, _, num_ranks in parties)
         number = 0 if self.epoch is None else self.epoch.number
         wanted = WeightEpoch(number, store_host, store_port, world_size)
@@ -41,7 +44,7 @@ class VersionBook:
         return wanted
 
     def break_epoch(self) -> None:
-        """A transfer or a preparation failed: the group may be half-way through it and is not used again."""
+        """Give the current epoch up: a preparation or a transfer failed, and its members may be out of step."""
         self._is_sound = False
 
     def close(self, version: PolicyVersion, outcome: PublishOutcome) -> None:
