@@ -350,13 +350,19 @@ class MemberReport:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """The coordinator's answer to a heartbeat; ``committed_version`` is None until the first commit, and ``ended`` are
-    leases of the member that are over."""
+    """The coordinator's answer to a heartbeat.
+
+    Attributes:
+        committed_version: None until the first commit.
+        ended: leases of the member that are over.
+        interval_s: time until the next heartbeat; 0 is the registration's interval.
+    """
 
     run_state: RunState
     committed_version: PolicyVersion | None
     failure: str = ""
     ended: tuple[LeaseKey, ...] = ()
+    interval_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

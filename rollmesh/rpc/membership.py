@@ -29,8 +29,8 @@ from rollmesh.types import Heartbeat, MemberReport, PolicyVersion, Registration,
 _logger = logging.getLogger(__name__)
 
 _HEARTBEAT_TIMEOUT_S = 5.0
-_BUSY_S = _HEARTBEAT_TIMEOUT_S + 5.0
-"""Longest time from one heartbeat to the end of the next, the pause between them left out."""
+_BUSY_S = 1.0
+"""What a process that is awake may be late with its heartbeat."""
 _LEAVE_TIMEOUT_S = 5.0
 _LEAVE_GONE_TIMEOUT_S = 2.0
 """A coordinator that was lost, or that may have gone because the run is over, is not waited for."""
@@ -162,11 +162,14 @@ class Membership:
 
     async def _beat(self) -> None:
         """Heartbeats until cancelled. A coordinator may go once the run is over."""
-        clock = AwakeClock(self.registration.heartbeat_interval_s + _BUSY_S, self._clock)
+        registration = self.registration
+        answer_s = min(_HEARTBEAT_TIMEOUT_S, registration.member_timeout_s / 3)
+        longest_interval_s = max(registration.heartbeat_interval_s, registration.member_timeout_s / 6)
+        clock = AwakeClock(longest_interval_s + answer_s + _BUSY_S, self._clock)
         answered_at = clock()
         while True:
             try:
-                await self._beat_once()
+                await self._beat_once(answer_s)
                 answered_at = clock()
             except (UnavailableError, DeadlineError) as error:
                 silent_s = clock() - answered_at
@@ -175,12 +178,13 @@ class Membership:
                     raise UnavailableError(message) from error
             if slept_s := clock.take_slept_s():
                 _logger.warning("this process was stopped for %.0f s", slept_s)
-            await asyncio.sleep(self.registration.heartbeat_interval_s)
+            told_s = 0.0 if self._last is None else self._last.interval_s
+            await asyncio.sleep(told_s or self.registration.heartbeat_interval_s)
 
-    async def _beat_once(self) -> None:
+    async def _beat_once(self, timeout_s: float) -> None:
         report = self._report()
         try:
-            heartbeat = await self._client.heartbeat(report, timeout_s=_HEARTBEAT_TIMEOUT_S)
+            heartbeat = await self._client.heartbeat(report, timeout_s=timeout_s)
             self._hear(heartbeat)
             self._on_answer(report, heartbeat)
         except UnknownMemberError:

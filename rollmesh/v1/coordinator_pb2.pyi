@@ -106,16 +106,18 @@ class LeaseKey(_message.Message):
     def __init__(self, kind: _Optional[_Union[LeaseKind, str]] = ..., group_id: _Optional[str] = ..., fencing_token: _Optional[int] = ...) -> None: ...
 
 class HeartbeatResponse(_message.Message):
-    __slots__ = ("run_state", "committed_version", "failure", "ended")
+    __slots__ = ("run_state", "committed_version", "failure", "ended", "interval_ms")
     RUN_STATE_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_VERSION_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
+    INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
     run_state: RunState
     committed_version: _trajectory_pb2.PolicyVersion
     failure: str
     ended: _containers.RepeatedCompositeFieldContainer[LeaseKey]
-    def __init__(self, run_state: _Optional[_Union[RunState, str]] = ..., committed_version: _Optional[_Union[_trajectory_pb2.PolicyVersion, _Mapping]] = ..., failure: _Optional[str] = ..., ended: _Optional[_Iterable[_Union[LeaseKey, _Mapping]]] = ...) -> None: ...
+    interval_ms: int
+    def __init__(self, run_state: _Optional[_Union[RunState, str]] = ..., committed_version: _Optional[_Union[_trajectory_pb2.PolicyVersion, _Mapping]] = ..., failure: _Optional[str] = ..., ended: _Optional[_Iterable[_Union[LeaseKey, _Mapping]]] = ..., interval_ms: _Optional[int] = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
     __slots__ = ("name", "incarnation", "failure")

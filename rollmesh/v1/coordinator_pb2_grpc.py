@@ -98,7 +98,7 @@ class CoordinatorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Heartbeat(self, request, context):
-        """Sent by each member every `heartbeat_interval_ms`. A member that misses `member_timeout_ms` is dropped. It also
+        """Sent by each member every `heartbeat_interval_ms`, or as the last answer said. A member that misses `member_timeout_ms` is dropped. It also
         says how the member's work moves, and renews the leases of a rollout worker. Safe to repeat. Fails with
         ERROR_REASON_UNKNOWN_MEMBER if the coordinator does not know the incarnation: register again. Deadline 5 s.
         """

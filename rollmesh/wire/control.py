@@ -187,6 +187,7 @@ def heartbeat_to_proto(heartbeat: Heartbeat) -> pb.HeartbeatResponse:
         committed_version=version_to_proto(heartbeat.committed_version),
         failure=heartbeat.failure,
         ended=[lease_key_to_proto(key) for key in heartbeat.ended],
+        interval_ms=checks.milliseconds(heartbeat.interval_s, "interval_ms"),
     )
 
 
@@ -196,6 +197,7 @@ def heartbeat_from_proto(message: pb.HeartbeatResponse) -> Heartbeat:
         committed_version=optional_version(message, "committed_version"),
         failure=checks.text(message.failure, "failure"),
         ended=_lease_keys_from_proto(message.ended, "ended"),
+        interval_s=message.interval_ms / 1000,
     )
 
 

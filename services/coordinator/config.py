@@ -15,6 +15,8 @@ class CoordinatorSection(Section):
     address: str = "127.0.0.1:0"
     """host:port it listens on and is reached at; `rollmesh up` replaces port 0 by a free one."""
     heartbeat_interval_s: PositiveFloat = 1.0
+    """Seconds between two heartbeats of a member. More than 200 members send them less often, down to six in
+    member_timeout_s."""
     member_timeout_s: PositiveFloat = 30.0
     """A member that was silent for so long is dropped."""
     lease_ttl_s: PositiveFloat = 300.0

@@ -31,7 +31,7 @@ from rollmesh.types import (
 from services.coordinator.admission import Admission
 from services.coordinator.evaluation import Evaluator
 from services.coordinator.leases import Dispatcher, LeaseLine
-from services.coordinator.members import Member, Members
+from services.coordinator.members import Member, Members, heartbeat_interval_s
 from services.coordinator.progress import TokenMeter, View, waiting_for
 from services.coordinator.publish import Publisher
 from services.coordinator.renewals import Renewals
@@ -66,6 +66,7 @@ class Coordinator:
         meter: TokenMeter,
         heartbeat_interval_s: float,
         member_timeout_s: float,
+        lease_ttl_s: float,
         max_attempts: int,
     ) -> None:
         self.run = run
@@ -80,6 +81,7 @@ class Coordinator:
         self._meter = meter
         self._heartbeat_interval_s = heartbeat_interval_s
         self._member_timeout_s = member_timeout_s
+        self._silence_s = min(member_timeout_s, lease_ttl_s)
         self._max_attempts = max_attempts
         self._to_revoke: set[str] = set()
         self._num_leases: Counter[str] = Counter()
@@ -130,7 +132,8 @@ class Coordinator:
         member = self.members.heartbeat(name, incarnation, report)
         self.renewals.ask(member, report.renewals)
         ended, member.ended_leases = tuple(member.ended_leases), []
-        return Heartbeat(self.run.state, self.run.committed_version, self.run.failure, ended)
+        interval_s = heartbeat_interval_s(len(self.members), self._heartbeat_interval_s, self._silence_s)
+        return Heartbeat(self.run.state, self.run.committed_version, self.run.failure, ended, interval_s)
 
     async def leave(self, name: str, incarnation: str, failure: str) -> None:
         """A member goes, in good order or not; never fails. The run ends with a member that failed, and with a

@@ -188,6 +188,7 @@ def build(
         TokenMeter(clock),
         section.heartbeat_interval_s,
         section.member_timeout_s,
+        section.lease_ttl_s,
         section.max_attempts,
     )
     watch = Watch(

@@ -23,6 +23,23 @@ it serves no version until the next publish, and its tokens count anew. What it 
 many take a few megabytes."""
 
 
+MAX_BEATS_PER_S = 200
+"""Heartbeats that all members together send, where that keeps each of them often enough."""
+BEATS_PER_TIMEOUT = 6
+"""Heartbeats that fit into the time after which silence has consequences, so that some may be lost."""
+
+
+def heartbeat_interval_s(num_members: int, wanted_s: float, timeout_s: float) -> float:
+    """How often a member sends a heartbeat: with many members less often, so that the coordinator's work does not grow
+    with them. Of 1,000 members that may be silent for 30 s each sends one in 5 s; up to 200 send one each second.
+
+    Args:
+        wanted_s: the interval of few members.
+        timeout_s: silence that has consequences.
+    """
+    return max(wanted_s, min(num_members / MAX_BEATS_PER_S, timeout_s / BEATS_PER_TIMEOUT))
+
+
 @dataclass
 class Member:
     """One incarnation of one service.

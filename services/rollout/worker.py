@@ -45,8 +45,6 @@ _logger = logging.getLogger(__name__)
 
 _STOP_GRACE_S = 3.0
 """What open groups get to end in when the worker is told to stop while the run goes on."""
-_BETWEEN_BEATS_S = 60.0
-"""Longer than one heartbeat comes after another while the process is awake."""
 _ENGINE_POLL_S = 0.5
 """Between looks whether the engine is alive."""
 
@@ -128,7 +126,9 @@ class Worker:
         )
         # Scoring ends by its own deadline, however long that is.
         patience_s = max(config.coordinator.stall_timeout_s, config.rollout.scoring_timeout_s)
-        keeper = LeaseKeeper(config.coordinator.lease_ttl_s, patience_s, AwakeClock(_BETWEEN_BEATS_S))
+        keeper = LeaseKeeper(
+            config.coordinator.lease_ttl_s, patience_s, AwakeClock(config.coordinator.member_timeout_s)
+        )
         max_open_groups = config.rollout.open_groups(config.training.samples_per_prompt)
         pool = GroupPool(runner, self._delivery, keeper, self._progress, max_open_groups)
         async with contextlib.AsyncExitStack() as stack:

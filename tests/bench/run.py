@@ -34,6 +34,7 @@ from tests.tether import tethered
 BENCHES = {
     "grpc_stream": ("grpc_stream", "grpc_score_stream"),
     "redis_queue": ("redis_queue",),
+    "heartbeats": ("heartbeats",),
     "learner_step": ("learner_step",),
     "advantages": ("advantage_time",),
     "plan_fan_out": ("plan_first_version", "plan_later_version"),

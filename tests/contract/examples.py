@@ -205,7 +205,7 @@ CODECS = [
         control.heartbeat_call_from_proto,
     ),
     Codec(
-        types.Heartbeat(types.RunState.FINISHING, NEW, "oops", (LEASE.key,)),
+        types.Heartbeat(types.RunState.FINISHING, NEW, "oops", (LEASE.key,), 2.5),
         control.heartbeat_to_proto,
         control.heartbeat_from_proto,
     ),

@@ -6,7 +6,7 @@ import pytest
 
 from rollmesh.errors import InvalidArgumentError, SupersededError, UnknownMemberError
 from rollmesh.types import MemberReport, PolicyVersion, Role
-from services.coordinator.members import MAX_DEPARTED, Member, Members
+from services.coordinator.members import MAX_DEPARTED, Member, Members, heartbeat_interval_s
 
 
 class Rig:
@@ -117,3 +117,13 @@ def test_a_run_has_no_more_members_than_the_wire_allows(monkeypatch: pytest.Monk
     rig.join("b", "rollout-1")
     with pytest.raises(InvalidArgumentError, match="the run has 2 members"):
         rig.join("a", "rollout-2")
+
+
+@pytest.mark.parametrize(
+    ("num_members", "timeout_s", "interval_s"),
+    [(3, 30.0, 1.0), (200, 30.0, 1.0), (400, 30.0, 2.0), (1000, 30.0, 5.0), (10_000, 30.0, 5.0), (1000, 2.0, 1.0)],
+)
+def test_many_members_send_heartbeats_less_often_and_never_too_rarely(
+    num_members: int, timeout_s: float, interval_s: float
+) -> None:
+    assert heartbeat_interval_s(num_members, 1.0, timeout_s) == interval_s

@@ -209,6 +209,16 @@ def test_what_this_process_slept_through_is_no_silence_of_the_coordinator() -> N
     run_bounded(test())
 
 
+def test_a_member_keeps_to_the_interval_that_it_is_told() -> None:
+    async def test() -> None:
+        fake = FakeCoordinator(heartbeat_interval_s=60.0)
+        fake.heartbeat = Heartbeat(RunState.RUNNING, None, interval_s=0.01)
+        async with joined(fake):
+            await until(lambda: len(fake.heartbeats) >= 3)
+
+    run_bounded(test())
+
+
 def test_single_missed_heartbeats_do_no_harm() -> None:
     async def test() -> None:
         fake = FakeCoordinator(member_timeout_s=0.5)
