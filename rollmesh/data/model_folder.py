@@ -107,8 +107,9 @@ class ModelFolder:
         return {name: shape for file in self.weights for name, shape in read_shapes(self.place, file).items()}
 
     def check_causal_lm(self) -> None:
-        """Raises ConfigError unless config.json names a causal language model."""
-        if not any(name.endswith(_CAUSAL_LM) for name in self.architecture.split(", ")):
+        """Raises ConfigError unless config.json names a causal language model, which has no encoder of its own."""
+        is_named = any(name.endswith(_CAUSAL_LM) for name in self.architecture.split(", "))
+        if not is_named or self.settings.get("is_encoder_decoder"):
             found = f"holds a {self.architecture}" if self.architecture else "names no architecture in config.json"
             raise ConfigError(self.place, f"{self.path} {found}", "name the folder of a causal language model")
 

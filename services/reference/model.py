@@ -10,13 +10,12 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
+from rollmesh.data.model_folder import ModelFolder
 from rollmesh.errors import ConfigError, UnavailableError
 from rollmesh.models.attention import AUTO, name_of, settle_attention
-from rollmesh.models.loading import ModelSource, describe, load_causal_lm
+from rollmesh.models.loading import ModelSource, load_causal_lm
 from rollmesh.models.logprobs import target_logprobs
 from rollmesh.models.probe import Probe, choose_batching, ways_of_batching
 from rollmesh.models.rows import AcceptedInputs, Batching, Rectangle, lay_out
@@ -86,7 +85,9 @@ class FrozenPolicy:
                 is wrong for the model.
         """
         target = choose_device(device)
-        _check_folder(path, place, trust_remote_code)
+        folder = ModelFolder.read(place, path)
+        folder.check_causal_lm()
+        folder.check_known(trust_remote_code)
         disable_progress_bar()
         source = ModelSource(path, dtype, attention, target, trust_remote_code, place, ATTENTION_PLACE)
         return cls(load_causal_lm(source).to(target).eval().requires_grad_(False), target, attention)
@@ -154,19 +155,3 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not has_cuda:
         raise ConfigError("reference.device", "is 'cuda' but torch finds no CUDA device", "set it to auto or cpu")
     return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
-
-
-def _check_folder(path: Path, place: str, trust_remote_code: bool) -> None:
-    if not path.is_dir():
-        raise ConfigError(place, f"{path} is not a folder", "name an existing Hugging Face model folder")
-    if not (path / "config.json").is_file():
-        raise ConfigError(place, f"{path} holds no config.json", "name a Hugging Face model folder")
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ConfigError(place, f"{path}/config.json is not usable ({describe(error)})", "correct it") from error
-    architectures = getattr(config, "architectures", None) or []
-    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    if architectures and not known.intersection(architectures) and not getattr(config, "auto_map", None):
-        problem = f"{path} holds a {architectures[0]}, which is not a causal language model"
-        raise ConfigError(place, problem, "name the folder of a causal LM")

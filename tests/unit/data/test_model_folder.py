@@ -122,6 +122,11 @@ def test_weights_of_another_name_are_told(tmp_path: Path) -> None:
         ({"architectures": ["BertForMaskedLM"]}, None, "holds a BertForMaskedLM"),
         ({"architectures": None}, None, "names no architecture"),
         (
+            {"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True},
+            None,
+            "holds a T5ForConditionalGeneration",
+        ),
+        (
             {"quantization_config": {"quant_method": "awq", "bits": 4}},
             None,
             "holds quantised weights (config.json: quantization_config.quant_method 'awq'), which cannot be trained; "

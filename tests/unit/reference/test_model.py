@@ -72,13 +72,13 @@ def refusal(path: Path) -> str:
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    assert "is not a folder" in refusal(tmp_path / "absent")
-    assert "holds no config.json" in refusal(tmp_path)
+    assert "does not exist" in refusal(tmp_path / "absent")
+    assert "has no config.json" in refusal(tmp_path)
 
 
 def test_a_broken_configuration_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
-    assert "config.json is not usable" in refusal(tmp_path)
+    assert "config.json is not JSON" in refusal(tmp_path)
 
 
 def test_a_model_that_is_no_causal_lm_is_refused(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_model_that_is_no_causal_lm_is_refused(tmp_path: Path) -> None:
     T5ForConditionalGeneration(T5Config(vocab_size=20, d_model=16, num_layers=1, num_heads=1, d_ff=16)).save_pretrained(
         tmp_path / "t5"
     )
-    assert "holds a BertForMaskedLM, which is not a causal language model" in refusal(tmp_path / "bert")
+    assert "holds a BertForMaskedLM; name the folder of a causal language model" in refusal(tmp_path / "bert")
     assert "holds a T5ForConditionalGeneration" in refusal(tmp_path / "t5")
 
 
