@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -37,10 +38,11 @@ def _left(threads: set[threading.Thread], processes: set[int]) -> list[str]:
 def _child_processes() -> dict[int, str]:
     """Command lines of this process's children, by process id; empty where there is no ``/proc``."""
     found = {}
-    for tasks in Path("/proc/self/task").glob("*/children"):
-        for pid in map(int, tasks.read_text().split()):
-            try:
-                found[pid] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") or "a zombie"
-            except OSError:  # it has ended
-                continue
+    children: list[int] = []
+    for task in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            children += map(int, task.read_text().split())
+    for pid in children:
+        with contextlib.suppress(OSError):  # the child has ended
+            found[pid] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") or "a zombie"
     return found
