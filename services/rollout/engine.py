@@ -54,7 +54,6 @@ _GRACE_S = 5.0
 class _Transfer:
     """The transfer in preparation, and its digests once it has arrived."""
 
-    plan: WeightPlan
     deadline_s: float
     digests: tuple[bytes, ...] = ()
 
@@ -75,6 +74,7 @@ class Engine:
         self._salted_from = int(cache.block_size) if cache.enable_prefix_caching else None
         self._version: PolicyVersion | None = None
         self._transfer: _Transfer | None = None
+        self._plan: WeightPlan | None = None
         self._is_tainted = False
         self._num_ended_tokens = 0
 
@@ -168,13 +168,13 @@ class Engine:
             TaintedError: a load failed midway.
         """
         self._check_health()
-        check_plan(plan)
         if not 1 <= rank <= epoch.world_size - self._num_weight_ranks:
             raise InvalidArgumentError(
                 f"{self._num_weight_ranks} processes from rank {rank} on do not fit into {epoch.world_size}", "rank"
             )
+        await self._hold_plan(plan)
         await call_workers(self._llm, "mesh_join", asdict(epoch), rank, deadline_s)
-        self._transfer = _Transfer(plan, deadline_s)
+        self._transfer = _Transfer(deadline_s)
 
     async def receive(self, version: PolicyVersion) -> ReceiveReport:
         """Receive what was prepared; generation goes on. After an error, `abort`.
@@ -183,17 +183,15 @@ class Engine:
             DeadlineError: joining or the transfer took too long.
             WeightTransferError: the transfer failed, was aborted, or was not prepared.
         """
-        from services.rollout.vllm_plugin import plan_to_message
-
         transfer = self._transfer
         if transfer is None:
             raise WeightTransferError(f"version {version} was not prepared")
-        await call_workers(self._llm, "mesh_receive", plan_to_message(transfer.plan), transfer.deadline_s)
+        await call_workers(self._llm, "mesh_receive", transfer.deadline_s)
         answers = await self._poll_transfer(2 * transfer.deadline_s + _GRACE_S)
         if self._transfer is not transfer:
             raise WeightTransferError(f"the transfer of version {version} was aborted")
         digests = tuple(answer["digest"] for answer in answers)
-        self._transfer = _Transfer(transfer.plan, transfer.deadline_s, digests)
+        self._transfer = _Transfer(transfer.deadline_s, digests)
         return ReceiveReport(digests, answers[0]["num_bytes"], max(answer["transfer_s"] for answer in answers))
 
     async def commit(self, version: PolicyVersion) -> CommitReport:
@@ -229,6 +227,21 @@ class Engine:
     async def stop(self) -> None:
         """End vLLM's processes, within a bounded time."""
         await stop_vllm(self._llm)
+
+    async def _hold_plan(self, plan: WeightPlan) -> None:
+        """Check a plan and give it to the worker processes. Done once, for it is the same object at every version, and
+        the 46,000 tensors of a mixture would cost a second each time.
+
+        Raises:
+            InvalidArgumentError: the plan's buckets or digest are not those of its tensors.
+        """
+        from services.rollout.vllm_plugin import plan_to_message
+
+        if plan is self._plan:
+            return
+        check_plan(plan)
+        await call_workers(self._llm, "mesh_hold_plan", plan_to_message(plan))
+        self._plan = plan
 
     async def _run(self, request_id: str, prompt_token_ids: list[int], params: SamplingParams) -> RequestOutput:
         from vllm.exceptions import VLLMClientError

@@ -40,8 +40,12 @@ class MeshWorkerExtension:
         """``first_rank`` is that of the engine's first worker; the others follow."""
         self.weight_transfer_engine.begin_join(epoch, first_rank + self.rank, deadline_s)
 
-    def mesh_receive(self, plan: dict[str, Any], deadline_s: float) -> None:
-        self.weight_transfer_engine.begin_receive(plan, deadline_s)
+    def mesh_hold_plan(self, plan: dict[str, Any]) -> None:
+        """``plan`` is what `plan_to_message` made; it holds for all transfers until the next one is given."""
+        self.weight_transfer_engine.hold_plan(plan_from_message(plan))
+
+    def mesh_receive(self, deadline_s: float) -> None:
+        self.weight_transfer_engine.begin_receive(deadline_s)
 
     def mesh_poll(self) -> dict[str, Any]:
         return self.weight_transfer_engine.poll()

@@ -1,7 +1,8 @@
 """The mesh's weight transport inside a vLLM worker process: vLLM's interface in front of a `WeightInbox`.
 
-Joining and receiving go through `begin_join`, `begin_receive`, `poll` and `abort`, while vLLM generates. vLLM's own
-three steps (start, update, finish) only load what has arrived, while it is paused.
+`hold_plan` comes once in the life of an engine. Joining and receiving go through `begin_join`, `begin_receive`, `poll`
+and `abort` at every version, while vLLM generates. vLLM's own three steps (start, update, finish) load what has
+arrived, while vLLM is paused.
 """
 
 from __future__ import annotations
@@ -23,10 +24,9 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from rollmesh.errors import DeadlineError, RollMeshError, WeightTransferError
-from rollmesh.types import WeightEpoch
+from rollmesh.types import WeightEpoch, WeightPlan
 from rollmesh.weights.inbox import WeightInbox
 from services.rollout.owner import follow_owner
-from services.rollout.vllm_plugin import plan_from_message
 
 
 @dataclass
@@ -56,13 +56,20 @@ class MeshWeightTransferEngine(WeightTransferEngine[NoInitInfo, LoadInfo]):  # t
         super().__init__(*args, **kwargs)
         follow_owner()
         self._inbox = WeightInbox(self.device)
+        self._plan: WeightPlan | None = None
         self._parameters = {name for name, _ in self.model.named_parameters()}
 
     def begin_join(self, epoch: dict[str, Any], rank: int, deadline_s: float) -> None:
         self._inbox.begin_join(WeightEpoch(**epoch), rank, deadline_s)
 
-    def begin_receive(self, plan: dict[str, Any], deadline_s: float) -> None:
-        self._inbox.begin_receive(plan_from_message(plan), deadline_s)
+    def hold_plan(self, plan: WeightPlan) -> None:
+        self._plan = plan
+
+    def begin_receive(self, deadline_s: float) -> None:
+        """Raises WeightTransferError if no plan was given."""
+        if self._plan is None:
+            raise WeightTransferError("there is no plan to receive by")
+        self._inbox.begin_receive(self._plan, deadline_s)
 
     def poll(self) -> dict[str, Any]:
         """How the transfer goes: ``state`` is "running", "done" or "failed", the rest follows from it."""
