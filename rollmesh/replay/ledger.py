@@ -39,6 +39,8 @@ from rollmesh.types import Group, GroupState, PromptId
 
 LEASE_EXPIRED = "lease expired"
 MEMBER_LOST = "member lost"
+_ANY_NUMBER = 2**31
+"""More attempts than a group ever has."""
 _ROWS_PER_CALL = 100
 """Rows that one script or pipeline handles, so that nobody else waits for long."""
 
@@ -113,12 +115,16 @@ class Ledger:
         redis: from `connection.connect`; the caller closes it.
         run_id: names the run's keys.
         payload_limit_bytes: groups that are larger when packed are refused.
+        max_attempts: leases of one group before it is FAILED.
     """
 
-    def __init__(self, redis: Redis, run_id: str, payload_limit_bytes: int = 512 * 1024 * 1024) -> None:
+    def __init__(
+        self, redis: Redis, run_id: str, payload_limit_bytes: int = 512 * 1024 * 1024, max_attempts: int = 3
+    ) -> None:
         self._redis = redis
         self._keys = Keys(run_id)
         self._payload_limit_bytes = payload_limit_bytes
+        self._max_attempts = max_attempts
         names = ("open", "lease", "renew", "expire", "give_back", "close")
         self._scripts = {name: redis.register_script(source(name)) for name in names}
         self._commits = CommitLine(redis, redis.register_script(source("commit")), self._keys)
@@ -191,17 +197,23 @@ class Ledger:
         pairs = zip(group_ids, deadlines_ms, strict=True)
         return {group_id: deadline / 1000 - now_s for group_id, deadline in pairs if deadline is not None}
 
-    async def expire_leases(self, max_attempts: int) -> list[GroupRow]:
+    async def expire_leases(self, *, is_excused: bool = False) -> list[GroupRow]:
         """End all leases whose time is up by the clock of the Redis server.
 
-        Returns:
-            Their groups' rows: PENDING at their old place, or FAILED after ``max_attempts`` leases.
-        """
-        return await self._end_leases("", LEASE_EXPIRED, max_attempts)
+        Args:
+            is_excused: the groups are not at fault: none is FAILED by this.
 
-    async def revoke_member(self, member: str, max_attempts: int) -> list[GroupRow]:
+        Returns:
+            Their groups' rows: PENDING at their old place, or FAILED after their last attempt.
+        """
+        return await self._end_leases("", LEASE_EXPIRED, self._limit(is_excused))
+
+    async def revoke_member(self, member: str) -> list[GroupRow]:
         """End all leases of a member that is gone. Returns like `expire_leases`."""
-        return await self._end_leases(member, MEMBER_LOST, max_attempts)
+        return await self._end_leases(member, MEMBER_LOST, self._max_attempts)
+
+    def _limit(self, is_excused: bool) -> int:
+        return _ANY_NUMBER if is_excused else self._max_attempts
 
     async def _end_leases(self, member: str, reason: str, max_attempts: int) -> list[GroupRow]:
         rows: list[GroupRow] = []
@@ -231,20 +243,20 @@ class Ledger:
         return CommitOutcome(answer.decode())
 
     async def give_back(
-        self, group_id: str, fencing_token: int, reason: str, max_attempts: int, is_final: bool = False
+        self, group_id: str, fencing_token: int, reason: str, *, is_final: bool = False, is_excused: bool = False
     ) -> GroupState | None:
         """End a lease without a commit.
 
         Args:
             reason: one sentence, kept in the row.
-            max_attempts: leases after which the group is FAILED.
             is_final: another attempt would fail as well: FAILED at once.
+            is_excused: the group is not at fault: it is PENDING again, however many attempts it has had.
 
         Returns:
             PENDING or FAILED, the same when repeated; None where the lease was over already.
         """
         to = GroupState.FAILED if is_final else GroupState.PENDING
-        return await self._give_back(group_id, fencing_token, to, reason, max_attempts)
+        return await self._give_back(group_id, fencing_token, to, reason, self._limit(is_excused))
 
     async def filter_group(self, group_id: str, fencing_token: int, reason: str) -> GroupState | None:
         """End a complete group that is not to be trained. Returns FILTERED, or None where the lease was over."""

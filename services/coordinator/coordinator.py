@@ -67,7 +67,6 @@ class Coordinator:
         heartbeat_interval_s: float,
         member_timeout_s: float,
         lease_ttl_s: float,
-        max_attempts: int,
     ) -> None:
         self.run = run
         self.members = members
@@ -82,7 +81,6 @@ class Coordinator:
         self._heartbeat_interval_s = heartbeat_interval_s
         self._member_timeout_s = member_timeout_s
         self._silence_s = min(member_timeout_s, lease_ttl_s)
-        self._max_attempts = max_attempts
         self._to_revoke: set[str] = set()
         self._num_leases: Counter[str] = Counter()
 
@@ -103,7 +101,7 @@ class Coordinator:
             raise RunEndedError(self.run.failure or "the run is finished")
         known = self.members.get(name)
         if name in self._to_revoke or (known is not None and known.incarnation != incarnation):
-            await self._ledger.revoke_member(name, self._max_attempts)
+            await self._ledger.revoke_member(name)
             self._to_revoke.discard(name)
         _, former = self.members.register(name, role, incarnation, address, num_weight_ranks)
         if former is not None:
@@ -374,7 +372,7 @@ class Coordinator:
     async def _revoke(self, name: str) -> None:
         """Tried again every second while Redis is away; the leases' own deadline is the last resort."""
         try:
-            await self._ledger.revoke_member(name, self._max_attempts)
+            await self._ledger.revoke_member(name)
         except UnavailableError as error:
             logger.warning("the leases of %s cannot be revoked yet: %s", name, error, extra={"member": name})
             return

@@ -100,7 +100,6 @@ class Dispatcher:
         admission: bounds of the run.
         evaluator: None where the run has no evaluation.
         lease_ttl_s: life of a lease.
-        max_attempts: leases of one group before it is FAILED.
         max_version_lag: versions that a member may be behind and still get training leases.
     """
 
@@ -113,7 +112,6 @@ class Dispatcher:
         admission: Admission,
         evaluator: Evaluator | None,
         lease_ttl_s: float,
-        max_attempts: int,
         max_version_lag: int,
     ) -> None:
         self._ledger = ledger
@@ -123,7 +121,6 @@ class Dispatcher:
         self._admission = admission
         self._evaluator = evaluator
         self._lease_ttl_s = lease_ttl_s
-        self._max_attempts = max_attempts
         self._max_version_lag = max_version_lag
         self._lines: dict[str, LeaseLine] = {}
         self._unsent: list[Lease] = []
@@ -212,8 +209,7 @@ class Dispatcher:
         while self._unsent:
             lease = self._unsent[-1]
             reason = "the lease did not reach its worker"
-            more_than_enough = max(self._max_attempts, lease.attempt + 2)
-            await self._ledger.give_back(lease.group_id, lease.fencing_token, reason, more_than_enough)
+            await self._ledger.give_back(lease.group_id, lease.fencing_token, reason, is_excused=True)
             self._unsent.pop()
 
     async def _release(self) -> None:
@@ -304,7 +300,7 @@ class Dispatcher:
             return [self._prompts.train_lease(row, ttl_s)]
         except ConfigError as error:
             logger.warning("a row cannot be used: %s", error, extra={"group": row.group_id})
-            await self._ledger.give_back(row.group_id, row.fencing_token, str(error), self._max_attempts, is_final=True)
+            await self._ledger.give_back(row.group_id, row.fencing_token, str(error), is_final=True)
             return []
 
     def _evaluation_lease(self, evaluator: Evaluator, item: EvaluationItem, token: int, ttl_s: float) -> list[Lease]:

@@ -88,7 +88,8 @@ async def serve(config: MeshConfig, train: PromptDataset, evaluation: PromptData
     assert config.replay.url is not None
     redis = connect(config.replay.url, config.replay.timeout_s)
     try:
-        ledger = Ledger(redis, config.run.name, config.replay.payload_limit_bytes)
+        limit_bytes, max_attempts = config.replay.payload_limit_bytes, config.coordinator.max_attempts
+        ledger = Ledger(redis, config.run.name, limit_bytes, max_attempts)
         server_name = describe_server(config.replay.url)
         claim = RunClaim(redis, config.run.name, _identity(config), server_name, config.replay.outage_timeout_s)
         await claim.take()
@@ -152,7 +153,6 @@ def build(
         admission,
         evaluator,
         section.lease_ttl_s,
-        section.max_attempts,
         section.max_version_lag,
     )
     settings = PublishSettings(
@@ -189,12 +189,10 @@ def build(
         section.heartbeat_interval_s,
         section.member_timeout_s,
         section.lease_ttl_s,
-        section.max_attempts,
     )
     watch = Watch(
         coordinator,
         ledger,
-        section.max_attempts,
         section.max_failed_fraction,
         training.prompts_per_step,
         section.stall_timeout_s,

@@ -31,8 +31,6 @@ TICK_S = 1.0
 CLOCK_S = 0.5
 ASLEEP_S = 3.0
 """A coordinator that did nothing for so long was stopped."""
-ANY_NUMBER = 2**31
-"""Of attempts: no group fails by the end of this lease."""
 
 
 class StallClock:
@@ -56,7 +54,6 @@ class Watch:
     Args:
         coordinator: what is watched.
         ledger: of the run.
-        max_attempts: leases of a group before it is FAILED.
         max_failed_fraction: of the groups that ended; above it the run fails.
         groups_per_batch: so many must have FAILED for that.
         stall_timeout_s: without any progress for so long, the run fails, unless a member asks for more patience.
@@ -67,7 +64,6 @@ class Watch:
         self,
         coordinator: Coordinator,
         ledger: Ledger,
-        max_attempts: int,
         max_failed_fraction: float,
         groups_per_batch: int,
         stall_timeout_s: float,
@@ -76,7 +72,6 @@ class Watch:
         self._clock = clock
         self._coordinator = coordinator
         self._ledger = ledger
-        self._max_attempts = max_attempts
         self._max_failed_fraction = max_failed_fraction
         self._groups_per_batch = groups_per_batch
         self._stall_timeout_s = stall_timeout_s
@@ -98,17 +93,17 @@ class Watch:
 
     async def tick(self) -> None:
         """One look at everything."""
-        coordinator, max_attempts = self._coordinator, self._max_attempts
+        coordinator, has_slept = self._coordinator, False
         if slept_s := self._clock.take_slept_s():
             logger.warning("the coordinator was stopped for %.0f s; all members get their time anew", slept_s)
             coordinator.members.give_time()
-            max_attempts = ANY_NUMBER
+            has_slept = True
         coordinator.expire_evaluation()
         await coordinator.drop_silent()
         with contextlib.suppress(UnavailableError):
             # The dispatcher reports an unreachable Redis; leases that are overdue are dead to commits all the same.
             await coordinator.renewals.flush()
-            for row in await self._ledger.expire_leases(max_attempts):
+            for row in await self._ledger.expire_leases(is_excused=has_slept):
                 logger.warning("lease of %s expired: %s", row.member, row.state.value, extra={"group": row.group_id})
             await self._check_failures(coordinator.dispatcher.snapshot)
         coordinator.observe()

@@ -34,7 +34,7 @@ class GroupLedger(Protocol):
     async def commit(self, group: Group, fencing_token: int) -> CommitOutcome: ...
 
     async def give_back(
-        self, group_id: str, fencing_token: int, reason: str, max_attempts: int, is_final: bool = False
+        self, group_id: str, fencing_token: int, reason: str, *, is_final: bool = False, is_excused: bool = False
     ) -> GroupState | None: ...
 
     async def filter_group(self, group_id: str, fencing_token: int, reason: str) -> GroupState | None: ...
@@ -56,7 +56,6 @@ class Delivery:
     Args:
         ledger: of the run.
         evaluations: where evaluation groups go.
-        max_attempts: leases of one group before it is FAILED.
         timeout_s: how long each call is repeated while Redis or the coordinator is away.
         filter_section: which groups are not trained on.
     """
@@ -65,13 +64,11 @@ class Delivery:
         self,
         ledger: GroupLedger,
         evaluations: EvaluationSink,
-        max_attempts: int,
         timeout_s: float,
         filter_section: FilterSection,
     ) -> None:
         self._ledger = ledger
         self._evaluations = evaluations
-        self._max_attempts = max_attempts
         self._timeout_s = timeout_s
         self._filter_section = filter_section
 
@@ -102,7 +99,7 @@ class Delivery:
             await self._report(lease, [], reason)
             return
         state = await retry(
-            lambda _: self._ledger.give_back(lease.group_id, lease.fencing_token, reason, self._max_attempts, is_final),
+            lambda _: self._ledger.give_back(lease.group_id, lease.fencing_token, reason, is_final=is_final),
             timeout_s=self._timeout_s,
         )
         if state is None:
@@ -137,9 +134,7 @@ class Delivery:
                 raise outcome
 
     async def _hand_back(self, lease: Lease, reason: str) -> None:
-        # The ledger compares the attempts including this one.
-        more_than_enough = max(self._max_attempts, lease.attempt + 2)
-        await self._ledger.give_back(lease.group_id, lease.fencing_token, reason, more_than_enough)
+        await self._ledger.give_back(lease.group_id, lease.fencing_token, reason, is_excused=True)
 
     async def _report(self, lease: Lease, samples: Sequence[EvaluationSample], failure: str) -> bool:
         try:

@@ -97,11 +97,11 @@ class Worker:
             attempts=config.rollout.scoring_attempts,
             timeout_s=config.rollout.scoring_timeout_s,
         )
-        ledger = Ledger(self._redis, config.run.name, config.replay.payload_limit_bytes)
+        limit_bytes, max_attempts = config.replay.payload_limit_bytes, config.coordinator.max_attempts
+        ledger = Ledger(self._redis, config.run.name, limit_bytes, max_attempts)
         self._delivery = Delivery(
             ledger,
             self._client,
-            config.coordinator.max_attempts,
             config.coordinator.lease_ttl_s,
             config.algorithm.filter,
         )

@@ -69,7 +69,7 @@ class SimulatedRun:
         """
         redis = connect(self._url, 30.0)
         try:
-            ledger, next_reading = Ledger(redis, RUN_ID), every
+            ledger, next_reading = Ledger(redis, RUN_ID, max_attempts=1), every
             while not (await ledger.snapshot()).is_closed:
                 await self._fill_slots(ledger)
                 await self._train(ledger)
@@ -101,7 +101,7 @@ class SimulatedRun:
         chance = self._chance.random()
         if chance < 0.02:
             reason = f"the reward server gave no answer in {chance:.6f} s"
-            await ledger.give_back(row.group_id, row.fencing_token, reason, 1)
+            await ledger.give_back(row.group_id, row.fencing_token, reason)
         elif chance < 0.05:
             reason = f"all 2 scores are {chance:.6f}"
             await ledger.filter_group(row.group_id, row.fencing_token, reason)

@@ -192,7 +192,7 @@ async def running_mesh(config: MeshConfig) -> AsyncIterator[Mesh]:
     """A coordinator that serves, with a learner and no worker yet."""
     assert config.replay.url is not None
     redis = connect(config.replay.url, 5.0)
-    ledger = Ledger(redis, config.run.name)
+    ledger = Ledger(redis, config.run.name, max_attempts=config.coordinator.max_attempts)
     evaluation = None if config.evaluation is None else open_dataset(config.evaluation.data, "eval")
     nap = Nap()
     clock = AwakeClock(ASLEEP_S, nap)

@@ -43,7 +43,7 @@ def test_a_worker_is_told_that_a_lease_it_renews_is_over(with_worker: Callable[.
     async def body(mesh: Mesh, worker: Worker) -> None:
         await mesh.publish(0)
         over, kept = await worker.take(2)
-        await mesh.ledger.give_back(over.group_id, over.fencing_token, "elsewhere", 3)
+        await mesh.ledger.give_back(over.group_id, over.fencing_token, "elsewhere")
         ended: list[str] = []
         async with asyncio.timeout(30):
             while not ended:
@@ -77,7 +77,7 @@ def test_a_lease_that_is_repeated_has_the_time_that_is_left_of_it(with_worker: C
         assert member is not None
         keys = Keys(mesh.config.run.name)
         await mesh.ledger._redis.zincrby(keys.deadlines, -200_000, lost.group_id)
-        mesh.ledger.expire_leases = lambda _: asyncio.sleep(0, [])  # type: ignore[method-assign, assignment]
+        mesh.ledger.expire_leases = lambda **_: asyncio.sleep(0, [])  # type: ignore[method-assign, assignment]
         await mesh.ledger._redis.zincrby(keys.deadlines, -400_000, over.group_id)
         await worker.stream.close()
         async with worker.client.lease_stream() as stream:
@@ -96,9 +96,7 @@ class Stall:
     def __init__(self, mesh: Mesh, stall_timeout_s: float = 600.0) -> None:
         self.now = 0.0
         self.mesh = mesh
-        self._watch = Watch(
-            mesh.coordinator, mesh.ledger, 3, 1.0, 10, stall_timeout_s, AwakeClock(1e6, lambda: self.now)
-        )
+        self._watch = Watch(mesh.coordinator, mesh.ledger, 1.0, 10, stall_timeout_s, AwakeClock(1e6, lambda: self.now))
 
     async def after(self, seconds: float) -> RunState:
         self.now += seconds

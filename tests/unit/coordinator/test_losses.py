@@ -94,7 +94,7 @@ def test_the_status_is_answered_although_redis_hangs(with_worker: Callable[..., 
 
 
 def test_silent_members_are_dropped_although_redis_is_away(with_worker: Callable[..., None]) -> None:
-    async def refuse(*_: Any) -> Any:
+    async def refuse(*_: Any, **options: Any) -> Any:
         raise UnavailableError("Redis does not answer")
 
     async def body(mesh: Mesh, worker: Worker) -> None:
@@ -131,7 +131,7 @@ def test_too_many_failed_groups_end_the_run_naming_the_most_frequent_reason(with
         await mesh.publish(0)
         for reason in ("reward_func raised ValueError", "reward_func raised ValueError", "out of tokens"):
             lease = (await worker.take(1))[0]
-            await mesh.ledger.give_back(lease.group_id, lease.fencing_token, reason, 3, is_final=True)
+            await mesh.ledger.give_back(lease.group_id, lease.fencing_token, reason, is_final=True)
         await mesh.until(lambda: mesh.coordinator.run.state.is_over)
         failure = (await worker.client.heartbeat()).failure
         assert failure.startswith("too many groups failed, most often: reward_func raised ValueError (2 of")

@@ -97,7 +97,7 @@ async def act_as_a_mesh(config: MeshConfig, failure: str) -> None:
             async with worker.lease_stream() as stream:
                 stream.grant(1)
                 lease = await asyncio.wait_for(anext(stream), 30)
-            await Ledger(redis, run_id).give_back(lease.group_id, lease.fencing_token, "no good", 3, is_final=True)
+            await Ledger(redis, run_id).give_back(lease.group_id, lease.fencing_token, "no good", is_final=True)
             await learner.report_step(1, PolicyVersion(0, 1), {}, True)
             await worker.leave()
         heartbeat = await learner.heartbeat()

@@ -145,7 +145,7 @@ def test_a_failed_group_is_replaced_by_the_next_prompt(with_worker: Callable[...
     async def body(mesh: Mesh, worker: Worker) -> None:
         await mesh.publish(0)
         first, second = await worker.take(2)
-        await mesh.ledger.give_back(first.group_id, first.fencing_token, "bad prompt", 3, is_final=True)
+        await mesh.ledger.give_back(first.group_id, first.fencing_token, "bad prompt", is_final=True)
         third = (await worker.take(1))[0]
         assert third.sequence == 2
         await mesh.commit(second)
@@ -314,7 +314,7 @@ def test_seeded_leases_have_a_seed_that_a_retry_repeats(with_worker: Callable[..
     async def body(mesh: Mesh, worker: Worker) -> None:
         await mesh.publish(0)
         first, second = await worker.take(2)
-        await mesh.ledger.give_back(first.group_id, first.fencing_token, "again", 3)
+        await mesh.ledger.give_back(first.group_id, first.fencing_token, "again")
         again = (await worker.take(1))[0]
         assert 0 < first.sampling.seed == again.sampling.seed != second.sampling.seed
 

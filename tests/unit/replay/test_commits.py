@@ -94,7 +94,7 @@ def test_one_script_judges_each_commit_by_itself(
             assert raw.ttl(keys.payload(groups[0].group_id, tokens[0])) == -1, "what is accepted stays"
             assert not raw.exists(keys.payload(groups[2].group_id, 1000)), "what is fenced goes"
             assert (await ledger.snapshot()).num_groups[GroupState.READY] == 2
-            await ledger.revoke_member("rollout-0", 5)
+            await ledger.revoke_member("rollout-0")
             return [row.state async for row in ledger.rows()]
 
     states = asyncio.run(scenario())

@@ -45,7 +45,7 @@ async def coordinate(ledger: Ledger, is_over: asyncio.Event) -> int:
             await ledger.open_groups([PromptId("train", 0, i) for i in wanted], num_slots=NUM_SLOTS)
         elif not snapshot.is_closed:
             await ledger.close_intake()
-        await ledger.expire_leases(max_attempts=50)
+        await ledger.expire_leases()
         await ledger.release_slots(through_step=10**6)
         await asyncio.sleep(0.005)
     return most
@@ -66,7 +66,7 @@ async def work(
             if fate < 0.05:
                 continue  # forgotten
             if fate < 0.10:
-                await ledger.give_back(row.group_id, row.fencing_token, "no mood", 50)
+                await ledger.give_back(row.group_id, row.fencing_token, "no mood")
                 continue
             await asyncio.sleep(0.3 if fate < 0.15 else 0.002)
             group = make_group(row.prompt_id, row.sequence, row.attempt)
@@ -82,7 +82,7 @@ def test_every_group_is_trained_once_while_workers_are_late_forgetful_and_repeti
 
     async def main() -> tuple[list[Batch], int, list[GroupState]]:
         clients = [connect(url, 5.0) for _ in range(4)]
-        coordinator, *workers = (Ledger(client, run_id) for client in clients)
+        coordinator, *workers = (Ledger(client, run_id, max_attempts=50) for client in clients)
         is_over = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             opened = tasks.create_task(coordinate(coordinator, is_over))

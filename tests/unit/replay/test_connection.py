@@ -160,7 +160,7 @@ def test_full_memory_refuses_a_commit_whole_and_the_learner_can_still_make_room(
         assert intake.take_batch(1, 1, 1, 1.0) is not None
         assert intake.mark_trained(1) == 1
         assert intake.retire(1) == 1
-        assert await ledger.give_back(third.group_id, third.fencing_token, "full", 9) is GroupState.PENDING
+        assert await ledger.give_back(third.group_id, third.fencing_token, "full") is GroupState.PENDING
 
         client.config_set("maxmemory", "0")
         await ledger.commit(make_group(second.prompt_id), second.fencing_token)

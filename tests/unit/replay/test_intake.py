@@ -58,7 +58,7 @@ class Line:
 
     def fail(self, sequence: int) -> None:
         row = self._leases[sequence]
-        self.give_back(row.group_id, row.fencing_token, "broken", 1, is_final=True)
+        self.give_back(row.group_id, row.fencing_token, "broken", is_final=True)
 
 
 @pytest.fixture

@@ -21,17 +21,17 @@ PROMPTS = [PromptId("train", 0, index) for index in range(10)]
 
 
 @asynccontextmanager
-async def open_ledger(url: str, run_id: str) -> AsyncIterator[Ledger]:
+async def open_ledger(url: str, run_id: str, max_attempts: int = 3) -> AsyncIterator[Ledger]:
     client = connect(url, 5.0)
     try:
-        yield Ledger(client, run_id)
+        yield Ledger(client, run_id, max_attempts=max_attempts)
     finally:
         await client.aclose()
 
 
-def with_ledger(url: str, run_id: str, scenario: Callable[[Ledger], Awaitable[None]]) -> None:
+def with_ledger(url: str, run_id: str, scenario: Callable[[Ledger], Awaitable[None]], max_attempts: int = 3) -> None:
     async def main() -> None:
-        async with open_ledger(url, run_id) as ledger:
+        async with open_ledger(url, run_id, max_attempts) as ledger:
             await asyncio.wait_for(scenario(ledger), 60)
 
     asyncio.run(main())
@@ -115,7 +115,7 @@ def test_expired_work_keeps_its_place_and_is_leased_again_first(url: str, run_id
         await ledger.open_groups(PROMPTS[:4])
         held = await ledger.lease("rollout-0", 60, 2)
         end_time_of(raw, run_id, held[1])
-        (expired,) = await ledger.expire_leases(max_attempts=3)
+        (expired,) = await ledger.expire_leases()
         assert (expired.state, expired.attempt, expired.reason) == (GroupState.PENDING, 1, "lease expired")
         (again, _) = await ledger.lease("rollout-1", 60, 2)
         assert (again.group_id, again.sequence, again.attempt) == (held[1].group_id, 1, 1)
@@ -131,7 +131,7 @@ def test_leases_expire_by_the_clock_of_the_server(url: str, run_id: str) -> None
         await ledger.lease("rollout-0", 0.02, 1)
         await ledger.lease("rollout-1", 60, 1)
         await asyncio.sleep(0.05)
-        assert ids(await ledger.expire_leases(max_attempts=3)) == ["train:0:0"]
+        assert ids(await ledger.expire_leases()) == ["train:0:0"]
 
     with_ledger(url, run_id, scenario)
 
@@ -143,9 +143,9 @@ def test_a_renewed_lease_lives_on_and_one_that_is_over_stays_over(
         await ledger.open_groups(PROMPTS[:4])
         kept, late, superseded, ended = await ledger.lease("rollout-0", 1, 4)
         end_time_of(raw, run_id, superseded)
-        await ledger.expire_leases(max_attempts=3)
+        await ledger.expire_leases()
         (again,) = await ledger.lease("rollout-1", 60, 1)
-        await ledger.give_back(ended.group_id, ended.fencing_token, "broken", 3)
+        await ledger.give_back(ended.group_id, ended.fencing_token, "broken")
         end_time_of(raw, run_id, late)
         asked = [(row.group_id, row.fencing_token) for row in (kept, late, superseded, ended)]
         over = {late.group_id, superseded.group_id, ended.group_id}
@@ -154,7 +154,7 @@ def test_a_renewed_lease_lives_on_and_one_that_is_over_stays_over(
         left_s = await ledger.seconds_left([kept.group_id, again.group_id, ended.group_id])
         assert set(left_s) == {kept.group_id, again.group_id}
         assert all(50 < seconds <= 60 for seconds in left_s.values())
-        assert ids(await ledger.expire_leases(max_attempts=3)) == [late.group_id]
+        assert ids(await ledger.expire_leases()) == [late.group_id]
         group = make_group(PROMPTS[1], sequence=1)
         assert await ledger.commit(group, late.fencing_token) is CommitOutcome.FENCED
 
@@ -178,12 +178,12 @@ def test_a_group_fails_after_its_last_attempt_and_frees_its_slot(url: str, run_i
         for _ in range(2):
             (row,) = await ledger.lease("rollout-0", 60, 1)
             end_time_of(raw, run_id, row)
-            (ended,) = await ledger.expire_leases(max_attempts=2)
+            (ended,) = await ledger.expire_leases()
         assert (ended.state, ended.attempt, ended.reason) == (GroupState.FAILED, 2, "lease expired")
         assert (await ledger.snapshot()).num_slots_used == 0
         assert await ledger.lease("rollout-0", 60, 1) == []
 
-    with_ledger(url, run_id, scenario)
+    with_ledger(url, run_id, scenario, max_attempts=2)
 
 
 def test_all_leases_of_a_lost_member_end_and_nobody_elses(url: str, run_id: str) -> None:
@@ -191,7 +191,7 @@ def test_all_leases_of_a_lost_member_end_and_nobody_elses(url: str, run_id: str)
         await ledger.open_groups([PromptId("train", 0, index) for index in range(260)])
         await ledger.lease("rollout-1", 60, 250)
         await ledger.lease("rollout-10", 60, 10)
-        assert len(await ledger.revoke_member("rollout-1", max_attempts=3)) == 250
+        assert len(await ledger.revoke_member("rollout-1")) == 250
         snapshot = await ledger.snapshot()
         assert snapshot.num_groups[GroupState.PENDING] == 250
         assert snapshot.num_groups[GroupState.LEASED] == 10
@@ -229,7 +229,7 @@ def test_a_commit_after_the_lease_is_over_changes_nothing(
         (row,) = await ledger.lease("rollout-0", 60, 1)
         end_time_of(raw, run_id, row)
         if is_swept:
-            await ledger.expire_leases(max_attempts=3)
+            await ledger.expire_leases()
         before = await ledger.row(row.group_id)
         assert await ledger.commit(make_group(row.prompt_id), row.fencing_token) is CommitOutcome.FENCED
         assert await ledger.row(row.group_id) == before
@@ -244,7 +244,7 @@ def test_a_late_commit_does_not_touch_what_the_next_holder_stored(
     async def scenario(ledger: Ledger) -> None:
         await ledger.open_groups(PROMPTS[:1])
         (late,) = await ledger.lease("rollout-0", 60, 1)
-        await ledger.revoke_member("rollout-0", max_attempts=3)
+        await ledger.revoke_member("rollout-0")
         (current,) = await ledger.lease("rollout-1", 60, 1)
         assert await ledger.commit(make_group(late.prompt_id, num_tokens=9), late.fencing_token) is CommitOutcome.FENCED
         assert await ledger.commit(make_group(late.prompt_id), current.fencing_token) is CommitOutcome.ACCEPTED
@@ -306,23 +306,40 @@ def test_given_back_work_waits_at_its_place_until_attempts_are_exhausted(url: st
     async def scenario(ledger: Ledger) -> None:
         await ledger.open_groups(PROMPTS[:2])
         (row,) = await ledger.lease("rollout-0", 60, 1)
-        assert await ledger.give_back(row.group_id, row.fencing_token, "shutting down", 2) is GroupState.PENDING
-        assert await ledger.give_back(row.group_id, row.fencing_token, "shutting down", 2) is GroupState.PENDING
+        assert await ledger.give_back(row.group_id, row.fencing_token, "shutting down") is GroupState.PENDING
+        assert await ledger.give_back(row.group_id, row.fencing_token, "shutting down") is GroupState.PENDING
         (again,) = await ledger.lease("rollout-1", 60, 1)
         assert (again.sequence, again.attempt, again.reason) == (0, 1, "shutting down")
-        assert await ledger.give_back(row.group_id, row.fencing_token, "too late", 2) is None
-        assert await ledger.give_back(again.group_id, again.fencing_token, "no reward", 2) is GroupState.FAILED
+        assert await ledger.give_back(row.group_id, row.fencing_token, "too late") is None
+        assert await ledger.give_back(again.group_id, again.fencing_token, "no reward") is GroupState.FAILED
         failed = [row async for row in ledger.rows(GroupState.FAILED)]
         assert [(row.group_id, row.reason, row.attempt) for row in failed] == [("train:0:0", "no reward", 2)]
 
-    with_ledger(url, run_id, scenario)
+    with_ledger(url, run_id, scenario, max_attempts=2)
+
+
+def test_a_lease_that_ends_through_no_fault_of_its_group_never_fails_the_group(
+    url: str, run_id: str, raw: redis.Redis
+) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        await ledger.open_groups(PROMPTS[:1])
+        for attempt in range(1, 4):
+            (row,) = await ledger.lease("rollout-0", 60, 1)
+            outcome = await ledger.give_back(row.group_id, row.fencing_token, "leaving", is_excused=True)
+            assert outcome is GroupState.PENDING
+            (row,) = await ledger.lease("rollout-0", 60, 1)
+            end_time_of(raw, run_id, row)
+            (row,) = await ledger.expire_leases(is_excused=True)
+            assert (row.state, row.attempt) == (GroupState.PENDING, 2 * attempt)
+
+    with_ledger(url, run_id, scenario, max_attempts=1)
 
 
 def test_a_final_give_back_fails_at_once_and_a_filtered_group_frees_its_slot(url: str, run_id: str) -> None:
     async def scenario(ledger: Ledger) -> None:
         await ledger.open_groups(PROMPTS[:3])
         final, filtered, _ = await ledger.lease("rollout-0", 60, 3)
-        outcome = await ledger.give_back(final.group_id, final.fencing_token, "invalid", 9, is_final=True)
+        outcome = await ledger.give_back(final.group_id, final.fencing_token, "invalid", is_final=True)
         assert outcome is GroupState.FAILED
         for _ in range(2):
             outcome = await ledger.filter_group(filtered.group_id, filtered.fencing_token, "all scores equal")
@@ -349,7 +366,7 @@ def test_the_journal_tells_every_transition(url: str, run_id: str, raw: redis.Re
     async def scenario(ledger: Ledger) -> None:
         await ledger.open_groups(PROMPTS[:1])
         (row,) = await ledger.lease("rollout-0", 60, 1)
-        await ledger.give_back(row.group_id, row.fencing_token, "shutting down", 3)
+        await ledger.give_back(row.group_id, row.fencing_token, "shutting down")
         (row,) = await ledger.lease("rollout-1", 60, 1)
         await ledger.commit(make_group(row.prompt_id), row.fencing_token)
         await ledger.commit(make_group(row.prompt_id), row.fencing_token)

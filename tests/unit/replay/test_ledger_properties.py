@@ -87,7 +87,7 @@ class Schedule:
         self.random = random.Random(seed)
         self.runner = asyncio.Runner()
         self.client = connect(url, 5.0)
-        self.ledger = Ledger(self.client, run_id)
+        self.ledger = Ledger(self.client, run_id, max_attempts=MAX_ATTEMPTS)
         self.raw: redis.Redis = connect_blocking(url, 5.0)
         self.intake = BatchIntake(self.raw, run_id)
         self.keys = Keys(run_id)
@@ -187,12 +187,12 @@ class Schedule:
 
     def sweep(self) -> None:
         ended = [i for i, group in enumerate(self.model.groups) if group.state is S.LEASED and group.is_overdue]
-        self.end_leases(ended, self.call("expire_leases", MAX_ATTEMPTS))
+        self.end_leases(ended, self.call("expire_leases"))
 
     def lose_member(self) -> None:
         member = self.random.choice(MEMBERS)
         ended = [i for i, g in enumerate(self.model.groups) if g.state is S.LEASED and g.member == member]
-        self.end_leases(ended, self.call("revoke_member", member, MAX_ATTEMPTS))
+        self.end_leases(ended, self.call("revoke_member", member))
 
     def end_leases(self, ended: list[int], rows: list[Any]) -> None:
         assert sorted(row.sequence for row in rows) == ended
@@ -251,7 +251,7 @@ class Schedule:
         if kind == "filter":
             answer = self.call("filter_group", str(self.prompt(sequence)), token, "why")
         else:
-            args = (str(self.prompt(sequence)), token, "why", MAX_ATTEMPTS)
+            args = (str(self.prompt(sequence)), token, "why")
             answer = self.call("give_back", *args, is_final=kind == "final")
         assert answer is expected
 

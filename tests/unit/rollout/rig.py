@@ -154,7 +154,7 @@ class Rig:
         self.ledger = ledger
         self.progress = Progress()
         self.evaluations = Evaluations()
-        self.delivery = Delivery(ledger, self.evaluations, 2, 30.0, filter_section)
+        self.delivery = Delivery(ledger, self.evaluations, 30.0, filter_section)
         self.max_open_groups = max_open_groups
         self.settings: dict[str, Any] = {}
         self.running: asyncio.Task[None]
@@ -208,6 +208,7 @@ async def running_rig(
     reward: FakeRewardServicer | None = None,
     *,
     max_open_groups: int = 4,
+    max_attempts: int = 2,
     settings: dict[str, Any] | None = None,
     filter_section: FilterSection | None = None,
     **changes: Any,
@@ -217,7 +218,7 @@ async def running_rig(
     rig = Rig(
         engine or FakeEngine(),
         reward or FakeRewardServicer(),
-        Ledger(redis, run_id),
+        Ledger(redis, run_id, max_attempts=max_attempts),
         max_open_groups,
         filter_section or FilterSection(),
     )

@@ -203,10 +203,10 @@ def test_a_fenced_commit_is_dropped_and_the_worker_goes_on(
 ) -> None:
     async def scenario() -> None:
         engine = FakeEngine(is_held=lambda request: request.request_id.startswith("train:0:0/"))
-        async with running_rig(redis_url, run_id, engine, max_open_groups=1) as rig:
+        async with running_rig(redis_url, run_id, engine, max_open_groups=1, max_attempts=1) as rig:
             await rig.open(0)
             await until(lambda: rig.engine.requests)
-            await rig.ledger.revoke_member("rollout-0", max_attempts=1)
+            await rig.ledger.revoke_member("rollout-0")
             await rig.open(1)
             engine.released.set()
             await rig.until(GroupState.READY, 1)
@@ -241,7 +241,7 @@ def test_a_newer_lease_of_the_same_group_replaces_the_older(redis_url: str, run_
         async with running_rig(redis_url, run_id, engine) as rig:
             await rig.open(0)
             await until(lambda: len(engine.requests) == 2)
-            await rig.ledger.revoke_member("rollout-0", max_attempts=5)
+            await rig.ledger.revoke_member("rollout-0")
             rig.leases.wake()
             await until(lambda: len(engine.requests) == 4)
             engine.released.set()
@@ -378,10 +378,10 @@ def test_a_group_whose_lease_was_over_is_not_filtered(
             return Score(1.0, 1.0)
 
         reward = FakeRewardServicer(function)
-        async with running_rig(redis_url, run_id, reward=reward, filter_section=BETWEEN) as rig:
+        async with running_rig(redis_url, run_id, reward=reward, filter_section=BETWEEN, max_attempts=1) as rig:
             await rig.open(0)
             await until(lambda: rig.reward.calls)
-            await rig.ledger.revoke_member("rollout-0", max_attempts=1)
+            await rig.ledger.revoke_member("rollout-0")
             is_revoked.set()
             await until(lambda: rig.pool.num_groups_open == 0)
             assert await rig.state(0) is GroupState.FAILED
@@ -433,7 +433,7 @@ def test_closing_hands_open_groups_back_even_in_their_last_attempt(redis_url: st
         async with running_rig(redis_url, run_id, engine) as rig:
             await rig.open(0, 1)
             await until(lambda: len(engine.requests) >= 4)
-            await rig.ledger.revoke_member("rollout-0", max_attempts=2)
+            await rig.ledger.revoke_member("rollout-0")
             rig.leases.wake()
             await until(lambda: len(engine.requests) >= 8)
             clock = asyncio.get_running_loop().time
