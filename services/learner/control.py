@@ -23,7 +23,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, TypeVar
 
 from rollmesh.aio.supervisor import Supervisor
-from rollmesh.errors import DeadlineError, RunEndedError
+from rollmesh.errors import DeadlineError, RollMeshError, RunEndedError
 from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.rpc.membership import Membership
 from rollmesh.rpc.server import Server
@@ -152,15 +152,16 @@ class Control:
     def report_step(
         self, step: int, version: PolicyVersion, metrics: Mapping[str, float], *, is_last: bool = False
     ) -> None:
-        """Report a step's metrics; joined by the next report, or at once if it is the last.
+        """Report a step's metrics; joined by the next report, or at once if it is the last. A report that does not
+        arrive costs a warning, but the last one has to: the run ends with it.
 
         Raises:
-            RollMeshError: this or the last report did not arrive.
+            RollMeshError: the last report did not arrive, the coordinator is lost, or the run is over.
         """
-        self._join_reports()
+        self._join_reports(must_arrive=False)
         self._reports.append(self._submit(self._connected().report_step(step, version, metrics, is_last)))
         if is_last:
-            self._join_reports()
+            self._join_reports(must_arrive=True)
 
     def wait_over(self) -> None:
         """Wait until the run is over. The coordinator ends it: finished, stalled or failed.
@@ -172,10 +173,16 @@ class Control:
         if last.run_state is RunState.FAILED:
             raise RunEndedError(f"the run failed: {last.failure}")
 
-    def _join_reports(self) -> None:
+    def _join_reports(self, *, must_arrive: bool) -> None:
         reports, self._reports = self._reports, []
         for report in reports:
-            self._wait(report, None, "the report of a step")
+            try:
+                self._wait(report, None, "the report of a step")
+            except RollMeshError as error:
+                self.check()
+                if must_arrive:
+                    raise
+                _logger.warning("the metrics of a step did not reach the coordinator: %s", error)
 
     def _connected(self) -> CoordinatorClient:
         self.check()

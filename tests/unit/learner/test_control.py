@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rollmesh.errors import DeadlineError, UnavailableError
+from rollmesh.errors import DeadlineError, InvalidArgumentError, UnavailableError
 from rollmesh.types import PolicyVersion
 from services.learner.control import Control
 from services.learner.intake import Intake
@@ -38,6 +38,31 @@ def test_a_publish_that_is_under_way_when_the_coordinator_is_lost_ends_with_that
         control.stop()
 
     asyncio.run(asyncio.wait_for(scenario(), 100))
+
+
+def test_metrics_that_do_not_arrive_end_no_training_and_the_last_report_has_to_arrive(tmp_path: Path) -> None:
+    def train(control: Control, coordinator: FakeCoordinator) -> None:
+        refused = InvalidArgumentError("metrics are refused", "metrics")
+        control.start()
+        try:
+            coordinator.fail_next("ReportStep", refused, refused, refused)
+            for step in (1, 2, 3):
+                control.report_step(step, V1, {"reward/mean": 0.5})
+            control.report_step(4, V1, {}, is_last=True)
+            coordinator.fail_next("ReportStep", refused)
+            with pytest.raises(InvalidArgumentError, match="metrics are refused"):
+                control.report_step(5, V1, {}, is_last=True)
+        finally:
+            control.stop()
+
+    async def scenario() -> None:
+        coordinator = FakeCoordinator()
+        async with coordinator.serve() as server:
+            config = mesh_config(tmp_path, tmp_path, coordinator={"address": server.address})
+            await asyncio.to_thread(train, Control(config, "learner", LearnerProgress(60.0)), coordinator)
+        assert [call.step for call in coordinator.steps] == [4]
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
 class QueueThatComesBack:
