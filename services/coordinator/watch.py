@@ -76,6 +76,7 @@ class Watch:
         self._groups_per_batch = groups_per_batch
         self._stall_timeout_s = stall_timeout_s
         self._stall = StallClock(clock)
+        self._has_slept = False
 
     async def run(self) -> None:
         """Tick until cancelled."""
@@ -93,18 +94,19 @@ class Watch:
 
     async def tick(self) -> None:
         """One look at everything."""
-        coordinator, has_slept = self._coordinator, False
+        coordinator = self._coordinator
         if slept_s := self._clock.take_slept_s():
             logger.warning("the coordinator was stopped for %.0f s; all members get their time anew", slept_s)
             coordinator.members.give_time()
-            has_slept = True
+            self._has_slept = True
         coordinator.expire_evaluation()
         await coordinator.drop_silent()
         with contextlib.suppress(UnavailableError):
             # The dispatcher reports an unreachable Redis; leases that are overdue are dead to commits all the same.
             await coordinator.renewals.flush()
-            for row in await self._ledger.expire_leases(is_excused=has_slept):
+            for row in await self._ledger.expire_leases(is_excused=self._has_slept):
                 logger.warning("lease of %s expired: %s", row.member, row.state.value, extra={"group": row.group_id})
+            self._has_slept = False
             await self._check_failures(coordinator.dispatcher.snapshot)
         coordinator.observe()
         await self._check_stall()

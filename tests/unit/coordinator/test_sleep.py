@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rollmesh.errors import UnavailableError
 from rollmesh.replay.keys import Keys
 from rollmesh.types import GroupState, RunState
 from tests.unit.coordinator.harness import Mesh, Worker, evaluation_section
@@ -46,12 +47,20 @@ def test_who_stays_silent_after_a_sleep_is_dropped_after_its_whole_timeout(with_
     with_worker(body, coordinator={"member_timeout_s": 3.0})
 
 
+async def refuse() -> None:
+    """What Redis does right after the sleep, which has cut its connections."""
+    raise UnavailableError("Redis does not answer")
+
+
 def test_a_lease_that_ended_in_the_sleep_is_over_but_fails_no_group(with_worker: Callable[..., None]) -> None:
     async def body(mesh: Mesh, worker: Worker) -> None:
         await mesh.publish(0)
         (held,) = await worker.take(1)
         mesh.nap.seconds += HOUR_S
+        flush, mesh.coordinator.renewals.flush = mesh.coordinator.renewals.flush, refuse  # type: ignore[method-assign]
         await mesh.ledger._redis.zadd(Keys(mesh.config.run.name).deadlines, {held.group_id: 1})
+        await mesh.watch.tick()
+        mesh.coordinator.renewals.flush = flush  # type: ignore[method-assign]
         await mesh.watch.tick()
         row = await mesh.ledger.row(held.group_id)
         assert row is not None
