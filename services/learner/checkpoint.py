@@ -17,7 +17,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import random
 import re
 import shutil
@@ -36,6 +35,7 @@ from services.learner.critic import CriticEngine
 from services.learner.ema import PolicyAverage
 from services.learner.engine import PolicyEngine
 from services.learner.ranks import Ranks
+from services.learner.replacement import publish_folder, restore_replaced, sync_tree
 
 SCHEMA = 2
 _TEMPORARY = ".partial"
@@ -110,6 +110,9 @@ class CheckpointStore:
         self._config = config
         self._ranks = ranks
         self._folder = config.run.folder / "checkpoints"
+        if ranks.is_first:
+            for parent in (self._folder, config.run.folder):
+                restore_replaced(parent)
 
     def save(self, learnables: Learnables, state: Mapping[str, float], step: int, version: PolicyVersion) -> Path:
         """Write a checkpoint; on return it is durable. Drops the oldest ones over ``max_kept``. Collective.
@@ -134,12 +137,12 @@ class CheckpointStore:
             learnables.average.save(partial / "average")
         self._random_file(partial).write_text(_random_state(), encoding="utf-8")
         self._ranks.barrier()
-        _sync_tree(partial)  # on every rank, because a network file system has the files of this one in its memory
+        sync_tree(partial)  # on every rank, because a network file system has the files of this one in its memory
         self._ranks.barrier()
         if self._ranks.is_first:
             manifest = self._manifest(learnables, state, step, version)
             (partial / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-            _publish_folder(partial, final)
+            publish_folder(partial, final)
             self._drop_old()
         self._ranks.barrier()
         return final
@@ -154,7 +157,7 @@ class CheckpointStore:
         if learnables.average is not None:
             learnables.average.export(partial / "average")
         if self._ranks.is_first:
-            _publish_folder(partial, final)
+            publish_folder(partial, final)
             self._drop_old()
         self._ranks.barrier()
         return final
@@ -282,27 +285,3 @@ def _encode(state: torch.Tensor) -> str:
 
 def _decode(text: str) -> torch.Tensor:
     return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
-
-
-def _publish_folder(partial: Path, final: Path) -> None:
-    """Sync a folder to disk and give it its name, in place of an older one."""
-    _sync_tree(partial)
-    if final.exists():
-        shutil.rmtree(final)
-    partial.rename(final)
-    _sync(final.parent)
-
-
-def _sync_tree(folder: Path) -> None:
-    for path, _, files in os.walk(folder):
-        for file in files:
-            _sync(Path(path, file))
-        _sync(Path(path))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
