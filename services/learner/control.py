@@ -23,7 +23,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, TypeVar
 
 from rollmesh.aio.supervisor import Supervisor
-from rollmesh.errors import DeadlineError, RollMeshError, RunEndedError
+from rollmesh.errors import DeadlineError, RollMeshError, RunEndedError, UnavailableError
 from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.rpc.membership import Membership
 from rollmesh.rpc.server import Server
@@ -50,6 +50,8 @@ CALL_MARGIN_S = 10.0
 """Added to the deadline of a call for the way between the threads."""
 FILES_POLL_S = 2.0
 """Between looks at the files of a checkpoint that is being written."""
+REPORT_PATIENCE_S = 1.0
+"""How long a step waits for the report of the step before, beyond the time that the step took itself."""
 STOP_TIMEOUT_S = 15.0
 """For the control thread to leave the run and stop its server."""
 
@@ -74,7 +76,8 @@ class Control:
         self._stop = asyncio.Event()
         self._failure = ""
         self._client: CoordinatorClient | None = None
-        self._reports: list[Future[None]] = []
+        self._report: Future[None] | None = None
+        self._num_lost_reports = 0
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
 
     def start(self) -> Registration:
@@ -152,16 +155,45 @@ class Control:
     def report_step(
         self, step: int, version: PolicyVersion, metrics: Mapping[str, float], *, is_last: bool = False
     ) -> None:
-        """Report a step's metrics; joined by the next report, or at once if it is the last. A report that does not
-        arrive costs a warning, but the last one has to: the run ends with it.
+        """Report a step's metrics. One that does not arrive is logged and counted: the next report says more.
+
+        The last report ends the run, so it is repeated until it arrives or the coordinator is lost.
 
         Raises:
-            RollMeshError: the last report did not arrive, the coordinator is lost, or the run is over.
+            RollMeshError: the coordinator is lost or the run over, or the coordinator refuses the last report.
         """
-        self._join_reports(must_arrive=False)
-        self._reports.append(self._submit(self._connected().report_step(step, version, metrics, is_last)))
-        if is_last:
-            self._join_reports(must_arrive=True)
+        self._settle_report()
+        if not is_last:
+            self._report = self._submit(self._connected().report_step(step, version, metrics, is_last))
+            return
+        while True:
+            report = self._submit(self._connected().report_step(step, version, metrics, is_last))
+            with contextlib.suppress(UnavailableError, DeadlineError):  # then `_connected` says if it is lost
+                self._wait(report, None, "the report of the last step")
+                break
+
+    @property
+    def num_lost_reports(self) -> int:
+        """Reports of steps that did not arrive."""
+        return self._num_lost_reports
+
+    def _settle_report(self) -> None:
+        """See whether the report before this one arrived; one that is still under way gets a moment more."""
+        report, self._report = self._report, None
+        if report is None:
+            return
+        wait([report], timeout=REPORT_PATIENCE_S)
+        if report.cancel():
+            reason = f"it took longer than {REPORT_PATIENCE_S:g} s"
+        else:
+            error = report.exception()
+            if error is None:
+                return
+            if not isinstance(error, RollMeshError):
+                raise error
+            reason = str(error)
+        self._num_lost_reports += 1
+        _logger.warning("a step's metrics did not reach the coordinator (%s); training goes on", reason)
 
     def wait_over(self) -> None:
         """Wait until the run is over. The coordinator ends it: finished, stalled or failed.
@@ -172,17 +204,6 @@ class Control:
         last = self._wait(self._over, None, "the end of the run")
         if last.run_state is RunState.FAILED:
             raise RunEndedError(f"the run failed: {last.failure}")
-
-    def _join_reports(self, *, must_arrive: bool) -> None:
-        reports, self._reports = self._reports, []
-        for report in reports:
-            try:
-                self._wait(report, None, "the report of a step")
-            except RollMeshError as error:
-                self.check()
-                if must_arrive:
-                    raise
-                _logger.warning("the metrics of a step did not reach the coordinator: %s", error)
 
     def _connected(self) -> CoordinatorClient:
         self.check()

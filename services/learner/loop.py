@@ -35,6 +35,11 @@ _logger = logging.getLogger(__name__)
 class Reporter(Protocol):
     """What the loop needs of `services.learner.control.Control`."""
 
+    @property
+    def num_lost_reports(self) -> int:
+        """Reports that did not arrive."""
+        ...
+
     def report_step(
         self, step: int, version: PolicyVersion, metrics: Mapping[str, float], *, is_last: bool = False
     ) -> None:
@@ -131,6 +136,8 @@ class Loop:
         return num_groups / (num_groups + num_filtered)
 
     def _report(self, step: int, statistics: StepStatistics, metrics: Mapping[str, float]) -> None:
+        if self._parts.reporter is not None:
+            metrics = {**metrics, "report/lost": float(self._parts.reporter.num_lost_reports)}
         self._metrics = metrics
         if self._parts.metrics_file is not None:
             self._parts.metrics_file.append(step, self._version, statistics.staleness_histogram, metrics)

@@ -65,6 +65,53 @@ def test_metrics_that_do_not_arrive_end_no_training_and_the_last_report_has_to_a
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
+def test_a_lost_report_of_metrics_is_counted_and_the_next_one_arrives(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.learner.control.REPORT_PATIENCE_S", 0.1)
+
+    def train(control: Control, coordinator: FakeCoordinator) -> None:
+        control.start()
+        coordinator.stalled.add("ReportStep")
+        control.report_step(1, V1, {})
+        coordinator.fail_next("ReportStep", InvalidArgumentError("metrics: not finite"))
+        control.report_step(2, V1, {})
+        assert control.num_lost_reports == 1
+        coordinator.stalled.clear()
+        monkeypatch.setattr("services.learner.control.REPORT_PATIENCE_S", 30.0)
+        control.report_step(3, V1, {})
+        control.report_step(4, V1, {}, is_last=True)
+        assert control.num_lost_reports == 2
+        assert [call.step for call in coordinator.steps][-1] == 4
+        control.stop()
+
+    async def scenario() -> None:
+        coordinator = FakeCoordinator()
+        async with coordinator.serve() as server:
+            config = mesh_config(tmp_path, tmp_path, coordinator={"address": server.address})
+            await asyncio.to_thread(train, Control(config, "learner", LearnerProgress(60.0)), coordinator)
+
+    asyncio.run(asyncio.wait_for(scenario(), 100))
+    assert "a step's metrics did not reach the coordinator" in caplog.text
+
+
+def test_the_last_report_is_repeated_until_it_arrives(tmp_path: Path) -> None:
+    def train(control: Control, coordinator: FakeCoordinator) -> None:
+        control.start()
+        coordinator.fail_next("ReportStep", DeadlineError("too slow"), DeadlineError("too slow"))
+        control.report_step(4, V1, {}, is_last=True)
+        assert [call.is_last for call in coordinator.steps] == [True]
+        control.stop()
+
+    async def scenario() -> None:
+        coordinator = FakeCoordinator()
+        async with coordinator.serve() as server:
+            config = mesh_config(tmp_path, tmp_path, coordinator={"address": server.address})
+            await asyncio.to_thread(train, Control(config, "learner", LearnerProgress(60.0)), coordinator)
+
+    asyncio.run(asyncio.wait_for(scenario(), 100))
+
+
 class QueueThatComesBack:
     """Does not answer at first, nor says why."""
 
