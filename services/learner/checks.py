@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+
 from rollmesh.data.model_folder import ModelFolder
 from rollmesh.errors import ConfigError
 from services.config import MeshConfig
@@ -12,8 +15,9 @@ def check_start(config: MeshConfig) -> None:
 
     Raises:
         ConfigError: the model folder is missing or holds no causal language model, the critic's folder is none, CUDA
-            is asked for and absent, or no Redis is named.
+            is asked for and absent, no Redis is named, or the environment speaks of other ranks.
     """
+    check_ranks(config.learner.num_ranks, os.environ)
     if config.replay.url is None:
         raise ConfigError("replay.url", "is not set", "start the mesh with `rollmesh up`, or name a Redis")
     ModelFolder.read("model.path", config.model.path).check_trainable()
@@ -25,3 +29,24 @@ def check_start(config: MeshConfig) -> None:
 
         if not torch.cuda.is_available():
             raise ConfigError("learner.device", "is 'cuda' but there is no CUDA device here", "use 'auto' or 'cpu'")
+
+
+def check_ranks(num_ranks: int, environment: Mapping[str, str]) -> None:
+    """Refuse RANK and WORLD_SIZE that do not belong to the learner's ranks: it would wait for ranks that nobody starts.
+
+    A job around the mesh may have set them for processes of its own. A learner of several ranks that finds no RANK
+    starts them itself, with right ones.
+
+    Raises:
+        ConfigError: they contradict ``num_ranks``, or are no numbers.
+    """
+    rank, world_size = environment.get("RANK"), environment.get("WORLD_SIZE")
+    if rank is None and (world_size is None or num_ranks > 1):
+        return
+    fix = f"unset RANK, WORLD_SIZE and MASTER_ADDR here, or start {num_ranks} processes with RANK from 0"
+    if world_size != str(num_ranks):
+        problem = f"{num_ranks} differs from WORLD_SIZE {world_size!r} of the environment"
+        raise ConfigError("learner.num_ranks", problem, fix)
+    if rank is not None and not (rank.isdecimal() and int(rank) < num_ranks):
+        problem = f"{num_ranks} has no rank {rank!r}, which RANK of the environment names"
+        raise ConfigError("learner.num_ranks", problem, fix)

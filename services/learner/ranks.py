@@ -14,9 +14,12 @@ import torch
 import torch.distributed as dist
 from torch.distributed import Store  # type: ignore[attr-defined]
 
+from rollmesh.errors import DeadlineError, WeightTransferError
 from rollmesh.weights.group import RendezvousStore
 from services.config import MeshConfig
 
+MEETING_TIMEOUT_S = 300.0
+"""For all ranks to meet at the start; they are started together."""
 PROTOCOL_MARGIN_S = 600.0
 """Added to the time that ranks wait for rank 0: one publish with its retries, one checkpoint."""
 
@@ -44,6 +47,9 @@ class Ranks:
         """Join the default process group. A single process makes one by itself, without opening a port.
 
         The timeout of the collectives is long, because ranks wait in one while rank 0 waits for a batch.
+
+        Raises:
+            DeadlineError: some ranks did not come within `MEETING_TIMEOUT_S`.
         """
         for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
             os.environ.setdefault(name, alone)  # DeepSpeed reads them too
@@ -62,7 +68,8 @@ class Ranks:
             elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # a launcher of the user's hosts it
                 dist.init_process_group(backend, timeout=timeout)
             else:
-                store = _meeting_store(rank, timeout)
+                store = meeting_store(rank, world_size)
+                store.set_timeout(timeout)
                 dist.init_process_group(backend, rank=rank, world_size=world_size, store=store, timeout=timeout)
         return cls(rank=rank, world_size=world_size, device=device)
 
@@ -126,15 +133,38 @@ class Ranks:
         return values
 
 
-def _meeting_store(rank: int, timeout: timedelta) -> Store:
-    """Where the ranks meet: rank 0 listens on MASTER_ADDR alone. Torch by itself would listen on every interface."""
+def meeting_store(rank: int, world_size: int, timeout_s: float = MEETING_TIMEOUT_S) -> Store:
+    """Where the ranks meet; returns when all of them are there.
+
+    Rank 0 listens on MASTER_ADDR alone: torch by itself would listen on every interface.
+
+    Raises:
+        DeadlineError: some ranks did not come in time; names them.
+    """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    if rank == 0:
-        store = RendezvousStore.host(host, port, place="MASTER_PORT").store
-    else:
-        store = RendezvousStore.connect(host, port, timeout.total_seconds()).store
-    store.set_timeout(timeout)
+    missing: list[int] = [0]
+    try:
+        if rank == 0:
+            store = RendezvousStore.host(host, port, place="MASTER_PORT").store
+        else:
+            store = RendezvousStore.connect(host, port, timeout_s).store
+        store.set(_here(rank), "")
+        try:
+            store.wait([_here(each) for each in range(world_size)], timedelta(seconds=timeout_s))
+        except dist.DistError:
+            missing = [each for each in range(world_size) if not store.check([_here(each)])]
+            raise
+    except (dist.DistError, WeightTransferError) as error:
+        raise DeadlineError(
+            f"rank {rank} of the learner's {world_size} waited {timeout_s:g} s at {host}:{port} for rank "
+            f"{', '.join(map(str, missing))}; are all of them started, with the same WORLD_SIZE and MASTER_ADDR?"
+        ) from error
     return store
+
+
+def _here(rank: int) -> str:
+    """The key with which a rank says that it has come."""
+    return f"here/{rank}"
 
 
 def leave(exit_code: int) -> NoReturn:

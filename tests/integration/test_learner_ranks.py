@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from rollmesh.errors import DeadlineError
 from services.config import dump_mesh
+from services.learner.ranks import meeting_store
 from services.learner.recording import record_batch
 from tests.unit.learner.samples import mesh_config, random_groups, write_tiny_model
 
@@ -65,3 +68,17 @@ def test_training_on_recorded_batches_moves_the_loss(expected: list[float]) -> N
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])
 def test_two_ranks_give_the_losses_of_one(run_folder: Path, expected: list[float], zero_stage: int) -> None:
     assert _losses(run_folder, num_ranks=2, zero_stage=zero_stage) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_rank_whose_companions_never_come_says_so_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    with pytest.raises(
+        DeadlineError, match=r"rank 0 of the learner's 3 waited 0\.5 s at 127\.0\.0\.1:\d+ for rank 1, 2;"
+    ):
+        meeting_store(0, 3, timeout_s=0.5)
+    with pytest.raises(DeadlineError, match=r"rank 1 of the learner's 3 waited 0\.5 s .* for rank 0;"):
+        meeting_store(1, 3, timeout_s=0.5)
