@@ -74,7 +74,7 @@ class ModelFolder:
         """
         rope = self.text.get("rope_scaling") or self.text.get("rope_parameters") or {}
         is_scaled = isinstance(rope, dict) and rope.get("rope_type", rope.get("type", "default")) != "default"
-        return None if is_scaled else self.integer("max_position_embeddings")
+        return None if is_scaled else self.integer("max_position_embeddings", "n_positions")
 
     def integer(self, *keys: str) -> int | None:
         """The first of the keys of the language model's settings that holds a whole number."""

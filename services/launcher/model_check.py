@@ -39,7 +39,7 @@ def check_length(model: ModelFolder, max_length: int) -> None:
     if model.max_positions is not None and max_length > model.max_positions:
         raise ConfigError(
             "model.max_length",
-            f"{max_length} is more than the {model.max_positions} positions of the model (max_position_embeddings)",
+            f"{max_length} is more than the {model.max_positions} positions of the model",
             f"use {model.max_positions} at most",
         )
 
@@ -56,7 +56,7 @@ def check_reference(policy: ModelFolder, reference: ModelFolder) -> None:
 
 def _check_shapes(folder: ModelFolder) -> None:
     """The tensors whose shape and number config.json tells for every architecture: embeddings and layers."""
-    vocab_size, hidden_size = folder.vocab_size, folder.integer("hidden_size")
+    vocab_size, hidden_size = folder.vocab_size, folder.integer("hidden_size", "n_embd")
     problem = f"the weights in {folder.path} do not match its config.json: "
     for name, shape in folder.shapes.items():
         is_told = _EMBEDDING.search(name) and vocab_size is not None and hidden_size is not None and len(shape) == 2
@@ -65,7 +65,7 @@ def _check_shapes(folder: ModelFolder) -> None:
                 f"{name} is {shape[0]} × {shape[1]}, but vocab_size × hidden_size is {vocab_size} × {hidden_size}"
             )
             raise ConfigError(folder.place, problem, "bring the two together from one export")
-    wanted = folder.integer("num_hidden_layers")
+    wanted = folder.integer("num_hidden_layers", "n_layer")
     found = {int(match[1]) for name in folder.shapes if (match := _LAYER.match(name))}
     is_text_only = "vision_config" not in folder.settings
     if is_text_only and wanted is not None and found and len(found) < wanted:

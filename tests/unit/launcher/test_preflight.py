@@ -133,6 +133,13 @@ def test_weights_that_were_cut_off_are_refused(tree: Tree, tmp_path: Path) -> No
     assert "model.safetensors is damaged" in _fault(_load(tree, tmp_path))
 
 
+def test_the_names_that_gpt2_gives_its_sizes_are_known(tree: Tree, tmp_path: Path) -> None:
+    _change_model(tmp_path, max_position_embeddings=None, n_positions=6)
+    assert "model.max_length: 8 is more than the 6 positions of the model" in _fault(_load(tree, tmp_path))
+    _change_model(tmp_path, n_positions=16, num_hidden_layers=None, n_layer=3)
+    assert "2 layers, but num_hidden_layers is 3" in _fault(_load(tree, tmp_path))
+
+
 def test_scaled_positions_are_left_to_the_engine(tree: Tree, tmp_path: Path) -> None:
     _change_model(tmp_path, rope_scaling={"rope_type": "yarn", "factor": 4.0})
     assert list(check(_load(tree, tmp_path, "model.max_length=64")))
