@@ -70,6 +70,13 @@ class LearnerSection(Section):
     packing: bool = True
     """Let sequences share rows, if the model is found to keep them apart; off gives each its own, padded to the
     longest."""
+    parity: Literal["error", "warn", "off"] = "error"
+    """What to do where the learner computes other log-probabilities than the engine did with the same weights. It is
+    tried on the first batch of a process; some samples of later batches are compared as a metric. Not tried where
+    sampling.top_p or top_k changes the engine's distribution."""
+    parity_tolerance: PositiveFloat | None = None
+    """Difference of log-probabilities that is allowed. Of the largest one where learner and engine compute in float32,
+    and then 0.001 by default; elsewhere of their mean, and then 0.1."""
     steps_per_batch: PositiveInt = 1
     """Optimiser steps in one pass over a batch: it is cut into so many parts."""
     epochs_per_batch: PositiveInt = 1

@@ -36,6 +36,7 @@ from services.learner.checkpoint import Learnables
 from services.learner.experience import Experience, Part, build_experience
 from services.learner.metrics import StepStatistics, StepSums, reduce_statistics
 from services.learner.objective import NUM_SUMS, Objective
+from services.learner.parity import ParityCheck
 from services.learner.ranks import Ranks
 from services.learner.schedule import learning_rate
 
@@ -72,6 +73,7 @@ class Trainer:
         kl = config.algorithm.kl
         self._kl = KLController(kl.coef, kl.target, kl.horizon)
         self._moments = RunningMoments()
+        self._parity = ParityCheck(config, ranks)
         self._batching = choose_arrangement(config.learner, learnables, ranks)
         self._num_updates = config.learner.updates_per_batch
         staleness = config.training.max_staleness
@@ -87,6 +89,7 @@ class Trainer:
 
         Raises:
             ReplayError: the groups cannot be trained on; see `build_experience`.
+            ConfigError: learner and engine do not compute the same policy; see `ParityCheck`.
         """
         started = time.monotonic()
         experience = build_experience(parts, self._config.has_reference)
@@ -94,11 +97,15 @@ class Trainer:
         if num_tokens == 0:
             raise ReplayError(f"no sample of the batch of step {step} has a generated token")
         columns, result = self._prepare(experience, learner_number)
+        parity = self._parity(
+            experience, learner_number, step, lambda indices: self._recompute(experience, columns, indices)
+        )
         prepared = time.monotonic()
         sums = self._update(experience, columns, step)
         statistics = reduce_statistics(experience, result, sums, learner_number, self._ranks)
         metrics = {
             **statistics.metrics,
+            **parity,
             "kl/coef": self._kl.coef,
             "optimizer/lr": self._lr(step, 0),
             "time/prepare_s": prepared - started,
@@ -197,13 +204,23 @@ class Trainer:
         """Log-probabilities of the policy and values of the critic before the first step, each float32 [N]."""
         old = torch.zeros(experience.tokens.size) if self._needs_old_pass else None
         values = torch.zeros(experience.tokens.size) if self._critic is not None else None
-        layouts, num_passes = self._layouts(experience, slice(0, len(experience.sequences)))
+        layouts, num_passes = self._layouts(experience, range(len(experience.sequences)))
         for batch in self._micro_batches(experience, layouts, num_passes, columns):
             if old is not None:
                 old[batch.places] = self._policy.logprobs(batch).cpu()
             if values is not None and self._critic is not None:
                 values[batch.places] = self._critic.values(batch).cpu()
         return old, values
+
+    def _recompute(self, experience: Experience, columns: TokenColumns, indices: Sequence[int]) -> Tensor:
+        """Log-probabilities of some sequences under the policy as it is, float32 [N], 0 elsewhere. Collective."""
+        if columns.old is not None:
+            return columns.old
+        logprobs = torch.zeros(experience.tokens.size)
+        layouts, num_passes = self._layouts(experience, indices)
+        for batch in self._micro_batches(experience, layouts, num_passes, columns):
+            logprobs[batch.places] = self._policy.logprobs(batch).cpu()
+        return logprobs
 
     def _update(self, experience: Experience, columns: TokenColumns, step: int) -> StepSums:
         """The optimiser steps: all parts, in each of the passes over the batch."""
@@ -230,7 +247,7 @@ class Trainer:
         (num_tokens,) = self._ranks.sum([part.tokens.size])
         if num_tokens == 0:  # the last batch of a run may have fewer groups than parts
             return None
-        layouts, num_passes = self._layouts(experience, part.sequences)
+        layouts, num_passes = self._layouts(experience, range(part.sequences.start, part.sequences.stop))
         return _Work(layouts, num_passes, num_tokens, self._weigh(columns, part))
 
     def _train_policy(
@@ -265,17 +282,16 @@ class Trainer:
             )
         return replace(columns, loss_weights=weights, is_kept=kept)
 
-    def _layouts(self, experience: Experience, sequences: slice) -> tuple[list[Layout], int]:
+    def _layouts(self, experience: Experience, sequences: Sequence[int]) -> tuple[list[Layout], int]:
         """How these sequences are packed, as indices among all; and how many passes every rank makes."""
         section = self._config.learner
-        first = sequences.start
         layouts = plan_layouts(
-            [len(sequence.token_ids) for sequence in experience.sequences[sequences]],
+            [len(experience.sequences[index].token_ids) for index in sequences],
             section.tokens_per_micro_batch,
             self._batching,
         )
         (num_passes,) = self._ranks.max([len(layouts)])
-        return [tuple(tuple(first + i for i in row) for row in layout) for layout in layouts], int(num_passes)
+        return [tuple(tuple(sequences[i] for i in row) for row in layout) for layout in layouts], int(num_passes)
 
     def _micro_batches(
         self, experience: Experience, layouts: Sequence[Layout], num_passes: int, columns: TokenColumns

@@ -93,7 +93,8 @@ def mesh_config(model: Path, directory: Path, **sections: dict[str, Any]) -> Mes
         "training": {"steps": 20, "prompts_per_step": 4, "samples_per_prompt": 4, "max_staleness": 1},
         "sampling": {"max_new_tokens": 64},
         "reward": {"function": str(directory / "reward_func.py")},
-        "learner": {"dtype": "float32", "device": "cpu", "optimizer": {"lr": 1e-3}},
+        # The behaviour log-probabilities of made-up samples are no policy's.
+        "learner": {"dtype": "float32", "device": "cpu", "parity": "off", "optimizer": {"lr": 1e-3}},
     }
     for name, section in sections.items():
         tree[name] = {**tree.get(name, {}), **section}
