@@ -8,7 +8,7 @@ STAMP := $(VENV)/.set-up
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-model test test-fast lint format protos bench bench-memory clean
+.PHONY: help setup demo demo-model arithmetic test test-fast lint format protos bench bench-memory clean
 
 help: ## Show this help.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -31,6 +31,8 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  --editable ".[coordinator,learner,reference,rollout-cpu,local,dev]"
 	@$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[arithmetic]" || \
+	  echo "note: without reasoning-gym, the example arithmetic and its test are left out"
 	@$(BIN)/python -c "import torch, transformers, vllm, deepspeed" >/dev/null 2>&1 || { \
 	  echo "error: the environment does not import; run '$(BIN)/python -c \"import vllm, deepspeed\"' to see why"; exit 1; }
 	@touch $@
@@ -41,6 +43,17 @@ examples/operators/model/config.json: examples/operators/build.py examples/opera
 	@$(BIN)/python examples/operators/build.py --force
 
 demo-model: examples/operators/model/config.json ## Build the demo's datasets and warmed-up model.
+
+examples/arithmetic/model/config.json: examples/arithmetic/build.py | $(STAMP)
+	@$(BIN)/python -c "import reasoning_gym, gguf, accelerate" 2>/dev/null || \
+	  { echo "==> Installing reasoning-gym and what reads the model"; \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[arithmetic]"; }
+	@echo "==> Building the sums and the model (about a minute)"
+	@$(BIN)/python examples/arithmetic/build.py --force
+
+arithmetic: $(STAMP) examples/arithmetic/model/config.json ## Train a real language model, SmolLM2-135M, to do sums.
+	@$(BIN)/rollmesh up examples/arithmetic/mesh.yaml --overwrite
+	@awk '/^\| \| \|$$/ {on = 1} on && /^$$/ {exit} on' runs/arithmetic/report.md
 
 demo: $(STAMP) examples/operators/model/config.json ## Train the demo: a model learns to search until it finds.
 	@echo "==> Training: coordinator, rollout, reward, reference and learner, each its own process"

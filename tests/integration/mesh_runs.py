@@ -51,13 +51,15 @@ def start_mesh(
     runs: Path,
     overrides: Sequence[str],
     *,
+    mesh_file: Path = DEMO / "mesh.yaml",
     cwd: Path = REPOSITORY,
     environment: Mapping[str, str] | None = None,
     output: int = subprocess.PIPE,
 ) -> subprocess.Popen[str]:
-    """`rollmesh up` on the demo's mesh file with the model and data of ``demo``.
+    """`rollmesh up` on an example's mesh file with the model and data of ``demo``.
 
     Args:
+        mesh_file: the example's.
         cwd: the working directory.
         environment: variables on top of those of this process.
         output: where stdout and stderr go.
@@ -69,7 +71,7 @@ def start_mesh(
         f"evaluation.data.path={demo / 'data' / 'heldout.jsonl'}",
         *overrides,
     ]
-    command = [sys.executable, "-m", "rollmesh.cli", "up", str(DEMO / "mesh.yaml")]
+    command = [sys.executable, "-m", "rollmesh.cli", "up", str(mesh_file)]
     for setting in settings:
         command += ["--set", setting]
     return subprocess.Popen(
@@ -94,9 +96,16 @@ def finish_mesh(process: subprocess.Popen[str], folder: Path, timeout_s: float) 
     return MeshRun(folder, process.returncode, output)
 
 
-def run_mesh(demo: Path, runs: Path, name: str, overrides: Sequence[str], timeout_s: float = 280) -> MeshRun:
+def run_mesh(
+    demo: Path,
+    runs: Path,
+    name: str,
+    overrides: Sequence[str],
+    timeout_s: float = 280,
+    mesh_file: Path = DEMO / "mesh.yaml",
+) -> MeshRun:
     """A whole run, whose listening sockets are looked at on the way; fails the test unless it succeeds."""
-    process = start_mesh(demo, runs, [f"run.name={name}", *overrides])
+    process = start_mesh(demo, runs, [f"run.name={name}", *overrides], mesh_file=mesh_file)
     wait_for_first_step(process, runs / name, timeout_s)
     found = listeners(process_tree(process.pid))
     run = replace(finish_mesh(process, runs / name, timeout_s), listeners=tuple(found))

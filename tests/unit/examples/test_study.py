@@ -12,7 +12,7 @@ import pytest
 from rollmesh.config import load_yaml, validate
 from services.config import MeshConfig
 
-sys.path.insert(0, str(Path("examples/operators").resolve()))
+sys.path.insert(0, str(Path("examples").resolve()))
 from study import GRID, HERE, STUDIES
 from study_report import Grid, Outcome, grid_table, is_complete, read_outcome, read_outcomes, table, write_outcomes
 

@@ -1,14 +1,16 @@
-"""The demo over settings and seeds: runs what is missing, then writes a table and a picture.
+"""The examples over settings and seeds: runs what is missing, then writes a table and a picture.
 
 ::
 
-    python examples/operators/study.py staleness                    # max_staleness 0, 1, 4
-    python examples/operators/study.py algorithms --steps 40        # every preset of docs/algorithms.md
-    python examples/operators/study.py objectives --steps 40 --jobs 2  # staleness x objective x learning rate
+    python examples/study.py staleness                        # operators: max_staleness 0, 1, 4
+    python examples/study.py algorithms --steps 40            # operators: every preset of docs/algorithms.md
+    python examples/study.py objectives --steps 40 --jobs 2   # operators: staleness x objective x learning rate
+    python examples/study.py arithmetic --steps 12            # a real language model learns sums
 
-Each seed has its own warm-up, data and order. All runs of a study train the same number of samples. A run that is
-complete is not run again, so a study can be interrupted and extended. Beside the runs there will be their
-outcomes (.jsonl), tables (.md) and pictures (.png); ``--from outcomes.jsonl`` makes the latter two again without a run.
+Each seed has data and an order of its own; of operators, also a warm-up. All runs of a study train the same number of
+samples. A run that is complete is not run again, so a study can be interrupted and extended. Beside the runs there will
+be their outcomes (.jsonl), tables (.md) and pictures (.png); ``--from outcomes.jsonl`` makes the latter two again
+without a run.
 """
 
 from __future__ import annotations
@@ -104,6 +106,10 @@ def objectives_study() -> list[Variant]:
     ]
 
 
+def arithmetic_study() -> list[Variant]:
+    return [Variant("SmolLM2-135M-Instruct, GRPO", ())]
+
+
 def report(outcomes: Sequence[Outcome], path: Path) -> None:
     """Tables to `path`.md, which is printed too, and a picture to `path`.png."""
     text = table(outcomes)
@@ -129,29 +135,31 @@ class Study:
     """Runs that are compared."""
 
     mesh_file: str
+    """Relative to the examples; `build.py` beside it makes a seed's model and data."""
     variants: Callable[[], list[Variant]]
     report: Callable[[Sequence[Outcome], Path], None] = report
+    evaluate_every_steps: int = 20
 
 
 STUDIES = {
-    "staleness": Study("mesh.yaml", staleness_study),
-    "algorithms": Study("mesh-no-kl.yaml", algorithms_study),
-    "objectives": Study("mesh-no-kl.yaml", objectives_study, report_grid),
+    "staleness": Study("operators/mesh.yaml", staleness_study),
+    "algorithms": Study("operators/mesh-no-kl.yaml", algorithms_study),
+    "objectives": Study("operators/mesh-no-kl.yaml", objectives_study, report_grid),
+    "arithmetic": Study("arithmetic/mesh.yaml", arithmetic_study, evaluate_every_steps=4),
 }
 
 
-def build(folder: Path, seed: int) -> None:
-    """The seed's datasets and warmed-up model, unless they are there."""
-    subprocess.run(
-        [sys.executable, str(HERE / "build.py"), "--out", str(folder / f"seed{seed}"), "--seed", str(seed)], check=True
-    )
+def build(study: Study, folder: Path, seed: int) -> None:
+    """The seed's datasets and model, unless they are there."""
+    script = (HERE / study.mesh_file).with_name("build.py")
+    subprocess.run([sys.executable, str(script), "--out", str(folder / f"seed{seed}"), "--seed", str(seed)], check=True)
 
 
 def folder_of(folder: Path, variant: Variant, seed: int) -> Path:
     return folder / "runs" / f"{variant.slug}-seed{seed}"
 
 
-def run_one(folder: Path, mesh_file: str, variant: Variant, seed: int, steps: int, *, is_alone: bool) -> None:
+def run_one(folder: Path, study: Study, variant: Variant, seed: int, steps: int, *, is_alone: bool) -> None:
     """One run of the mesh, unless it is complete. A run that fails is reported and left incomplete.
 
     What a run prints that is not alone goes to a file beside its folder, and OpenMP gets one thread.
@@ -167,11 +175,11 @@ def run_one(folder: Path, mesh_file: str, variant: Variant, seed: int, steps: in
         "model.path": source / "model",
         "data.path": source / "data" / "train.jsonl",
         "evaluation.data.path": source / "data" / "heldout.jsonl",
-        "evaluation.every_steps": 20,
+        "evaluation.every_steps": study.evaluate_every_steps,
         "training.steps": steps,
         "learner.checkpoint.should_export": "false",
     }
-    command = [sys.executable, "-m", "rollmesh.cli", "up", str(HERE / mesh_file), "--overwrite"]
+    command = [sys.executable, "-m", "rollmesh.cli", "up", str(HERE / study.mesh_file), "--overwrite"]
     for setting in (*(f"{key}={value}" for key, value in settings.items()), *variant.settings):
         command += ["--set", setting]
     log = None if is_alone else run.with_suffix(".log")
@@ -189,15 +197,15 @@ def run_one(folder: Path, mesh_file: str, variant: Variant, seed: int, steps: in
 
 
 def run_all(
-    folder: Path, mesh_file: str, variants: Sequence[Variant], seeds: Sequence[int], steps: int, jobs: int
+    folder: Path, study: Study, variants: Sequence[Variant], seeds: Sequence[int], steps: int, jobs: int
 ) -> None:
     """All runs that are missing, seed by seed, so that an interrupted study has as much of each row as of another."""
     for seed in seeds:
-        build(folder, seed)
+        build(study, folder, seed)
     (folder / "runs").mkdir(exist_ok=True)
     with ThreadPoolExecutor(jobs) as pool:
         running = [
-            pool.submit(run_one, folder, mesh_file, variant, seed, steps, is_alone=jobs == 1)
+            pool.submit(run_one, folder, study, variant, seed, steps, is_alone=jobs == 1)
             for seed in seeds
             for variant in variants
         ]
@@ -226,7 +234,7 @@ def main() -> None:
         outcomes = read_outcomes(args.stored)
     else:
         variants = [variant for variant in study.variants() if not args.only or variant.label in args.only]
-        run_all(args.out, study.mesh_file, variants, args.seeds, args.steps, args.jobs)
+        run_all(args.out, study, variants, args.seeds, args.steps, args.jobs)
         outcomes = [
             read_outcome(run, variant.label, seed)
             for variant in variants
