@@ -35,7 +35,9 @@ FLOAT32_TOLERANCE = 1e-3
 BFLOAT16_TOLERANCE = 0.1
 """Of the mean difference over tokens; see docs/models.md for what was measured."""
 MAX_DIFFERENCE = 1000.0
-"""What a token counts that one of the two forbids: metrics are finite."""
+"""What a token counts that one of the two forbids, or has no number for: metrics are finite."""
+QUANTISING = ("quantization", "kv_cache_dtype")
+"""Arguments of vLLM with which the engine computes another model than the learner by intention."""
 EVERY_STEPS = 20
 """Steps between two measurements after the first."""
 SEQUENCES_PER_RANK = 4
@@ -77,6 +79,9 @@ class ParityCheck:
 
     def __init__(self, config: MeshConfig, ranks: Ranks) -> None:
         self._mode = config.learner.parity
+        extra = config.rollout.engine.extra
+        if self._mode == "error" and any(extra.get(name) not in (None, "auto") for name in QUANTISING):
+            self._mode = "warn"
         self._ranks = ranks
         dtypes = (config.learner.dtype, config.rollout.engine.dtype)
         self._is_exact = set(dtypes) == {"float32"}
@@ -135,8 +140,9 @@ class ParityCheck:
             f"and the {which} difference may be {self._tolerance:g}"
         )
         fix = (
-            "likely causes are an attention implementation that leaves something out (learner.attention), an engine "
-            "argument that changes the model (rollout.engine), or two dtypes; correct that, raise "
+            "likely causes are an attention implementation that leaves something out (learner.attention), packed "
+            "sequences that see each other (learner.packing), an engine argument that changes the model "
+            "(rollout.engine), or two dtypes; correct that, raise "
             "learner.parity_tolerance, or set learner.parity to warn"
         )
         if self._mode == "warn":
@@ -158,7 +164,7 @@ def sequences_of(experience: Experience, number: int) -> list[int]:
 
 def compare(experience: Experience, chosen: Sequence[int], logprobs: Tensor) -> Comparison:
     """What engine and learner differ by on some sequences. A token that both forbid differs by 0, one that only one of
-    them forbids by `MAX_DIFFERENCE`.
+    them forbids, or that one of them has no number for, by `MAX_DIFFERENCE`.
 
     Args:
         experience: this rank's part of the batch.
@@ -171,7 +177,8 @@ def compare(experience: Experience, chosen: Sequence[int], logprobs: Tensor) -> 
         sample, start = speaking[index], starts[index]
         places = slice(start, start + sample.num_generated_tokens)
         engine, learner = experience.behaviour[places].double(), logprobs[places].double()
-        difference = torch.where(engine == learner, 0.0, (engine - learner).abs()).clamp(max=MAX_DIFFERENCE).numpy()
+        apart = torch.where(engine == learner, 0.0, (engine - learner).abs())
+        difference = apart.nan_to_num(nan=MAX_DIFFERENCE).clamp(max=MAX_DIFFERENCE).numpy()
         num_tokens += len(difference)
         total += float(difference.sum())
         place = int(np.argmax(difference))

@@ -17,6 +17,7 @@ from rollmesh.types import PolicyVersion, VersionSpan
 from services.learner.experience import Experience, build_experience
 from services.learner.parity import EVERY_STEPS, SEQUENCES_PER_RANK, Comparison, ParityCheck, merged
 from services.learner.ranks import Ranks
+from tests.fakes.ranks import RanksWithOthers
 from tests.unit.learner.samples import group, mesh_config, sample
 
 VERSION = 4
@@ -24,7 +25,8 @@ VERSION = 4
 
 def _check(dtype: str = "float32", **sections: dict[str, Any]) -> ParityCheck:
     sections["learner"] = {"dtype": dtype, "parity": "error", **sections.get("learner", {})}
-    config = mesh_config(Path("model"), Path(), rollout={"engine": {"dtype": dtype}}, **sections)
+    sections.setdefault("rollout", {"engine": {"dtype": dtype}})
+    config = mesh_config(Path("model"), Path(), **sections)
     return ParityCheck(config, Ranks(0, 1, torch.device("cpu")))
 
 
@@ -137,3 +139,28 @@ def test_what_several_ranks_found_is_added_up_and_the_worst_token_is_told() -> N
     ]
     assert merged(parts) == Comparison(4, 1.0, 0.5, "b")
     assert merged(parts).mean == 0.25
+
+
+def test_a_log_probability_that_is_no_number_stops_the_run() -> None:
+    experience = _experience()
+    with pytest.raises(ConfigError, match=r"1e\+03 at most"):
+        _check()(experience, VERSION, 1, Learner(experience, math.nan))
+
+
+@pytest.mark.parametrize("setting", ["quantization", "kv_cache_dtype"])
+def test_an_engine_that_is_quantised_differs_by_intention_and_only_warns(
+    setting: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    experience = _experience()
+    check = _check(rollout={"engine": {"dtype": "float32", "extra": {setting: "fp8"}}})
+    with caplog.at_level(logging.WARNING):
+        assert check(experience, VERSION, 1, Learner(experience, 0.5))["parity/max"] == 0.5
+    assert "disagree about the same weights" in caplog.text
+
+
+def test_all_ranks_stop_whichever_of_them_has_the_samples_that_differ() -> None:
+    elsewhere = b'{"num_tokens": 3, "total": 1.5, "largest": 1.0, "worst": "token of another rank"}'
+    config = mesh_config(Path("model"), Path(), learner={"parity": "error"}, rollout={"engine": {"dtype": "float32"}})
+    experience = _experience()
+    with pytest.raises(ConfigError, match="token of another rank"):
+        ParityCheck(config, RanksWithOthers([elsewhere]))(experience, VERSION, 1, Learner(experience, 0.0))
