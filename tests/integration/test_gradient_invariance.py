@@ -22,7 +22,11 @@ TOLERANCE = 1e-5
 OBJECTIVES = {
     "grpo": ["algorithm.kl.coef=0.05", "algorithm.entropy_coef=0.01"],
     "gspo": ["algorithm.type=gspo", "algorithm.loss.clip_low=0.2", "algorithm.loss.clip_high=0.3"],
-    "dr_grpo": ["algorithm.type=dr_grpo", "algorithm.correction.type=seq_mask_tis"],
+    "dr_grpo": [
+        "algorithm.type=dr_grpo",
+        "algorithm.correction.type=seq_mask_tis",
+        "algorithm.loss.constant_tokens=60",
+    ],
     "prompts": ["algorithm.loss.aggregation=prompt_mean", "algorithm.correction.type=m2po"],
     "cispo": ["algorithm.type=cispo", "algorithm.correction.type=tis", "algorithm.advantage.mixed_version=weight"],
     "ppo": ["algorithm.type=ppo", "algorithm.kl.coef=0.05"],
