@@ -200,7 +200,7 @@ class ReplaySection(Section):
     """Groups larger than this are refused (Redis itself ends at 512 MiB)."""
     timeout_s: PositiveFloat = 5.0
     """How long one command may take."""
-    memory_limit_bytes: Annotated[int, Field(ge=64 * 1024 * 1024)] | None = None
+    memory_limit_bytes: Annotated[int, Field(ge=64 * 1024 * 1024, lt=2**63)] | None = None
     """Memory that the server in the run folder may use; none is half of this machine's. No group is opened while 85 %
     of it are in use. A server that `url` names has its own `maxmemory`, which is looked at in the same way."""
     outage_timeout_s: PositiveFloat = 30.0
