@@ -87,6 +87,16 @@ def parse_address(text: str, place: str = "address") -> Address:
     return Address(match["ipv6"] or match["name"], port)
 
 
+def check_callable(address: str, place: str = "address") -> None:
+    """See to it that an address names a server: "host:port", or a target that gRPC resolves itself.
+
+    Raises:
+        ConfigError: the address is malformed, or its port is 0.
+    """
+    if not _RESOLVED_BY_GRPC.match(address) and parse_address(address, place).port == 0:
+        raise ConfigError(place, f"{address!r} has port 0, which nobody can call", "name the server's port")
+
+
 def open_channel(address: str, place: str = "address") -> grpc.aio.Channel:
     """A channel to a server of the mesh. It belongs to the running event loop and connects when first used.
 
@@ -97,10 +107,7 @@ def open_channel(address: str, place: str = "address") -> grpc.aio.Channel:
     Raises:
         ConfigError: the address is malformed, or its port is 0.
     """
-    if not _RESOLVED_BY_GRPC.match(address):
-        parsed = parse_address(address, place)
-        if parsed.port == 0:
-            raise ConfigError(place, f"{address!r} has port 0, which nobody can call", "name the server's port")
+    check_callable(address, place)
     return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
 
 

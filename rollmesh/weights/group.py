@@ -138,6 +138,8 @@ class WeightGroup:
         self._group = group
         self._pending: Broadcast | None = None
         self._is_closed = threading.Event()
+        self._lock = threading.Lock()
+        """A broadcast begins before the group is closed, and then `close` aborts it, or does not begin."""
         self.epoch = epoch
         self.rank = rank
 
@@ -195,31 +197,35 @@ class WeightGroup:
         Raises:
             WeightTransferError: the group is closed.
         """
-        assert self._pending is None, "one broadcast at a time"
-        if self.is_closed:
-            raise WeightTransferError("the weight group is closed")
         options = dist.BroadcastOptions()
         options.rootRank = 0
         options.timeout = timedelta(seconds=max(timeout_s, 0) + _BACKEND_GRACE_S)
-        try:
-            work = self._group.broadcast([tensor], options)
-        except RuntimeError as error:
-            raise WeightTransferError(f"a broadcast could not start: {_first_line(error)}") from error
-        self._pending = Broadcast(self, work, tensor, timeout_s)
-        return self._pending
+        with self._lock:
+            if self.is_closed:
+                raise WeightTransferError("the weight group is closed")
+            assert self._pending is None, "one broadcast at a time"
+            try:
+                work = self._group.broadcast([tensor], options)
+            except RuntimeError as error:
+                raise WeightTransferError(f"a broadcast could not start: {_first_line(error)}") from error
+            self._pending = Broadcast(self, work, tensor, timeout_s)
+            return self._pending
 
     def finish(self, broadcast: Broadcast) -> None:
         """Called by a broadcast that has ended well: the next one may begin."""
-        assert self._pending is broadcast
-        self._pending = None
+        with self._lock:
+            if not self.is_closed:
+                assert self._pending is broadcast
+                self._pending = None
 
     def close(self) -> None:
         """Leave the group, at once and without the peers. A thread that is in `Broadcast.wait` gets an error."""
-        if self._is_closed.is_set():
-            return
-        self._is_closed.set()
-        group, pending = self._group, self._pending
-        self._group = None
+        with self._lock:
+            if self._is_closed.is_set():
+                return
+            self._is_closed.set()
+            group, pending = self._group, self._pending
+            self._group = None
         if pending is None:
             group.shutdown()
             return

@@ -16,6 +16,7 @@ import torch
 
 from rollmesh.aio.service import run_service
 from rollmesh.errors import ConfigError
+from rollmesh.rpc.channel import check_callable
 from rollmesh.rpc.hosting import serve_until_over
 from rollmesh.rpc.server import Server
 from rollmesh.telemetry.logs import configure
@@ -43,6 +44,7 @@ async def serve(config: ScorerConfig, name: str, stop: asyncio.Event) -> int:
     section = config.reference
     if section is None:
         raise ConfigError("reference", "is not configured, so there is nothing to serve", "add a `reference:` section")
+    check_callable(config.coordinator.address, "coordinator.address")  # before the model is loaded
     # torch sets the number of threads for the calling thread: it has to be the one that computes.
     executor = ThreadPoolExecutor(1, "model", initializer=torch.set_num_threads, initargs=(section.num_threads,))
     try:

@@ -162,7 +162,7 @@ def test_a_reward_function_that_gives_no_reward_is_refused(
         ([], "rollmesh: the following arguments are required: command"),
         (["upp"], "rollmesh: argument command: invalid choice: 'upp'"),
         (["up"], "rollmesh up: the following arguments are required: FILE"),
-        (["report", "/nowhere"], "/nowhere: holds no metrics.jsonl with a step in it; name the folder of a run"),
+        (["report", "/nowhere"], "/nowhere: holds no mesh.yaml, or neither accounting.json nor a metrics.jsonl"),
         (["config", "check", "/nowhere.yaml"], "/nowhere.yaml: cannot be read (No such file or directory)"),
     ],
 )

@@ -244,7 +244,7 @@ def test_a_reference_without_a_model_ends_the_start_with_one_sentence(tmp_path: 
         async with mesh.service("reference") as process:
             code, errors = await end_of(process)
         assert code == 2
-        assert f"error: model.path: {tmp_path}/model is not a folder" in errors
+        assert f"error: model.path: {tmp_path}/model does not exist" in errors
         assert "Traceback" not in errors
 
     with_mesh(tmp_path, body)

@@ -222,6 +222,41 @@ def test_a_killed_receiver_is_noticed_before_the_deadline(group_with_dying_peer:
     assert time.monotonic() - started < 15
 
 
+class SlowToStart:
+    """A transport whose broadcasts take a moment to begin, and never end."""
+
+    def __init__(self) -> None:
+        self.is_starting, self.may_start = threading.Event(), threading.Event()
+        self.ends: list[str] = []
+
+    def broadcast(self, tensors: object, options: object) -> SlowToStart:
+        self.is_starting.set()
+        assert self.may_start.wait(20)
+        return self
+
+    def is_completed(self) -> bool:
+        return False
+
+    def abort(self) -> None:
+        self.ends.append("abort")
+
+    def shutdown(self) -> None:
+        self.ends.append("shutdown")
+
+
+def test_a_group_that_is_closed_while_a_broadcast_begins_aborts_it(pool) -> None:
+    transport = SlowToStart()
+    group = WeightGroup(transport, WeightEpoch(1, "127.0.0.1", 1, 2), 1)
+    receiving = pool.submit(group.broadcast, torch.zeros(1), 20)
+    assert transport.is_starting.wait(20)
+    closing = pool.submit(group.close)
+    transport.may_start.set()
+    closing.result(20)
+    with pytest.raises(WeightTransferError, match="closed during a broadcast"):
+        receiving.result(20)
+    assert transport.ends == ["abort"]  # a shutdown would wait for the broadcast until its deadline
+
+
 class TestInbox:
     """`WeightInbox`: nothing waits, and nothing of an aborted transfer reaches the next."""
 
