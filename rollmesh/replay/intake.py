@@ -15,11 +15,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis import Redis
 
-from rollmesh.errors import DeadlineError, InvalidArgumentError, ReplayError, UnavailableError
+from rollmesh.errors import DeadlineError, InvalidArgumentError, ReplayError, SupersededError, UnavailableError
 from rollmesh.replay.codec import decode_group
 from rollmesh.replay.connection import translate_errors
 from rollmesh.replay.keys import Keys
@@ -32,7 +32,7 @@ _LONGEST_WAIT_S = 2.0
 _PAUSE_S = 0.2
 """Time between two tries while Redis does not answer."""
 _PAYLOADS_PER_CALL = 16
-_RETIRED_PER_CALL = 100
+_MOVED_PER_CALL = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,19 @@ class Batch:
     is_last: bool
 
 
+class TakenOver(NamedTuple):
+    """What a learner that took the queue over has to train again: groups that are READY, and groups that are PENDING
+    because their samples are no longer there."""
+
+    num_ready: int
+    num_pending: int
+
+
 class BatchIntake:
     """The queue of one run, seen by the learner.
 
-    Every method may raise UnavailableError (Redis is away: try again) and ReplayError.
+    Every method may raise UnavailableError (Redis is away: try again), ReplayError, and SupersededError (another
+    learner has taken over).
 
     Args:
         redis: from `connection.connect_blocking`; the caller closes it.
@@ -68,15 +77,43 @@ class BatchIntake:
     def __init__(self, redis: Redis, run_id: str) -> None:
         self._redis = redis
         self._keys = Keys(run_id)
-        self._scripts = {name: redis.register_script(source(name)) for name in ("take", "train", "retire")}
+        self._scripts = {name: redis.register_script(source(name)) for name in ("take_over", "take", "train", "retire")}
+        self._term = "0"
         socket_timeout_s = redis.connection_pool.connection_kwargs.get("socket_timeout") or 2 * _LONGEST_WAIT_S
         self._wait_s = min(_LONGEST_WAIT_S, socket_timeout_s / 2)
 
-    def take_batch(self, step: int, size: int, window: int, timeout_s: float) -> Batch | None:
+    def take_over(self, step: int) -> TakenOver:
+        """Become the run's learner, which has the policy that ``step`` made and goes on with the next step.
+
+        What later steps took is trained again: groups whose payload is there are READY, the others PENDING, each at its
+        old place in the line. A learner that took over earlier is refused from now on.
+
+        Args:
+            step: the step that a checkpoint covers; 0 for the model as it was given.
+
+        Raises:
+            ReplayError: groups of later steps are retired, or the ledger knows fewer steps. Nothing has changed.
+            SupersededError: another learner took over meanwhile.
+        """
+        term, num_ready, num_pending = "", 0, 0
+        while True:
+            answer = self._run("take_over", step, _MOVED_PER_CALL, self._keys.batch_prefix, term)
+            term = answer[0].decode()
+            num_ready, num_pending = num_ready + answer[1], num_pending + answer[2]
+            if answer[3] < _MOVED_PER_CALL:
+                self._term = term
+                return TakenOver(num_ready, num_pending)
+
+    def take_batch(
+        self, step: int, size: int, window: int, timeout_s: float, lineage: int = 0, lowest_number: int = 0
+    ) -> Batch | None:
         """The ``size`` groups that ``step`` trains on; the same ones when asked again.
 
         Args:
             window: places of the line, from `StalenessWindow.size`.
+            lineage: of the learner's version.
+            lowest_number: a group of an older lineage, with a token of a version before this number, is generated
+                again.
 
         Returns:
             None when the ledger is closed and nothing is left. The last batch may be smaller than ``size``.
@@ -89,7 +126,9 @@ class BatchIntake:
         while True:
             unavailable: UnavailableError | None = None
             try:
-                answer, *rest = self._run("take", self._keys.batch(step), step, size, window)
+                answer, *rest = self._run(
+                    "take", self._keys.batch(step), step, size, window, self._term, lineage, lowest_number
+                )
                 if answer == b"end":
                     return None
                 if answer == b"batch":
@@ -159,7 +198,7 @@ class BatchIntake:
         Raises:
             ReplayError: the step never took a batch.
         """
-        num_groups = int(self._run("train", self._keys.batch(step), step))
+        num_groups = int(self._run("train", self._keys.batch(step), step, self._term))
         if num_groups == 0:
             raise ReplayError(f"step {step} was marked trained but never took a batch")
         return num_groups
@@ -174,14 +213,20 @@ class BatchIntake:
         """
         num_groups = 0
         while True:
-            num_retired = int(self._run("retire", through_step, _RETIRED_PER_CALL, self._keys.batch_prefix))
+            num_retired = int(self._run("retire", through_step, _MOVED_PER_CALL, self._keys.batch_prefix, self._term))
             num_groups += num_retired
-            if num_retired < _RETIRED_PER_CALL:
+            if num_retired < _MOVED_PER_CALL:
                 return num_groups
 
     def _run(self, name: str, *arguments: str | int) -> Any:
-        with translate_errors():
-            return self._scripts[name](keys=self._keys.for_scripts, args=(self._keys.row_prefix, *arguments))
+        try:
+            with translate_errors():
+                return self._scripts[name](keys=self._keys.for_scripts, args=(self._keys.row_prefix, *arguments))
+        except ReplayError as error:
+            taken_over = "another learner has taken the queue over"
+            if taken_over in str(error):
+                raise SupersededError(f"{taken_over}, and this one is no longer heard") from error
+            raise
 
 
 def _entry(row: GroupRow) -> BatchEntry:

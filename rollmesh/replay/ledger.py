@@ -9,7 +9,7 @@
                            give_back
 
 A group takes a slot when it is opened and keeps it until the version it was trained into is committed
-(`release_slots`), or until it is FAILED or FILTERED. A lease is over when its time is up, whether or not somebody has
+(`commit_version`), or until it is FAILED or FILTERED. A lease is over when its time is up, whether or not somebody has
 swept it; only its holder, with the current fencing token, moves a group out of LEASED.
 
 Cost on the server: O(log N) per group and transition, N groups that have a row. A group that ended leaves nothing
@@ -35,7 +35,7 @@ from rollmesh.replay.keys import Keys
 from rollmesh.replay.memory import RedisMemory
 from rollmesh.replay.rows import GroupRow, parse_row
 from rollmesh.replay.scripts import source
-from rollmesh.types import Group, GroupState, PromptId
+from rollmesh.types import Group, GroupState, PolicyVersion, PromptId
 
 LEASE_EXPIRED = "lease expired"
 MEMBER_LOST = "member lost"
@@ -52,6 +52,14 @@ class CommitOutcome(enum.Enum):
     """It was already, by the same lease; nothing changed."""
     FENCED = "fenced"
     """The lease is over or another's; nothing changed, the payload is dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedVersion:
+    """The version that serves, and the step that made it."""
+
+    version: PolicyVersion
+    step: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +133,7 @@ class Ledger:
         self._keys = Keys(run_id)
         self._payload_limit_bytes = payload_limit_bytes
         self._max_attempts = max_attempts
-        names = ("open", "lease", "renew", "expire", "give_back", "close")
+        names = ("open", "lease", "renew", "expire", "give_back", "close", "version")
         self._scripts = {name: redis.register_script(source(name)) for name in names}
         self._commits = CommitLine(redis, redis.register_script(source("commit")), self._keys)
 
@@ -146,8 +154,7 @@ class Ledger:
             RunEndedError: a new group, and the ledger is closed.
         """
         try:
-            limits = (-1 if limit is None else limit for limit in (num_slots, first_place))
-            rows = await self._rows("open", *limits, *map(str, prompt_ids))
+            rows = await self._rows("open", _or_any(num_slots), _or_any(first_place), *map(str, prompt_ids))
         except ReplayError as error:
             if "the ledger is closed" in str(error):
                 raise RunEndedError("the ledger is closed: no group can be opened any more") from error
@@ -162,11 +169,16 @@ class Ledger:
         with translate_errors():
             return bool(await self._redis.hexists(self._keys.meta, "closed"))
 
-    async def lease(self, member: str, ttl_s: float, limit: int) -> list[GroupRow]:
-        """Lease up to ``limit`` pending groups to ``member``, the first in the line first, for ``ttl_s`` seconds."""
+    async def lease(self, member: str, ttl_s: float, limit: int, num_slots: int | None = None) -> list[GroupRow]:
+        """Lease up to ``limit`` pending groups to ``member``, the first in the line first, for ``ttl_s`` seconds.
+
+        Args:
+            num_slots: A. A group waits while so many groups that hold a slot stand before it in the line. Only a
+                learner that went back to a checkpoint brings so many about. None lets no group wait.
+        """
         if limit < 1:
             return []
-        return await self._rows("lease", member, _as_ms(ttl_s), limit, secrets.token_hex(8))
+        return await self._rows("lease", member, _as_ms(ttl_s), limit, secrets.token_hex(8), _or_any(num_slots))
 
     async def renew(self, leases: Sequence[tuple[str, int]], ttl_s: float) -> set[str]:
         """Let leases live for ``ttl_s`` seconds from now. May be repeated.
@@ -268,14 +280,27 @@ class Ledger:
         answer = await self._run("give_back", group_id, fencing_token, to.value, reason, max_attempts)
         return None if answer is None else GroupState(answer.decode())
 
-    async def release_slots(self, through_step: int) -> int:
-        """Set free the slots of what was trained in steps up to ``through_step``, whose version is now committed.
+    async def commit_version(self, version: PolicyVersion, step: int) -> int:
+        """Record that a version serves, and set free the slots of what was trained up to the step that made it.
+
+        May be repeated. A version that comes before the recorded one changes nothing.
+
+        Args:
+            step: the step that made the version; 0 for the version of the model as it was given.
 
         Returns:
             How many slots became free by this call.
         """
+        return int(await self._run("version", str(version), version.number, step))
+
+    async def committed(self) -> CommittedVersion | None:
+        """The version that `commit_version` recorded last; None before the first."""
         with translate_errors():
-            return int(await self._redis.zremrangebyscore(self._keys.slots, "-inf", through_step))
+            known: Any = await self._redis.hmget(self._keys.meta, ["committed_version", "committed_step"])
+        version, step = known
+        if version is None or step is None:
+            return None
+        return CommittedVersion(PolicyVersion.parse(version.decode()), int(step))
 
     async def snapshot(self) -> LedgerSnapshot:
         """Counts of one moment. O(1)."""
@@ -348,6 +373,11 @@ class Ledger:
 
     async def _rows(self, name: str, *arguments: str | int) -> list[GroupRow]:
         return [parse_row(reply) for reply in await self._run(name, *arguments)]
+
+
+def _or_any(number: int | None) -> int:
+    """What scripts take for "any"."""
+    return -1 if number is None else number
 
 
 def _as_ms(seconds: float) -> int:

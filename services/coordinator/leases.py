@@ -216,7 +216,7 @@ class Dispatcher:
         """Groups whose version serves give back their slots."""
         committed = self._run.committed_version
         if committed is not None and committed != self._released:
-            await self._ledger.release_slots(committed.number)
+            await self._ledger.commit_version(committed, committed.number)
             self._released = committed
 
     async def _admit(self) -> None:
@@ -282,7 +282,7 @@ class Dispatcher:
         num_waiting = self.snapshot.num_groups.get(GroupState.PENDING, 0)
         for line, share in self._shares(self._may_train, num_waiting):
             try:
-                rows = await self._ledger.lease(line.member.name, self._lease_ttl_s, share)
+                rows = await self._ledger.lease(line.member.name, self._lease_ttl_s, share, self._admission.num_slots)
                 leases = [lease for row in rows for lease in await self._train_lease(row, self._lease_ttl_s)]
             except UnavailableError:
                 line.doubt()

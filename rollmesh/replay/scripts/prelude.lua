@@ -126,6 +126,24 @@ local function leases_of(member, limit)
   return ids
 end
 
+-- O(1). An error unless this learner took the queue over last. Every learner that does gets a term of its own, so that
+-- one that was believed dead, and is not, changes nothing any more.
+local function refuse_other_term(term)
+  local current = redis.call('HGET', meta, 'learner_term') or '0'
+  if current == term then return nil end
+  return redis.error_reply('TERM another learner has taken the queue over: its term is ' .. current .. ', not ' .. term)
+end
+
+-- O(log N). A group whose payload is gone or too old is generated again, at its old place in the line. It may fail and
+-- have to be replaced, so that the ledger is open again.
+local function send_back(id, from, sequence, reason)
+  local payload = redis.call('HGET', row_prefix .. id, 'payload')
+  if payload and payload ~= '' then redis.call('UNLINK', payload) end
+  redis.call('HDEL', row_prefix .. id, 'step', 'oldest_version')
+  move(id, from, 'pending', sequence, 'reason', reason, 'payload', '', 'num_samples', 0, 'num_tokens', 0)
+  redis.call('HDEL', meta, 'closed')
+end
+
 -- O(log N). A group that ends without being trained gives back its slot and stops standing in the learner's way.
 local function end_group(id, to, sequence, ...)
   move(id, 'leased', to, sequence, ...)

@@ -1,7 +1,9 @@
 -- TRAINED → RETIRED, for steps to which no learner will go back: the payload goes, and later the row.
 -- O(limit · log N + steps).
--- ARGV: last step covered, limit, prefix of the steps' records. Returns how many.
+-- ARGV: last step covered, limit, prefix of the steps' records, the learner's term. Returns how many.
 local through, limit, record_prefix = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+local refusal = refuse_other_term(ARGV[5])
+if refusal then return refusal end
 local trained = redis.call('ZRANGEBYSCORE', index.trained, '-inf', through, 'WITHSCORES', 'LIMIT', 0, limit)
 local ids, scored = {}, {}
 for i = 1, #trained, 2 do
@@ -13,6 +15,9 @@ for i = 1, #trained, 2 do
 end
 if #ids > 0 then
   reindex('trained', 'retired', ids, scored)
+  -- No learner goes back to before this step, whatever becomes of the rows and of the rest of these groups.
+  local gone = math.max(scored[#scored - 1], tonumber(redis.call('HGET', meta, 'payloads_gone_step') or '0'))
+  redis.call('HSET', meta, 'payloads_gone_step', gone)
   for _, id in ipairs(ids) do write_row(id, 'retired', 'payload', '') end
   keep_latest(ids)
 end

@@ -1,6 +1,9 @@
--- BATCHED → TRAINED, for the batch of one step. O(size · log N). ARGV: key of the step's record, step.
+-- BATCHED → TRAINED, for the batch of one step. O(size · log N). ARGV: key of the step's record, step, the
+-- learner's term.
 -- The slot stays taken, and from now on says which version sets it free. Returns the size of the batch.
 local record, step = ARGV[2], ARGV[3]
+local refusal = refuse_other_term(ARGV[4])
+if refusal then return refusal end
 local ids = redis.call('ZRANGEBYSCORE', index.batched, step, step)
 reindex('batched', 'trained', ids, with_score(step, ids))
 for _, id in ipairs(ids) do

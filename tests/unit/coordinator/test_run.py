@@ -260,8 +260,8 @@ def test_leases_whose_answer_from_redis_was_lost_reach_their_worker(with_worker:
     async def body(mesh: Mesh, worker: Worker) -> None:
         lease, lost = mesh.ledger.lease, []
 
-        async def lease_and_lose_the_answer(member: str, ttl_s: float, limit: int) -> Any:
-            rows = await lease(member, ttl_s, limit)
+        async def lease_and_lose_the_answer(*arguments: Any) -> Any:
+            rows = await lease(*arguments)
             if not lost:
                 lost.extend(rows)
                 raise UnavailableError("Redis does not answer")

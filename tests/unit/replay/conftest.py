@@ -43,8 +43,10 @@ def raw(url: str) -> Iterator[redis.Redis]:
 
 
 def _make_group(
-    prompt_id: PromptId, sequence: int = 0, attempt: int = 0, num_tokens: int = 5, version: int = 0
+    prompt_id: PromptId, sequence: int = 0, attempt: int = 0, num_tokens: int = 5, version: int | PolicyVersion = 0
 ) -> Group:
+    if isinstance(version, int):
+        version = PolicyVersion(0, version)
     samples = tuple(
         Sample(
             sample_id=f"{prompt_id}/{index}/{attempt}",
@@ -54,7 +56,7 @@ def _make_group(
             response_token_ids=np.arange(num_tokens, dtype=np.int32),
             turns=(Turn(num_tokens, 0, StopReason.STOP),),
             behaviour_logprobs=np.linspace(-1, 0, num_tokens, dtype=np.float32),
-            version_spans=(VersionSpan(PolicyVersion(0, version), 0, num_tokens),),
+            version_spans=(VersionSpan(version, 0, num_tokens),),
             score=Score(reward=float(index), score=float(index)),
         )
         for index in range(2)

@@ -101,9 +101,9 @@ def test_the_first_in_the_line_is_leased_first_with_a_growing_token(url: str, ru
 def test_a_lease_request_that_arrives_twice_gets_the_same_leases(url: str, run_id: str) -> None:
     async def scenario(ledger: Ledger) -> None:
         await ledger.open_groups(PROMPTS[:4])
-        first = await ledger._rows("lease", "rollout-0", 60_000, 2, "request-1")
-        again = await ledger._rows("lease", "rollout-0", 60_000, 2, "request-1")
-        other = await ledger._rows("lease", "rollout-0", 60_000, 2, "request-2")
+        first = await ledger._rows("lease", "rollout-0", 60_000, 2, "request-1", -1)
+        again = await ledger._rows("lease", "rollout-0", 60_000, 2, "request-1", -1)
+        other = await ledger._rows("lease", "rollout-0", 60_000, 2, "request-2", -1)
         assert first == again
         assert [row.sequence for row in other] == [2, 3]
 

@@ -11,18 +11,22 @@ from typing import Any
 import pytest
 import redis
 
-from rollmesh.errors import DeadlineError, ReplayError
+from rollmesh.errors import DeadlineError, ReplayError, SupersededError
 from rollmesh.replay import scripts
 from rollmesh.replay.accounting import account
 from rollmesh.replay.connection import connect, connect_blocking
-from rollmesh.replay.intake import BatchIntake
+from rollmesh.replay.intake import Batch, BatchIntake
 from rollmesh.replay.keys import Keys
-from rollmesh.replay.ledger import Ledger
-from rollmesh.types import Group, GroupState, PromptId
+from rollmesh.replay.ledger import CommittedVersion, Ledger
+from rollmesh.replay.staleness import StalenessWindow
+from rollmesh.types import Group, GroupState, PolicyVersion, PromptId
 
 S = GroupState
 LIVE = (S.PENDING, S.LEASED, S.READY)
-NUM_SLOTS, BATCH_SIZE, WINDOW, MAX_ATTEMPTS = 6, 2, 3, 3
+MAX_ATTEMPTS = 3
+BOUNDS = StalenessWindow(max_staleness=2, num_slots=6, groups_per_batch=2)
+NUM_SLOTS, BATCH_SIZE, WINDOW = BOUNDS.num_slots, BOUNDS.groups_per_batch, BOUNDS.size
+FIRST_VERSION = PolicyVersion(0, 0)
 MEMBERS = ("rollout-0", "rollout-1", "rollout-2")
 
 
@@ -37,6 +41,8 @@ class ModelGroup:
     is_overdue: bool = False
     returned_token: int | None = None
     payload_token: int | None = None
+    leased_version: PolicyVersion = FIRST_VERSION
+    oldest_version: PolicyVersion | None = None
     step: int | None = None
     has_slot: bool = True
 
@@ -64,6 +70,23 @@ class Model:
     def end(self, group: ModelGroup, state: GroupState) -> None:
         group.state, group.has_slot = state, False
 
+    def num_before(self, sequence: int) -> int:
+        """Groups that hold a slot and stand before a place in the line."""
+        return sum(group.has_slot for group in self.groups[:sequence])
+
+    def leasable(self, limit: int) -> list[int]:
+        pending = [i for i, group in enumerate(self.groups) if group.state is S.PENDING]
+        return [i for i in pending if self.num_before(i) < NUM_SLOTS][:limit]
+
+    def send_back_too_old(self, version: PolicyVersion) -> bool:
+        """What a batch would begin with, and an older lineage made too long ago, is generated again."""
+        first = [group for group in self.groups if group.state is S.READY][:BATCH_SIZE]
+        old = [group for group in first if is_too_old(group.oldest_version, version)]
+        for group in old:
+            group.state, group.payload_token, group.oldest_version = S.PENDING, None, None
+            self.is_closed = False
+        return bool(old)
+
     def pick(self) -> list[int] | None:
         """The rule as it is stated: one group after the other, the window anchored anew each time."""
         left = [i for i, group in enumerate(self.groups) if group.state in LIVE]
@@ -79,6 +102,11 @@ class Model:
         return picked
 
 
+def is_too_old(oldest: PolicyVersion | None, version: PolicyVersion) -> bool:
+    assert oldest is not None
+    return oldest.lineage < version.lineage and version.number - oldest.number > BOUNDS.bound
+
+
 class Schedule:
     """A run of random actions, each applied to the ledger and to the model, which are compared after each."""
 
@@ -90,7 +118,7 @@ class Schedule:
         self.ledger = Ledger(self.client, run_id, max_attempts=MAX_ATTEMPTS)
         self.raw: redis.Redis = connect_blocking(url, 5.0)
         self.intake = BatchIntake(self.raw, run_id)
-        self.keys = Keys(run_id)
+        self.run_id, self.keys = run_id, Keys(run_id)
         self.make_group = make_group
         self.model = Model()
         self.leases: list[tuple[int, int]] = []
@@ -99,6 +127,12 @@ class Schedule:
         self.num_retired = 0
         self.retired_step = 0
         self.without_row: set[int] = set()
+        self.version = PolicyVersion(0, 0)
+        self.committed = PolicyVersion(0, 0)
+        self.saved_step, self.saved_version = 0, PolicyVersion(0, 0)
+        self.has_gone_back = False
+        self.num_trained_again = 0
+        self.intake.take_over(0)
 
     def run(self, num_actions: int) -> None:
         actions: dict[Callable[[], None], int] = {
@@ -112,7 +146,9 @@ class Schedule:
             self.take: 12,
             self.mark_trained: 8,
             self.commit_version: 6,
-            self.checkpoint: 2,
+            self.save: 2,
+            self.retire: 2,
+            self.go_back: 3,
         }
         for number in range(num_actions):
             if number == num_actions * 3 // 4:
@@ -125,12 +161,14 @@ class Schedule:
     def finish(self) -> None:
         """Whatever has happened, the run can be brought to its end, and everything is accounted for there."""
         for _ in range(10 * NUM_SLOTS):
+            self.close()
             for action in (self.sweep, self.lease, self.commit, self.commit, self.take):
                 action()
             self.mark_trained()
+            self.commit_version()
             self.check()
-        self.commit_version()
-        self.checkpoint()
+        self.save()
+        self.retire()
         self.check()
         assert self.intake.take_batch(self.step, BATCH_SIZE, WINDOW, timeout_s=0) is None
         assert {group.state for group in self.model.groups} <= {S.RETIRED, S.FAILED, S.FILTERED}
@@ -165,8 +203,8 @@ class Schedule:
 
     def lease(self) -> None:
         member, limit = self.random.choice(MEMBERS), self.random.randint(1, 3)
-        rows = self.call("lease", member, 3600.0, limit)
-        expected = [i for i, group in enumerate(self.model.groups) if group.state is S.PENDING][:limit]
+        rows = self.call("lease", member, 3600.0, limit, NUM_SLOTS)
+        expected = self.model.leasable(limit)
         assert [row.sequence for row in rows] == expected
         for row in rows:
             group = self.model.groups[row.sequence]
@@ -174,7 +212,7 @@ class Schedule:
             assert row.fencing_token > self.model.last_token
             self.model.last_token = row.fencing_token
             group.state, group.member, group.token = S.LEASED, member, row.fencing_token
-            group.returned_token = None
+            group.returned_token, group.leased_version = None, self.committed
             self.leases.append((row.sequence, row.fencing_token))
 
     def time_is_up(self) -> None:
@@ -205,7 +243,9 @@ class Schedule:
         self.model.is_closed = True
 
     def commit_version(self) -> None:
-        self.call("release_slots", self.num_marked)
+        self.call("commit_version", self.version, self.num_marked)
+        self.committed = self.version
+        assert self.call("committed") == CommittedVersion(self.version, self.num_marked)
         for group in self.model.groups:
             if group.state in (S.TRAINED, S.RETIRED):
                 group.has_slot = False
@@ -219,12 +259,13 @@ class Schedule:
         group = self.model.groups[sequence]
         if self.model.holds(sequence, token):
             expected = "accepted"
-            group.state, group.payload_token = S.READY, token
+            group.state, group.payload_token, group.oldest_version = S.READY, token, group.leased_version
         else:
             is_known = sequence not in self.without_row
             is_done = group.payload_token == token or self.is_retired(group, token)
             expected = "duplicate" if is_known and is_done else "fenced"
-        outcome = self.call("commit", self.make_group(self.prompt(sequence), sequence), token)
+        made = self.make_group(self.prompt(sequence), sequence, version=group.leased_version)
+        outcome = self.call("commit", made, token)
         assert outcome.value == expected
 
     def is_retired(self, group: ModelGroup, token: int) -> bool:
@@ -262,11 +303,13 @@ class Schedule:
         step = self.step - 1 if is_repeated and self.step > 1 else self.step
         if step <= self.retired_step:
             with pytest.raises(ReplayError, match=f"step {step} are retired and cannot be taken again"):
-                self.intake.take_batch(step, BATCH_SIZE, WINDOW, timeout_s=0)
+                self.take_batch(step)
             return
-        expected = self.model.batches.get(step) or self.model.pick()
+        expected = self.model.batches.get(step)
+        if expected is None and not self.model.send_back_too_old(self.version):
+            expected = self.model.pick()
         try:
-            batch = self.intake.take_batch(step, BATCH_SIZE, WINDOW, timeout_s=0)
+            batch = self.take_batch(step)
         except DeadlineError:
             assert expected is None
             return
@@ -278,12 +321,22 @@ class Schedule:
         assert [entry.sequence for entry in batch.entries] == expected
         if step < self.step:
             return
+        self.no_sample_is_older_than_the_bound(batch)
         self.model.batches[step] = expected
         for sequence in expected:
             self.model.groups[sequence].state, self.model.groups[sequence].step = S.BATCHED, step
         self.step += 1
         is_all = not any(group.state in LIVE for group in self.model.groups)
         assert batch.is_last == (self.model.is_closed and is_all)
+
+    def take_batch(self, step: int) -> Batch | None:
+        lowest = self.version.number - BOUNDS.bound
+        return self.intake.take_batch(step, BATCH_SIZE, WINDOW, 0, self.version.lineage, lowest)
+
+    def no_sample_is_older_than_the_bound(self, batch: Batch) -> None:
+        ages = [self.version.number - entry.oldest_version.number for entry in batch.entries]
+        assert max(ages) <= BOUNDS.bound
+        assert min(ages) >= 0
 
     def mark_trained(self) -> None:
         if self.num_marked == self.step - 1:
@@ -293,14 +346,46 @@ class Schedule:
             assert self.intake.mark_trained(self.num_marked) == len(self.model.batches[self.num_marked])
         for sequence in self.model.batches[self.num_marked]:
             self.model.groups[sequence].state = S.TRAINED
+        self.version = self.version.next()
 
-    def checkpoint(self) -> None:
-        retired = [group for group in self.model.groups if group.state is S.TRAINED]
-        assert self.intake.retire(self.num_marked) == len(retired)
+    def save(self) -> None:
+        """A checkpoint of the policy as it is becomes durable."""
+        self.saved_step, self.saved_version = self.num_marked, self.version
+
+    def retire(self) -> None:
+        covered = [i for step in range(1, self.saved_step + 1) for i in self.model.batches.get(step, [])]
+        retired = [self.model.groups[i] for i in covered if self.model.groups[i].state is S.TRAINED]
+        assert self.intake.retire(self.saved_step) == len(retired)
         for group in retired:
             group.state, group.payload_token = S.RETIRED, None
         self.num_retired += len(retired)
-        self.retired_step = self.num_marked
+        self.retired_step = max(self.retired_step, self.saved_step)
+
+    def go_back(self) -> None:
+        """The learner dies. Another one takes over from the last checkpoint and publishes what it has."""
+        former, self.intake = self.intake, BatchIntake(self.raw, self.run_id)
+        step, num_marked = self.saved_step, self.num_marked
+        later = [i for number, batch in self.model.batches.items() if number > step for i in batch]
+        taken_over = self.intake.take_over(step)
+        assert taken_over == (len(later), 0)
+        assert self.intake.take_over(step) == (0, 0)
+        for call in (lambda: former.take_batch(step + 1, 1, 1, 0), lambda: former.mark_trained(step + 1)):
+            with pytest.raises(SupersededError, match="another learner has taken the queue over"):
+                call()
+        with pytest.raises(SupersededError):
+            former.retire(num_marked)
+        for sequence in later:
+            group = self.model.groups[sequence]
+            group.state, group.step, group.has_slot = S.READY, None, True
+        self.model.batches = {number: batch for number, batch in self.model.batches.items() if number <= step}
+        self.model.is_closed = False
+        self.step, self.num_marked = step + 1, step
+        self.has_gone_back |= bool(later)
+        self.num_trained_again += len(later)
+        if self.saved_version < self.committed:
+            self.saved_version = PolicyVersion(self.committed.lineage + 1, self.committed.number + 1)
+        self.version = self.saved_version
+        self.commit_version()
 
     # What must hold after every action.
 
@@ -345,7 +430,8 @@ class Schedule:
         assert snapshot.num_slots_used == sum(group.has_slot for group in self.model.groups)
 
     def slots_are_never_exceeded(self) -> None:
-        assert self.raw.zcard(self.keys.slots) <= NUM_SLOTS
+        if not self.has_gone_back:
+            assert self.raw.zcard(self.keys.slots) <= NUM_SLOTS
 
     def no_group_is_in_two_batches(self) -> None:
         taken = [sequence for batch in self.model.batches.values() for sequence in batch]
@@ -388,3 +474,4 @@ def test_any_schedule_leaves_the_ledger_as_the_model_says(
     finally:
         schedule.close_clients()
     assert schedule.num_retired >= 6, "the schedule has not come far enough to prove anything"
+    assert schedule.num_trained_again, "no learner went back behind a step"
