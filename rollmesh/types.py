@@ -276,6 +276,7 @@ class Announcement:
     """A version that the learner is about to send.
 
     Attributes:
+        step: the step that made the version; 0 for the model as it was given.
         plan: the tensors in the order in which they are sent.
         store_host: where the learner's rendezvous store listens.
         store_port: the store's port.
@@ -283,6 +284,7 @@ class Announcement:
     """
 
     version: PolicyVersion
+    step: int
     plan: WeightPlan
     store_host: str
     store_port: int

@@ -24,7 +24,7 @@ class Keys:
             (groups that the learner waits for), ``taken_step`` and ``retired_step`` (the highest of each),
             ``last_step`` (the step of the last batch), ``num_steps`` (steps trained), ``payloads_gone_step`` (the
             highest step of a group that retired), ``learner_term`` (how many learners took the queue over),
-            ``committed_version`` and ``committed_step`` (the version that serves, and the step that made it).
+            ``newest_version`` and ``newest_step`` (the newest version that may serve, and the step that made it).
         requests: hash of each member's last lease request, to answer a repeated one.
         journal: stream with one entry per transition, long enough for all transitions of groups that hold a slot.
         ended: list of the groups that ended and still have a row, the oldest first.

@@ -9,7 +9,7 @@
                            give_back
 
 A group takes a slot when it is opened and keeps it until the version it was trained into is committed
-(`commit_version`), or until it is FAILED or FILTERED. A lease is over when its time is up, whether or not somebody has
+(`release_slots`), or until it is FAILED or FILTERED. A lease is over when its time is up, whether or not somebody has
 swept it; only its holder, with the current fencing token, moves a group out of LEASED.
 
 Cost on the server: O(log N) per group and transition, N groups that have a row. A group that ended leaves nothing
@@ -55,8 +55,8 @@ class CommitOutcome(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class CommittedVersion:
-    """The version that serves, and the step that made it."""
+class RecordedVersion:
+    """A version, and the step that made it."""
 
     version: PolicyVersion
     step: int
@@ -280,27 +280,31 @@ class Ledger:
         answer = await self._run("give_back", group_id, fencing_token, to.value, reason, max_attempts)
         return None if answer is None else GroupState(answer.decode())
 
-    async def commit_version(self, version: PolicyVersion, step: int) -> int:
-        """Record that a version serves, and set free the slots of what was trained up to the step that made it.
-
-        May be repeated. A version that comes before the recorded one changes nothing.
+    async def record_version(self, version: PolicyVersion, step: int) -> None:
+        """Remember a version before the first engine serves it. May be repeated; an older version changes nothing.
 
         Args:
             step: the step that made the version; 0 for the version of the model as it was given.
+        """
+        await self._run("version", str(version), version.number, step)
+
+    async def newest_version(self) -> RecordedVersion | None:
+        """The newest version that `record_version` remembered; None before the first. Tokens carry no newer one."""
+        with translate_errors():
+            known: Any = await self._redis.hmget(self._keys.meta, ["newest_version", "newest_step"])
+        version, step = known
+        if version is None or step is None:
+            return None
+        return RecordedVersion(PolicyVersion.parse(version.decode()), int(step))
+
+    async def release_slots(self, through_step: int) -> int:
+        """Set free the slots of what was trained in steps up to ``through_step``, whose version is now committed.
 
         Returns:
             How many slots became free by this call.
         """
-        return int(await self._run("version", str(version), version.number, step))
-
-    async def committed(self) -> CommittedVersion | None:
-        """The version that `commit_version` recorded last; None before the first."""
         with translate_errors():
-            known: Any = await self._redis.hmget(self._keys.meta, ["committed_version", "committed_step"])
-        version, step = known
-        if version is None or step is None:
-            return None
-        return CommittedVersion(PolicyVersion.parse(version.decode()), int(step))
+            return int(await self._redis.zremrangebyscore(self._keys.slots, "-inf", through_step))
 
     async def snapshot(self) -> LedgerSnapshot:
         """Counts of one moment. O(1)."""

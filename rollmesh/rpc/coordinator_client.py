@@ -165,6 +165,7 @@ class CoordinatorClient(Connection):
         call = weights.BeginPublishCall(
             self.caller,
             announced.version,
+            announced.step,
             plan,
             announced.store_host,
             announced.store_port,

@@ -243,7 +243,7 @@ class ReportEvaluationResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class BeginPublishRequest(_message.Message):
-    __slots__ = ("name", "incarnation", "version", "plan", "store_host", "store_port", "transfer_deadline_ms", "plan_digest")
+    __slots__ = ("name", "incarnation", "version", "plan", "store_host", "store_port", "transfer_deadline_ms", "plan_digest", "step")
     NAME_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -252,6 +252,7 @@ class BeginPublishRequest(_message.Message):
     STORE_PORT_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
     name: str
     incarnation: str
     version: _trajectory_pb2.PolicyVersion
@@ -260,7 +261,8 @@ class BeginPublishRequest(_message.Message):
     store_port: int
     transfer_deadline_ms: int
     plan_digest: bytes
-    def __init__(self, name: _Optional[str] = ..., incarnation: _Optional[str] = ..., version: _Optional[_Union[_trajectory_pb2.PolicyVersion, _Mapping]] = ..., plan: _Optional[_Union[_rollout_pb2.WeightPlan, _Mapping]] = ..., store_host: _Optional[str] = ..., store_port: _Optional[int] = ..., transfer_deadline_ms: _Optional[int] = ..., plan_digest: _Optional[bytes] = ...) -> None: ...
+    step: int
+    def __init__(self, name: _Optional[str] = ..., incarnation: _Optional[str] = ..., version: _Optional[_Union[_trajectory_pb2.PolicyVersion, _Mapping]] = ..., plan: _Optional[_Union[_rollout_pb2.WeightPlan, _Mapping]] = ..., store_host: _Optional[str] = ..., store_port: _Optional[int] = ..., transfer_deadline_ms: _Optional[int] = ..., plan_digest: _Optional[bytes] = ..., step: _Optional[int] = ...) -> None: ...
 
 class BeginPublishResponse(_message.Message):
     __slots__ = ("epoch", "needs_plan")

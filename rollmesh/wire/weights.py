@@ -34,6 +34,7 @@ class BeginPublishCall:
 
     caller: Caller
     version: PolicyVersion
+    step: int
     plan: WeightPlan | None
     store_host: str
     store_port: int
@@ -139,6 +140,7 @@ def begin_publish_to_proto(call: BeginPublishCall) -> coordinator_pb2.BeginPubli
         name=call.caller.name,
         incarnation=call.caller.incarnation,
         version=version_to_proto(call.version),
+        step=call.step,
         plan=None if call.plan is None else plan_to_proto(call.plan),
         store_host=call.store_host,
         store_port=call.store_port,
@@ -152,6 +154,7 @@ def begin_publish_from_proto(message: coordinator_pb2.BeginPublishRequest) -> Be
     return BeginPublishCall(
         caller=caller_from_proto(message),
         version=required_version(message, "version"),
+        step=message.step,
         plan=plan,
         store_host=checks.name(message.store_host, "store_host"),
         store_port=checks.between(message.store_port, 1, MAX_PORT, "store_port"),

@@ -207,15 +207,23 @@ class Coordinator:
         self._require_learner(name, incarnation)
         self.run.report_step(step, metrics, is_last)
         if is_last and self.evaluator is not None:
-            self.evaluator.on_last_step(self.run.committed_version)
+            self.evaluator.on_last_step(self.run.committed_version, self.run.committed_step)
         self._finish_if_done()
         self.dispatcher.wake()
 
-    def on_commit(self, version: PolicyVersion) -> None:
+    async def before_commit(self, version: PolicyVersion, step: int) -> None:
+        """The first engine is about to load a version, which ``step`` made; called by the publisher.
+
+        Raises:
+            UnavailableError: Redis cannot be told, and a learner that resumed would not know of the version's tokens.
+        """
+        await self._ledger.record_version(version, step)
+
+    def on_commit(self, version: PolicyVersion, step: int) -> None:
         """A version serves now; called by the publisher."""
-        self.run.commit(version)
+        self.run.commit(version, step)
         if self.evaluator is not None:
-            self.evaluator.on_commit(version)
+            self.evaluator.on_commit(version, step)
         self.dispatcher.wake()
 
     async def on_tainted(self, member: Member, reason: str) -> None:

@@ -48,7 +48,10 @@ class EvaluationItem:
 
 @dataclass
 class EvaluationRound:
+    """The prompts of one evaluation. ``step`` made the version."""
+
     version: PolicyVersion
+    step: int
     started_s: float
     items: dict[str, EvaluationItem]
     waiting: deque[str] = field(default_factory=deque)
@@ -66,8 +69,8 @@ class Evaluator:
 
     Args:
         num_prompts: rows of the evaluation dataset.
-        every_steps: a round is due whenever the version number reaches or passes a multiple of it.
-        last_number: version number that ends the run; it is evaluated too.
+        every_steps: a round is due whenever the step that made a version reaches or passes a multiple of it.
+        last_step: the step that ends the run; its version is evaluated too.
         should_pin: whether rounds hold the next version back.
         ttl_s: life of a lease from its last renewal, and the longest time that a round holds a version back.
         max_attempts: leases of one prompt before it counts as failed.
@@ -80,7 +83,7 @@ class Evaluator:
         self,
         num_prompts: int,
         every_steps: int,
-        last_number: int,
+        last_step: int,
         should_pin: bool,
         ttl_s: float,
         max_attempts: int,
@@ -90,7 +93,7 @@ class Evaluator:
     ) -> None:
         self._num_prompts = num_prompts
         self._every_steps = every_steps
-        self._last_number = last_number
+        self._last_step = last_step
         self._should_pin = should_pin
         self._ttl_s = ttl_s
         self._max_attempts = max_attempts
@@ -98,8 +101,8 @@ class Evaluator:
         self._next_token = first_token
         self._on_result = on_result
         self._round: EvaluationRound | None = None
-        self._due: PolicyVersion | None = None
-        self._last_version: PolicyVersion | None = None
+        self._due: tuple[PolicyVersion, int] | None = None
+        self._scheduled: tuple[PolicyVersion, int] | None = None
         self._unpinned = asyncio.Event()
         self._unpinned.set()
         self.last_result: EvaluationResult | None = None
@@ -129,20 +132,18 @@ class Evaluator:
         items = () if self._round is None else self._round.items.values()
         return [item for item in items if item.member == member and item.fencing_token != 0]
 
-    def on_commit(self, version: PolicyVersion) -> None:
-        """A version serves now: starts a round, if one is due for it."""
-        number, last = version.number, self._last_version
-        if (
-            last is None
-            or number == self._last_number
-            or number // self._every_steps > last.number // self._every_steps
-        ):
-            self._schedule(version)
+    def on_commit(self, version: PolicyVersion, step: int) -> None:
+        """A version serves now, which ``step`` made: starts a round, if one is due for it."""
+        last = self._scheduled
+        if last == (version, step):
+            return
+        if last is None or step == self._last_step or step // self._every_steps > last[1] // self._every_steps:
+            self._schedule(version, step)
 
-    def on_last_step(self, version: PolicyVersion | None) -> None:
+    def on_last_step(self, version: PolicyVersion | None, step: int) -> None:
         """The run trains no further: what serves now is evaluated, if it was not."""
-        if version is not None and version != self._last_version:
-            self._schedule(version)
+        if version is not None and (version, step) != self._scheduled:
+            self._schedule(version, step)
 
     def take(self, member: str, limit: int) -> list[tuple[EvaluationItem, int]]:
         """Lease up to ``limit`` waiting prompts; returns (item, fencing token) of each."""
@@ -208,15 +209,14 @@ class Evaluator:
         """Wait until the next version may be committed; `expire` bounds it."""
         await self._unpinned.wait()
 
-    def _schedule(self, version: PolicyVersion) -> None:
-        self._last_version = version
+    def _schedule(self, version: PolicyVersion, step: int) -> None:
+        self._scheduled = version, step
         if self._round is not None:
-            self._due = version
+            self._due = version, step
             return
-        number_of_round = version.number
-        prompts = [PromptId("eval", number_of_round, index) for index in range(self._num_prompts)]
+        prompts = [PromptId("eval", step, index) for index in range(self._num_prompts)]
         items = {str(prompt): EvaluationItem(prompt) for prompt in prompts}
-        self._round = EvaluationRound(version, self._clock(), items, deque(items), len(items))
+        self._round = EvaluationRound(version, step, self._clock(), items, deque(items), len(items))
         self._due = None
         if self._should_pin:
             self._unpinned.clear()
@@ -242,7 +242,7 @@ class Evaluator:
         self.last_result = summarize(finished)
         self._on_result(finished, self.last_result)
         if self._due is not None:
-            self._schedule(self._due)
+            self._schedule(*self._due)
 
 
 def summarize(finished: EvaluationRound) -> EvaluationResult:
@@ -253,7 +253,7 @@ def summarize(finished: EvaluationRound) -> EvaluationResult:
     means = [statistics.fmean(sample.score for sample in group) for group in groups]
     return EvaluationResult(
         version=finished.version,
-        step=finished.version.number,
+        step=finished.step,
         num_prompts=len(finished.items),
         num_failed=len(finished.items) - len(groups),
         pass_at_1=statistics.fmean(means) if means else 0.0,

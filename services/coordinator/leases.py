@@ -216,7 +216,7 @@ class Dispatcher:
         """Groups whose version serves give back their slots."""
         committed = self._run.committed_version
         if committed is not None and committed != self._released:
-            await self._ledger.commit_version(committed, committed.number)
+            await self._ledger.release_slots(self._run.committed_step)
             self._released = committed
 
     async def _admit(self) -> None:
@@ -328,7 +328,7 @@ class Dispatcher:
         committed, version = self._run.committed_version, member.version
         if committed is None or version is None:
             return False
-        return version.lineage == committed.lineage and version.number >= committed.number - self._max_version_lag
+        return version.number >= committed.number - self._max_version_lag
 
     def _may_train(self, line: LeaseLine) -> bool:
         return line.credits > 0 and line.is_open and not line.is_unsure and self.is_serving(line.member)

@@ -172,7 +172,8 @@ def build(
         settings,
         RolloutClient,
         until_unpinned,
-        lambda version: coordinator.on_commit(version),
+        lambda version, step: coordinator.before_commit(version, step),
+        lambda version, step: coordinator.on_commit(version, step),
         lambda member, reason: coordinator.on_tainted(member, reason),
         clock,
     )
@@ -213,7 +214,7 @@ def _evaluator(config: MeshConfig, prompts: PromptBook, admission: Admission, cl
     return Evaluator(
         num_prompts=prompts.num_evaluation_prompts,
         every_steps=config.evaluation.every_steps,
-        last_number=admission.num_steps,
+        last_step=admission.num_steps,
         should_pin=config.evaluation.should_pin_version,
         ttl_s=config.coordinator.lease_ttl_s,
         max_attempts=config.coordinator.max_attempts,

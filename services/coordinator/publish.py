@@ -85,7 +85,9 @@ class Publisher:
         settings: deadlines.
         connect: makes the client of a worker's address.
         until_unpinned: waits for an evaluation that holds the next version back.
-        on_commit: called when a version serves, before the learner is told.
+        before_commit: called before the first worker loads a version, with the step that made it; what it raises
+            aborts the version.
+        on_commit: called when a version serves, before the learner is told, with the step that made it.
         on_tainted: drops a member whose load failed midway; called with the member and the reason.
         clock: monotonic seconds.
     """
@@ -97,7 +99,8 @@ class Publisher:
         settings: PublishSettings,
         connect: Callable[[str], RolloutPeer],
         until_unpinned: Callable[[], Awaitable[None]],
-        on_commit: Callable[[PolicyVersion], None],
+        before_commit: Callable[[PolicyVersion, int], Awaitable[None]],
+        on_commit: Callable[[PolicyVersion, int], None],
         on_tainted: Callable[[Member, str], Awaitable[None]],
         clock: Clock,
     ) -> None:
@@ -105,6 +108,7 @@ class Publisher:
         self._versions = versions
         self._settings = settings
         self._until_unpinned = until_unpinned
+        self._before_commit = before_commit
         self._on_commit = on_commit
         self._on_tainted = on_tainted
         self._clock = clock
@@ -267,6 +271,10 @@ class Publisher:
         ]
         if problems:
             return await self._end_aborted(attempt, "; ".join(problems))
+        try:
+            await self._before_commit(attempt.version, attempt.announcement.step)
+        except UnavailableError as error:
+            return await self._end_aborted(attempt, f"the version could not be recorded: {error}")
         return await self._commit(attempt)
 
     async def _commit(self, attempt: Attempt) -> PublishOutcome:
@@ -287,7 +295,7 @@ class Publisher:
             reason = "no worker is known to serve it: " + "; ".join(f"{name}: {e}" for name, e in answers.items())
             return self._close(attempt, PublishOutcome(False, reason, (), 0.0))
         outcome = self._close(attempt, PublishOutcome(True, "", tuple(serving), max(serving.values())))
-        self._on_commit(version)
+        self._on_commit(version, attempt.announcement.step)
         return outcome
 
     async def _load(self, party: Party, version: PolicyVersion, timeout_s: float) -> CommitReport:

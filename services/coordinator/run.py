@@ -24,6 +24,8 @@ class Run:
 
     Attributes:
         num_steps: optimiser batches in the whole run.
+        committed_version: serves; None before the first.
+        committed_step: the step that made it.
         step: the last one reported.
         metrics: that step's.
         over: set once the run is FINISHED or FAILED.
@@ -34,13 +36,14 @@ class Run:
     state: RunState = RunState.STARTING
     failure: str = ""
     committed_version: PolicyVersion | None = None
+    committed_step: int = 0
     step: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def commit(self, version: PolicyVersion) -> None:
-        """A version serves now."""
-        self.committed_version = version
+    def commit(self, version: PolicyVersion, step: int) -> None:
+        """A version serves now, which ``step`` made."""
+        self.committed_version, self.committed_step = version, step
         if self.state is RunState.STARTING:
             self._move(RunState.RUNNING)
 

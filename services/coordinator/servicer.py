@@ -94,7 +94,9 @@ class CoordinatorServicer(pb_grpc.CoordinatorServiceServicer):
         plan = self._plans.find(call.plan, call.plan_digest)
         if plan is None:
             return weights.begin_publish_answer_to_proto(None)
-        announcement = Announcement(call.version, plan, call.store_host, call.store_port, call.transfer_deadline_s)
+        announcement = Announcement(
+            call.version, call.step, plan, call.store_host, call.store_port, call.transfer_deadline_s
+        )
         epoch = await self._coordinator.begin_publish(call.caller.name, call.caller.incarnation, announcement)
         return weights.begin_publish_answer_to_proto(epoch)
 

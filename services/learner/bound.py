@@ -21,6 +21,9 @@ def staleness_window(config: MeshConfig) -> StalenessWindow:
 def check_staleness(groups: Iterable[Group], learner: PolicyVersion, bound: int) -> None:
     """Refuse a batch with a sample that is older than admission may let through, or newer than the learner.
 
+    The number of a version only grows, also from one lineage to the next. So the difference of two numbers is the
+    age, whatever the lineages: ``1.9`` is two versions after ``0.7``.
+
     Args:
         groups: about to be trained.
         learner: the version that the step starts from.
@@ -32,7 +35,8 @@ def check_staleness(groups: Iterable[Group], learner: PolicyVersion, bound: int)
     for group in groups:
         for span in (span for sample in group.samples for span in sample.version_spans):
             age = learner.number - span.version.number
-            if span.version.lineage != learner.lineage or not 0 <= age <= bound:
+            youngest = 0 if span.version.lineage == learner.lineage else 1  # a new lineage begins with a new number
+            if span.version > learner or not youngest <= age <= bound:
                 raise ReplayError(
                     f"group {group.group_id} has tokens of version {span.version}, but the learner is at "
                     f"{learner} and the staleness bound is {bound}: admission is broken"

@@ -87,8 +87,8 @@ class Loop:
         """
         parts = self._parts
         parts.progress.enter(LearnerPhase.PUBLISHING)
-        parts.publisher.publish(self._version, must_commit=True)
         step, is_last = 0, False
+        parts.publisher.publish(self._version, step, must_commit=True)
         while not is_last:
             parts.progress.enter(LearnerPhase.WAITING_FOR_BATCH)
             share = parts.intake.take(step + 1)
@@ -117,7 +117,7 @@ class Loop:
 
         parts.progress.enter(LearnerPhase.PUBLISHING)
         publish_started = time.monotonic()
-        parts.publisher.publish(self._version)
+        parts.publisher.publish(self._version, step)
         now = time.monotonic()
         timings = {
             "time/wait_s": share.wait_s,
@@ -170,7 +170,7 @@ class Loop:
         """The last version serves, the last checkpoint is durable, and then the coordinator hears of the end."""
         parts = self._parts
         parts.progress.enter(LearnerPhase.PUBLISHING)
-        parts.publisher.ensure_committed(self._version)
+        parts.publisher.ensure_committed(self._version, step)
         self._checkpoint(step, is_last=True)
         if parts.reporter is not None:
             parts.reporter.report_step(step, self._version, self._metrics, is_last=True)

@@ -113,11 +113,12 @@ class Publisher:
         self.committed: PolicyVersion | None = None
         self.max_pause_s = 0.0
 
-    def publish(self, version: PolicyVersion, *, must_commit: bool = False) -> None:
+    def publish(self, version: PolicyVersion, step: int, *, must_commit: bool = False) -> None:
         """Announce and send a version. Its commit is joined later unless nothing can go on without it.
 
         Args:
             version: newer than the last.
+            step: the step that made the version.
             must_commit: return only once it serves.
 
         Raises:
@@ -127,10 +128,10 @@ class Publisher:
         with self._led() as is_leader:
             if is_leader:
                 self.settle()
-                self._publish(version, must_commit or self._is_needed(version))
+                self._publish(version, step, must_commit or self._is_needed(version))
 
-    def ensure_committed(self, version: PolicyVersion) -> None:
-        """Join the commit of the last published version, and publish it again if it was aborted.
+    def ensure_committed(self, version: PolicyVersion, step: int) -> None:
+        """Join the commit of the last published version, which ``step`` made; publish it again if it was aborted.
 
         Raises:
             As `publish`.
@@ -139,7 +140,7 @@ class Publisher:
             if is_leader:
                 self.settle()
                 if self.committed != version:
-                    self._publish(version, must_commit=True)
+                    self._publish(version, step, must_commit=True)
 
     def settle(self) -> None:
         """Join the commit that is under way, if any. Rank 0 waits; the others return at once."""
@@ -163,9 +164,9 @@ class Publisher:
         """Whether more than ``max_staleness`` versions would be uncommitted while this one is."""
         return self.committed is None or version.number - self.committed.number > self._max_staleness
 
-    def _publish(self, version: PolicyVersion, must_commit: bool) -> None:
+    def _publish(self, version: PolicyVersion, step: int, must_commit: bool) -> None:
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            self._send(version)
+            self._send(version, step)
             if not must_commit:
                 return
             self.settle()
@@ -177,12 +178,14 @@ class Publisher:
             f"version {version} was not committed in {MAX_ATTEMPTS} tries, for the last time because: {self._reason}"
         )
 
-    def _send(self, version: PolicyVersion) -> None:
+    def _send(self, version: PolicyVersion, step: int) -> None:
         """Begin, broadcast, start to finish; what fails before the commit ends in the log and in `_reason`."""
         assert self._protocol is not None
         assert self._store is not None
         try:
-            announcement = Announcement(version, self.plan, self._store.address, self._store.port, self._deadline_s)
+            announcement = Announcement(
+                version, step, self.plan, self._store.address, self._store.port, self._deadline_s
+            )
             epoch = self._protocol.begin_publish(announcement, self._begin_timeout_s)
         except (UnavailableError, DeadlineError, SupersededError, WeightTransferError) as error:
             _logger.warning("version %s could not be announced: %s", version, error)

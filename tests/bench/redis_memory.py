@@ -118,7 +118,7 @@ class SimulatedRun:
             self._step += 1
             self._intake.payloads([entry.group_id for entry in batch.entries])
             self._intake.mark_trained(self._step)
-            await ledger.commit_version(PolicyVersion(0, self._step), self._step)
+            await ledger.release_slots(self._step)
             if self._step % STEPS_PER_CHECKPOINT == 0 or batch.is_last:
                 self._intake.retire(self._step)
 

@@ -163,7 +163,7 @@ CODECS = [
     Codec(PLAN, weights.plan_to_proto, weights.plan_from_proto),
     Codec(EPOCH, weights.epoch_to_proto, weights.epoch_from_proto),
     Codec(
-        weights.BeginPublishCall(CALLER, NEW, PLAN, "10.0.0.1", 29500, 12.5, PLAN.digest),
+        weights.BeginPublishCall(CALLER, NEW, 7, PLAN, "10.0.0.1", 29500, 12.5, PLAN.digest),
         weights.begin_publish_to_proto,
         weights.begin_publish_from_proto,
     ),

@@ -158,15 +158,17 @@ class Mesh:
         stream = await self.stack.enter_async_context(client.lease_stream())
         return Worker(name, client, servicer, server.address, stream)
 
-    async def begin(self, number: int, timeout_s: float = WAIT_S) -> Any:
-        announcement = Announcement(PolicyVersion(0, number), PLAN, "127.0.0.1", 29500, 2 * WAIT_S)
+    async def begin(self, number: int, timeout_s: float = WAIT_S, step: int | None = None) -> Any:
+        """Announce a version; as in a run without a resume, the step that made it has its number."""
+        step = number if step is None else step
+        announcement = Announcement(PolicyVersion(0, number), step, PLAN, "127.0.0.1", 29500, 2 * WAIT_S)
         return await self.learner.begin_publish(announcement, timeout_s=timeout_s)
 
     async def finish(self, number: int, digest: bytes = DIGEST, failure: str = "") -> PublishOutcome:
         return await self.learner.finish_publish(PolicyVersion(0, number), digest, failure, timeout_s=WAIT_S)
 
-    async def publish(self, number: int, timeout_s: float = WAIT_S) -> PublishOutcome:
-        await self.begin(number, timeout_s)
+    async def publish(self, number: int, timeout_s: float = WAIT_S, step: int | None = None) -> PublishOutcome:
+        await self.begin(number, timeout_s, step)
         return await self.finish(number)
 
     async def commit(self, lease: Lease, version: int = 0) -> CommitOutcome:

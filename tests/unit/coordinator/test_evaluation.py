@@ -18,13 +18,13 @@ class Rig:
     """An evaluator with a clock in the test's hand, and what it reported."""
 
     def __init__(
-        self, num_prompts: int = 4, every_steps: int = 10, last_number: int = 25, should_pin: bool = True
+        self, num_prompts: int = 4, every_steps: int = 10, last_step: int = 25, should_pin: bool = True
     ) -> None:
         self.now = 0.0
         self.rounds: list[EvaluationRound] = []
         self.results: list[EvaluationResult] = []
         self.evaluator = Evaluator(
-            num_prompts, every_steps, last_number, should_pin, TTL_S, 2, lambda: self.now, 1, self._on_result
+            num_prompts, every_steps, last_step, should_pin, TTL_S, 2, lambda: self.now, 1, self._on_result
         )
 
     def _on_result(self, finished: EvaluationRound, result: EvaluationResult) -> None:
@@ -32,7 +32,7 @@ class Rig:
         self.results.append(result)
 
     def commit(self, number: int) -> None:
-        self.evaluator.on_commit(PolicyVersion(0, number))
+        self.evaluator.on_commit(PolicyVersion(0, number + 100), number)
 
     def finish_round(self, score: float = 1.0, version: int = 0) -> None:
         for item, token in self.evaluator.take("rollout-0", 1000):
@@ -65,9 +65,9 @@ def test_the_last_step_is_evaluated_once_even_if_the_run_ends_early() -> None:
     rig.finish_round()
     rig.commit(7)
     assert rig.evaluator.is_idle
-    rig.evaluator.on_last_step(PolicyVersion(0, 7))
+    rig.evaluator.on_last_step(PolicyVersion(0, 107), 7)
     rig.finish_round()
-    rig.evaluator.on_last_step(PolicyVersion(0, 7))
+    rig.evaluator.on_last_step(PolicyVersion(0, 107), 7)
     assert rig.evaluator.is_idle
     assert [result.step for result in rig.results] == [0, 7]
 
@@ -76,9 +76,9 @@ def test_a_round_that_falls_due_during_another_starts_after_it() -> None:
     rig = Rig(should_pin=False)
     rig.commit(0)
     rig.commit(10)
-    assert rig.evaluator.version == PolicyVersion(0, 0)
+    assert rig.evaluator.version == PolicyVersion(0, 100)
     rig.finish_round()
-    assert rig.evaluator.version == PolicyVersion(0, 10)
+    assert rig.evaluator.version == PolicyVersion(0, 110)
 
 
 def test_a_round_pins_its_version_for_no_longer_than_a_lease_lives() -> None:

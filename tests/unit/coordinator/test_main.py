@@ -89,7 +89,7 @@ async def act_as_a_mesh(config: MeshConfig, failure: str) -> None:
     ):
         await learner.register(run_id, Role.LEARNER, "127.0.0.1:1")
         await worker.register(run_id, Role.ROLLOUT, server.address, 1)
-        await learner.begin_publish(Announcement(PolicyVersion(0, 0), PLAN, "127.0.0.1", 1, 20.0), timeout_s=30)
+        await learner.begin_publish(Announcement(PolicyVersion(0, 0), 0, PLAN, "127.0.0.1", 1, 20.0), timeout_s=30)
         await learner.finish_publish(PolicyVersion(0, 0), DIGEST, timeout_s=30)
         if failure:
             await worker.leave(failure)

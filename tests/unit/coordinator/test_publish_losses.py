@@ -35,6 +35,8 @@ class Mesh:
         self.versions = VersionBook()
         self.tainted: list[str] = []
         self.unpinned: list[Exception] = []
+        self.recorded: list[tuple[PolicyVersion, int]] = []
+        self.is_redis_away = False
         for name in self.peers:
             self.members.register(name, Role.ROLLOUT, f"{name}-1", name, 1)
         self.publisher = Publisher(
@@ -43,7 +45,8 @@ class Mesh:
             SETTINGS,
             lambda address: self.peers[address],
             self._until_unpinned,
-            lambda version: None,
+            self._before_commit,
+            lambda version, step: None,
             self._on_tainted,
             clock,
         )
@@ -56,7 +59,7 @@ class Mesh:
         for member in self.members.rollouts:
             await asyncio.sleep(0.001)
             self.members.heartbeat(member.name, member.incarnation, MemberReport())
-        await self.publisher.begin(Announcement(version, PLAN, "127.0.0.1", 29500, 30.0))
+        await self.publisher.begin(Announcement(version, version.number, PLAN, "127.0.0.1", 29500, 30.0))
 
     def version_of(self, name: str) -> PolicyVersion | None:
         member = self.members.get(name)
@@ -65,6 +68,13 @@ class Mesh:
     async def _until_unpinned(self) -> None:
         if self.unpinned:
             raise self.unpinned.pop()
+
+    async def _before_commit(self, version: PolicyVersion, step: int) -> None:
+        is_known = (version, step) in self.recorded
+        assert is_known or all(peer.engine.version != version for peer in self.peers.values()), "recorded too late"
+        if self.is_redis_away:
+            raise UnavailableError("Redis does not answer")
+        self.recorded.append((version, step))
 
     async def _on_tainted(self, member: Member, reason: str) -> None:
         self.tainted.append(member.name)
@@ -289,3 +299,16 @@ def test_whatever_is_lost_every_worker_holds_one_version_exactly_or_failed_to_lo
                 assert mesh.version_of(name) in (None, engine.version)
 
     run(scenario, "a", "b", "c")
+
+
+def test_a_version_is_recorded_before_the_first_worker_loads_it_and_loaded_by_none_where_that_fails() -> None:
+    async def scenario(mesh: Mesh) -> None:
+        mesh.is_redis_away = True
+        outcome = await mesh.publish(NEW)
+        assert outcome.abort_reason == "the version could not be recorded: Redis does not answer"
+        assert [peer.engine.version for peer in mesh.peers.values()] == [OLD, OLD]
+        mesh.is_redis_away = False
+        assert (await mesh.publish(NEW)).members == ("a", "b")
+        assert mesh.recorded == [(OLD, OLD.number), (NEW, NEW.number)]
+
+    run(scenario)

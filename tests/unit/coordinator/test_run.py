@@ -73,7 +73,7 @@ def test_admission_never_exceeds_the_slots(with_worker: Callable[..., None]) -> 
         await mesh.train(1)
         # Trained is not enough: the slot is free once the version that it made serves.
         assert await worker.gets_nothing()
-        await mesh.publish(1)
+        await mesh.publish(7, step=1)
         assert [(await worker.lease()).sequence for _ in range(2)] == [4, 5]
         assert (await mesh.ledger.snapshot()).num_slots_used == 4
 
@@ -194,9 +194,9 @@ def test_a_worker_behind_the_committed_version_waits_unless_lag_is_allowed(with_
         await mesh.publish(0)
         member = mesh.coordinator.members.get("rollout-0")
         assert member is not None
-        mesh.coordinator.run.commit(PolicyVersion(0, 1))
+        mesh.coordinator.run.commit(PolicyVersion(0, 1), 1)
         assert len(await worker.take(1)) == 1
-        mesh.coordinator.run.commit(PolicyVersion(0, 2))
+        mesh.coordinator.run.commit(PolicyVersion(0, 2), 2)
         worker.stream.grant(1)
         assert await worker.gets_nothing()
 

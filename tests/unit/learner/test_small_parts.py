@@ -56,9 +56,16 @@ def test_a_sample_over_the_bound_or_from_the_future_stops_the_run(versions: tupl
         check_staleness(_aged(*versions), PolicyVersion(0, 5), bound=2)  # type: ignore[arg-type]
 
 
-def test_a_sample_of_another_lineage_stops_the_run() -> None:
-    with pytest.raises(ReplayError, match=r"version 0\.5, but the learner is at 1\.5"):
-        check_staleness(_aged(5), PolicyVersion(1, 5), bound=2)  # type: ignore[arg-type]
+def test_a_sample_of_the_lineage_that_was_left_is_as_old_as_the_numbers_say() -> None:
+    check_staleness(_aged(5, 4), PolicyVersion(1, 6), bound=2)  # type: ignore[arg-type]
+    with pytest.raises(ReplayError, match=r"version 0\.3, but the learner is at 1\.6 and the staleness bound is 2"):
+        check_staleness(_aged(3), PolicyVersion(1, 6), bound=2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("learner", [PolicyVersion(1, 5), PolicyVersion(1, 4)], ids=str)
+def test_a_lineage_begins_with_a_number_that_no_sample_has(learner: PolicyVersion) -> None:
+    with pytest.raises(ReplayError, match=r"version 0\.5, but the learner is at"):
+        check_staleness(_aged(5), learner, bound=2)  # type: ignore[arg-type]
 
 
 def _model(folder: Path, settings: object) -> Path:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from rollmesh.replay.connection import connect, connect_blocking
 from rollmesh.replay.intake import Batch, BatchIntake
 from rollmesh.replay.ledger import CommitOutcome, Ledger
-from rollmesh.types import Group, GroupState, PolicyVersion, PromptId
+from rollmesh.types import Group, GroupState, PromptId
 
 NUM_GROUPS, NUM_SLOTS, BATCH_SIZE = 120, 16, 8
 WINDOW = BATCH_SIZE + 1
@@ -46,7 +46,7 @@ async def coordinate(ledger: Ledger, is_over: asyncio.Event) -> int:
         elif not snapshot.is_closed:
             await ledger.close_intake()
         await ledger.expire_leases()
-        await ledger.commit_version(PolicyVersion(0, 10**6), 10**6)
+        await ledger.release_slots(through_step=10**6)
         await asyncio.sleep(0.005)
     return most
 

@@ -16,7 +16,7 @@ from rollmesh.replay.intake import Batch, BatchIntake
 from rollmesh.replay.keys import Keys
 from rollmesh.replay.ledger import CommitOutcome, Ledger
 from rollmesh.replay.rows import GroupRow
-from rollmesh.types import Group, GroupState, PolicyVersion, PromptId
+from rollmesh.types import Group, GroupState, PromptId
 
 MakeGroup = Callable[..., Group]
 
@@ -232,7 +232,7 @@ def test_a_batch_of_more_groups_than_one_command_takes_moves_whole(line: Line, i
     assert line.snapshot().num_groups[GroupState.BATCHED] == size
     assert intake.mark_trained(1) == size
     assert line.snapshot().num_groups[GroupState.TRAINED] == size
-    assert line.commit_version(PolicyVersion(0, 1), 1) == size
+    assert line.release_slots(1) == size
     assert intake.retire(1) == size
     assert line.snapshot().num_groups[GroupState.RETIRED] == size
 
@@ -257,14 +257,14 @@ def test_slots_come_back_when_the_version_is_committed_not_when_trained(line: Li
     line.finish(*range(6))
     for step in (1, 2):
         intake.take_batch(step, 2, 1, 1.0)
-    assert line.commit_version(PolicyVersion(0, 1), 1) == 0
+    assert line.release_slots(1) == 0
     assert [intake.mark_trained(1), intake.mark_trained(1)] == [2, 2]
     assert line.snapshot().num_slots_used == 6
-    assert line.commit_version(PolicyVersion(0, 1), 1) == 2
-    assert line.commit_version(PolicyVersion(0, 1), 1) == 0
+    assert line.release_slots(1) == 2
+    assert line.release_slots(1) == 0
     intake.mark_trained(2)
     assert line.snapshot().num_slots_used == 4
-    assert line.commit_version(PolicyVersion(0, 2), 2) == 2
+    assert line.release_slots(2) == 2
 
 
 def test_retirement_drops_payloads_of_covered_steps_and_keeps_the_rows(
@@ -282,9 +282,7 @@ def test_retirement_drops_payloads_of_covered_steps_and_keeps_the_rows(
     assert len(list(raw.scan_iter(f"*{{{run_id}}}:payload:*"))) == 2
     row = line.row("train:0:0")
     assert (row.state, row.step, row.num_samples) == (GroupState.RETIRED, 1, 2)
-    assert (
-        line.commit_version(PolicyVersion(0, 2), 2) == 4
-    )  # retired before its version was committed, and still set free
+    assert line.release_slots(2) == 4  # retired before its version was committed, and still set free
 
 
 def test_a_commit_repeated_after_retirement_leaves_nothing_behind(

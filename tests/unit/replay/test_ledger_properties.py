@@ -17,7 +17,7 @@ from rollmesh.replay.accounting import account
 from rollmesh.replay.connection import connect, connect_blocking
 from rollmesh.replay.intake import Batch, BatchIntake
 from rollmesh.replay.keys import Keys
-from rollmesh.replay.ledger import CommittedVersion, Ledger
+from rollmesh.replay.ledger import Ledger, RecordedVersion
 from rollmesh.replay.staleness import StalenessWindow
 from rollmesh.types import Group, GroupState, PolicyVersion, PromptId
 
@@ -243,9 +243,10 @@ class Schedule:
         self.model.is_closed = True
 
     def commit_version(self) -> None:
-        self.call("commit_version", self.version, self.num_marked)
+        self.call("record_version", self.version, self.num_marked)
+        assert self.call("newest_version") == RecordedVersion(self.version, self.num_marked)
+        self.call("release_slots", self.num_marked)
         self.committed = self.version
-        assert self.call("committed") == CommittedVersion(self.version, self.num_marked)
         for group in self.model.groups:
             if group.state in (S.TRAINED, S.RETIRED):
                 group.has_slot = False

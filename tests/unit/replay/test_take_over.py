@@ -13,7 +13,7 @@ from rollmesh.replay import intake as intake_module
 from rollmesh.replay.connection import connect, connect_blocking
 from rollmesh.replay.intake import BatchIntake
 from rollmesh.replay.keys import Keys
-from rollmesh.replay.ledger import CommitOutcome, Ledger
+from rollmesh.replay.ledger import CommitOutcome, Ledger, RecordedVersion
 from rollmesh.replay.rows import GroupRow
 from rollmesh.types import Group, GroupState, PolicyVersion, PromptId
 
@@ -100,7 +100,7 @@ def test_the_steps_after_the_checkpoint_are_trained_again_on_the_same_groups_in_
     former = mesh.learner()
     assert mesh.train(former, 1, 2, 3) == [[0, 1], [2, 3], [4, 5]]
     former.take_batch(4, BATCH, WINDOW, timeout_s=0)
-    mesh.runner.run(mesh.ledger.commit_version(PolicyVersion(0, 3), 3))
+    mesh.runner.run(mesh.ledger.release_slots(3))
     assert mesh.num_slots_used == 2
     successor = mesh.learner()
     assert successor.take_over(1) == (6, 0)
@@ -129,7 +129,7 @@ def test_groups_that_a_checkpoint_covers_are_trained_even_where_the_ledger_did_n
     former.take_batch(2, BATCH, WINDOW, timeout_s=0)  # trained and saved; the learner died before it said so
     assert mesh.learner().take_over(2) == (0, 0)
     assert mesh.states() == [S.TRAINED] * 4
-    mesh.runner.run(mesh.ledger.commit_version(PolicyVersion(0, 2), 2))
+    mesh.runner.run(mesh.ledger.release_slots(2))
     assert mesh.num_slots_used == 0
 
 
@@ -239,6 +239,13 @@ def test_no_more_groups_are_generated_at_a_time_than_there_are_slots_before_them
     mesh.open(6)
     assert [row.sequence for row in mesh.lease(6, num_slots=4)] == [0, 1, 2, 3]
     assert mesh.lease(6, num_slots=4) == []
+
+
+def test_the_newest_version_is_remembered_and_an_older_one_changes_nothing(mesh: Mesh) -> None:
+    assert mesh.runner.run(mesh.ledger.newest_version()) is None
+    for version, step in ((PolicyVersion(0, 7), 7), (PolicyVersion(1, 8), 4), (PolicyVersion(0, 6), 6)):
+        mesh.runner.run(mesh.ledger.record_version(version, step))
+    assert mesh.runner.run(mesh.ledger.newest_version()) == RecordedVersion(PolicyVersion(1, 8), 4)
 
 
 def test_a_ledger_that_was_closed_is_open_again(mesh: Mesh) -> None:

@@ -24,7 +24,7 @@ from tests.fakes.coordinator import FakeCoordinator
 from tests.fakes.waiting import run_bounded, until
 
 VERSION = PolicyVersion(0, 1)
-ANNOUNCEMENT = Announcement(VERSION, PLAN, "10.0.0.1", 29500, 12.5)
+ANNOUNCEMENT = Announcement(VERSION, 3, PLAN, "10.0.0.1", 29500, 12.5)
 
 
 @contextlib.asynccontextmanager
