@@ -14,7 +14,7 @@
     ├── ReplayError            Redis answered something that must not be
     └── RunEndedError          the run is over
 
-`rollmesh.rpc.status` maps them to gRPC statuses and back.
+`rollmesh.rpc.status_codes` maps them to gRPC statuses and back.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Nothing here imports torch, transformers, vLLM or DeepSpeed.
 from __future__ import annotations
 
 from services.reward.config import RewardSection
-from services.reward.preflight import Probe, check_function
+from services.reward.preflight import TrialCall, check_function
 from services.rollout.preflight import check_engine as check_engine
 
 
@@ -28,4 +28,4 @@ def check_reward_function(
         ConfigError: the function cannot be used.
     """
     assert section.function is not None
-    return check_function(section.function, section, None if prompt is None else Probe(place, prompt, label_json))
+    return check_function(section.function, section, None if prompt is None else TrialCall(place, prompt, label_json))

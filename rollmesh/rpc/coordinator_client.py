@@ -14,7 +14,7 @@ from rollmesh.errors import RollMeshError, UnavailableError, UnknownMemberError
 from rollmesh.rpc.channel import Connection
 from rollmesh.rpc.lease_stream import LeaseStream
 from rollmesh.rpc.retry import call_unary, retry
-from rollmesh.rpc.status import translate_errors
+from rollmesh.rpc.status_codes import translate_errors
 from rollmesh.types import (
     Announcement,
     EvaluationSample,

@@ -1,4 +1,4 @@
-"""The server's side of `rollmesh.rpc.status`: servicers raise errors of the mesh, the interceptor sends the status.
+"""The server's side of `rollmesh.rpc.status_codes`: a servicer raises an error of the mesh, the interceptor sends it.
 
 It also puts the messages of a handler in order. gRPC takes one message at a time: a second ``context.write`` beside
 the first fails, and so does the status, if a write was cancelled but is still under way. The call then never ends and
@@ -19,7 +19,7 @@ import grpc
 import grpc.aio
 
 from rollmesh.errors import RollMeshError
-from rollmesh.rpc.status import DETAIL_KEY, status_of
+from rollmesh.rpc.status_codes import DETAIL_KEY, status_of
 
 _logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ _LAST_WRITE_TIMEOUT_S = 10.0
 """How long the status waits for messages that a stalled client does not take."""
 
 
-class StatusInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Maps what asynchronous handlers of all four kinds raise to a status.
 
     A handler that has chosen its status itself (``context.abort``) is left alone, and so are synchronous handlers:

@@ -29,7 +29,7 @@ import grpc.aio
 from rollmesh.aio.awake import AwakeClock
 from rollmesh.errors import DeadlineError, RunEndedError, UnavailableError, UnknownMemberError
 from rollmesh.rpc.retry import Backoff
-from rollmesh.rpc.status import translate_errors
+from rollmesh.rpc.status_codes import translate_errors
 from rollmesh.types import Lease
 from rollmesh.wire.control import Caller, CreditGrant, grant_to_proto, lease_from_proto
 

@@ -32,7 +32,7 @@ from google.protobuf.message import Message
 
 from rollmesh.errors import DeadlineError, InvalidArgumentError, RollMeshError, UnavailableError
 from rollmesh.rpc.retry import Backoff
-from rollmesh.rpc.status import error_from_rpc
+from rollmesh.rpc.status_codes import error_from_rpc
 from rollmesh.wire.limits import MAX_MESSAGE_BYTES
 
 _logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ _INCURABLE = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAUTHENTICATED, gr
 """Statuses of a peer that would answer the next stream in the same way."""
 
 
-class _Entry(Generic[RequestT, ResponseT]):
+class _PendingCall(Generic[RequestT, ResponseT]):
     """One call that has its place. ``is_written`` from the moment the peer may have seen the request."""
 
     __slots__ = ("answer", "is_written", "request")
@@ -87,8 +87,8 @@ class StreamCaller(Generic[RequestT, ResponseT]):
         self._response_id = response_id or _request_id
         self._places = asyncio.Semaphore(max_in_flight)
         self._ids = itertools.count(1)
-        self._pending: dict[str, _Entry[RequestT, ResponseT]] = {}
-        self._unwritten: dict[str, _Entry[RequestT, ResponseT]] = {}
+        self._pending: dict[str, _PendingCall[RequestT, ResponseT]] = {}
+        self._unwritten: dict[str, _PendingCall[RequestT, ResponseT]] = {}
         self._has_news = asyncio.Event()
         self._is_closing = asyncio.Event()
         self._is_connected = False
@@ -126,16 +126,16 @@ class StreamCaller(Generic[RequestT, ResponseT]):
             if self._is_closing.is_set():
                 raise UnavailableError(f"{self._peer}: the stream is closed")
             request_id = str(next(self._ids))
-            entry: _Entry[RequestT, ResponseT] = _Entry(build_request(request_id))
-            self._check_size(entry.request)
-            self._pending[request_id] = self._unwritten[request_id] = entry
+            call: _PendingCall[RequestT, ResponseT] = _PendingCall(build_request(request_id))
+            self._check_size(call.request)
+            self._pending[request_id] = self._unwritten[request_id] = call
             self._has_news.set()
             self._ensure_runner()
             try:
                 async with asyncio.timeout(timeout_s):
-                    return await entry.answer
+                    return await call.answer
             except TimeoutError:
-                if entry.is_written:
+                if call.is_written:
                     raise DeadlineError(f"{self._peer}: no answer within {timeout_s:g} s") from None
                 raise UnavailableError(f"{self._peer}: no connection within {timeout_s:g} s") from None
             finally:
@@ -162,8 +162,8 @@ class StreamCaller(Generic[RequestT, ResponseT]):
             finally:
                 self._runner.cancel()
             await asyncio.wait({self._runner})
-        for entry in self._pending.values():
-            entry.fail(UnavailableError(f"{self._peer}: the stream was closed before the answer"))
+        for call in self._pending.values():
+            call.fail(UnavailableError(f"{self._peer}: the stream was closed before the answer"))
 
     def _ensure_runner(self) -> None:
         if self._runner is None or self._runner.done():
@@ -173,8 +173,8 @@ class StreamCaller(Generic[RequestT, ResponseT]):
     def _runner_ended(self, runner: asyncio.Task[None]) -> None:
         """A runner that raises is a defect; the calls in flight get its error, the next call gets a new runner."""
         if not runner.cancelled() and (error := runner.exception()) is not None:
-            for entry in self._pending.values():
-                entry.fail(error)
+            for call in self._pending.values():
+                call.fail(error)
 
     async def _run(self) -> None:
         """Opens streams one after the other, until closed with nothing to write."""
@@ -225,11 +225,11 @@ class StreamCaller(Generic[RequestT, ResponseT]):
             for task in (writer, reader):
                 task.cancel()
             await asyncio.gather(writer, reader, return_exceptions=True)
-        for entry in self._pending.values():
+        for call in self._pending.values():
             if is_incurable:
-                entry.fail(RollMeshError(str(ending)))
-            elif entry.is_written:
-                entry.fail(UnavailableError(str(ending), ending.retry_after_s))
+                call.fail(RollMeshError(str(ending)))
+            elif call.is_written:
+                call.fail(UnavailableError(str(ending), ending.retry_after_s))
         return ending
 
     async def _write(self, stream: Any) -> None:
@@ -239,9 +239,9 @@ class StreamCaller(Generic[RequestT, ResponseT]):
             self._is_connected = True
             while True:
                 if self._unwritten:
-                    entry = self._unwritten.pop(next(iter(self._unwritten)))
-                    entry.is_written = True
-                    await stream.write(entry.request)
+                    call = self._unwritten.pop(next(iter(self._unwritten)))
+                    call.is_written = True
+                    await stream.write(call.request)
                 elif self._is_closing.is_set():
                     await stream.done_writing()
                     return
@@ -254,11 +254,11 @@ class StreamCaller(Generic[RequestT, ResponseT]):
         with contextlib.suppress(grpc.aio.AioRpcError):
             while (response := await stream.read()) is not grpc.aio.EOF:
                 self._num_answers += 1
-                entry = self._pending.get(self._response_id(response))
-                if entry is None:
+                call = self._pending.get(self._response_id(response))
+                if call is None:
                     _logger.debug("%s: dropped an answer that nobody waits for", self._peer)
-                elif not entry.answer.done():
-                    entry.answer.set_result(response)
+                elif not call.answer.done():
+                    call.answer.set_result(response)
 
     async def _ending(self, stream: Any) -> tuple[UnavailableError, bool]:
         """How a stream ended, and whether the next would end the same way."""

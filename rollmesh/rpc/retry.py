@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rollmesh.errors import DeadlineError, UnavailableError
-from rollmesh.rpc.status import translate_errors
+from rollmesh.rpc.status_codes import translate_errors
 
 AnswerT = TypeVar("AnswerT")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from rollmesh.rpc.channel import Connection
-from rollmesh.rpc.status import translate_errors
+from rollmesh.rpc.status_codes import translate_errors
 from rollmesh.types import CommitReport, PolicyVersion, ReceiveReport, RolloutStatus, WeightEpoch
 from rollmesh.v1 import rollout_pb2, rollout_pb2_grpc
 from rollmesh.wire import status, weights

@@ -6,8 +6,6 @@ is its user's decision. An answer that breaks the contract counts as a `Retryabl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import grpc
 import grpc.aio
 import numpy as np
@@ -23,17 +21,6 @@ from rollmesh.wire.outcome import ScoreCall, outcome_from_proto, reward_info_fro
 
 _NUM_LOGPROB_CALLS = 256
 _INFO_TIMEOUT_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreQuery:
-    """A sample, and what the reward server is told with it: see `rollmesh.wire.outcome.ScoreCall`."""
-
-    sample: Sample
-    prompt_text: str
-    query_text: str
-    label_json: str
-    datasource: str
 
 
 class RewardClient:
@@ -83,7 +70,7 @@ class RewardClient:
         self._stream = StreamCaller(self._stub.Score, peer=peer, max_in_flight=info.max_in_flight)
         return info
 
-    async def score(self, query: ScoreQuery, timeout_s: float) -> ScoreOutcome:
+    async def score(self, call: ScoreCall, timeout_s: float) -> ScoreOutcome:
         """Have one sample scored.
 
         Raises:
@@ -94,17 +81,7 @@ class RewardClient:
             raise UnavailableError(f"reward server {self._address}: not connected yet")
 
         def build(request_id: str) -> reward_pb2.ScoreRequest:
-            return score_call_to_proto(
-                ScoreCall(
-                    request_id=request_id,
-                    sample=query.sample,
-                    prompt_text=query.prompt_text,
-                    query_text=query.query_text,
-                    label_json=query.label_json,
-                    datasource=query.datasource,
-                    deadline_s=timeout_s,
-                )
-            )
+            return score_call_to_proto(call, request_id, timeout_s)
 
         response = await self._stream.call(build, timeout_s)
         try:

@@ -23,7 +23,7 @@ from grpc_reflection.v1alpha import reflection
 
 from rollmesh.errors import ConfigError
 from rollmesh.rpc.channel import COMMON_OPTIONS, Address, parse_address
-from rollmesh.rpc.interceptor import StatusInterceptor
+from rollmesh.rpc.interceptor import ErrorInterceptor
 
 _logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Server:
 
     async def __aenter__(self) -> Self:
         # The server belongs to the running loop, hence not in the constructor.
-        server = grpc.aio.server(interceptors=(StatusInterceptor(),), options=_SERVER_OPTIONS)
+        server = grpc.aio.server(interceptors=(ErrorInterceptor(),), options=_SERVER_OPTIONS)
         for add_to_server, servicer in self._services.values():
             add_to_server(servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

@@ -15,48 +15,49 @@ _DEFAULT_MAX_IN_FLIGHT = 256
 
 @dataclass(frozen=True, slots=True)
 class ScoreCall:
-    """One sample to score.
+    """One sample to score, and what the reward server is told with it.
 
     Attributes:
-        request_id: chosen by the caller, unique on its stream.
         sample: the trajectory; not yet scored.
         prompt_text: the rendered prompt, before any truncation.
         query_text: prompt and response decoded together, special tokens kept.
         label_json: the dataset's label; empty where there is none.
         datasource: the name of the dataset that the prompt came from.
-        deadline_s: the answer is useless after so long.
     """
 
-    request_id: str
     sample: Sample
     prompt_text: str
     query_text: str
     label_json: str
     datasource: str
-    deadline_s: float
 
 
-def score_call_to_proto(call: ScoreCall) -> pb.ScoreRequest:
+def score_call_to_proto(call: ScoreCall, request_id: str, deadline_s: float) -> pb.ScoreRequest:
+    """Return the request that asks for a score on a stream.
+
+    Args:
+        call: the sample.
+        request_id: the caller chooses the id, which is unique on the stream.
+        deadline_s: after this time the caller has no use for an answer.
+    """
     return pb.ScoreRequest(
-        request_id=call.request_id,
+        request_id=request_id,
         sample=sample_to_proto(call.sample),
         prompt_text=call.prompt_text,
         query_text=call.query_text,
         label_json=call.label_json,
         datasource=call.datasource,
-        deadline_ms=checks.milliseconds(call.deadline_s, "deadline_ms"),
+        deadline_ms=checks.milliseconds(deadline_s, "deadline_ms"),
     )
 
 
 def score_call_from_proto(message: pb.ScoreRequest) -> ScoreCall:
     return ScoreCall(
-        request_id=checks.name(message.request_id, "request_id"),
         sample=sample_from_proto(checks.required(message, "sample")),
         prompt_text=checks.text(message.prompt_text, "prompt_text"),
         query_text=checks.text(message.query_text, "query_text"),
         label_json=checks.text(message.label_json, "label_json"),
         datasource=checks.text(message.datasource, "datasource"),
-        deadline_s=checks.positive_seconds(message.deadline_ms, "deadline_ms"),
     )
 
 

@@ -20,7 +20,7 @@ MAX_CREDITS = 1_000_000
 
 
 class CoordinatorServicer(pb_grpc.CoordinatorServiceServicer):
-    """Errors are raised; `rollmesh.rpc.status` maps them."""
+    """Errors are raised; `rollmesh.rpc.status_codes` maps them."""
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator

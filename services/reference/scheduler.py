@@ -27,7 +27,7 @@ Outcome = Float32Array | RetryableFailure | InvalidSample
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class _QueuedJob:
     job: LogProbJob
     outcome: asyncio.Future[Outcome]
 
@@ -47,7 +47,7 @@ class Scheduler:
         self._executor = executor
         self._tokens_per_batch = tokens_per_batch
         self._max_waiting_tokens = max_waiting_tokens
-        self._waiting: list[_Entry] = []
+        self._waiting: list[_QueuedJob] = []
         self._num_waiting_tokens = 0
         self._changed = asyncio.Condition()
 
@@ -60,13 +60,13 @@ class Scheduler:
 
         A failed pass is an outcome, not an exception: it must not break the stream that the job came on.
         """
-        entry = _Entry(job, asyncio.get_running_loop().create_future())
+        queued = _QueuedJob(job, asyncio.get_running_loop().create_future())
         async with self._changed:
             await self._changed.wait_for(self._has_room)
-            self._waiting.append(entry)
+            self._waiting.append(queued)
             self._num_waiting_tokens += job.num_tokens
             self._changed.notify_all()
-        return entry.outcome
+        return queued.outcome
 
     def _has_room(self) -> bool:
         return self._num_waiting_tokens < self._max_waiting_tokens
@@ -77,31 +77,31 @@ class Scheduler:
             batch = await self._take()
             if not batch:
                 continue
-            jobs = [entry.job for entry in batch]
+            jobs = [queued.job for queued in batch]
             try:
                 results = await asyncio.get_running_loop().run_in_executor(self._executor, self._compute, jobs)
             except UnavailableError as error:
-                for entry in batch:
-                    _resolve(entry, RetryableFailure(str(error), error.retry_after_s))
+                for queued in batch:
+                    _resolve(queued, RetryableFailure(str(error), error.retry_after_s))
                 continue
-            for entry, logprobs in zip(batch, results, strict=True):
-                _resolve(entry, logprobs)
+            for queued, logprobs in zip(batch, results, strict=True):
+                _resolve(queued, logprobs)
 
-    async def _take(self) -> list[_Entry]:
+    async def _take(self) -> list[_QueuedJob]:
         async with self._changed:
             await self._changed.wait_for(lambda: bool(self._waiting))
-            self._waiting = [entry for entry in self._waiting if not entry.outcome.done()]
-            batch: list[_Entry] = []
+            self._waiting = [queued for queued in self._waiting if not queued.outcome.done()]
+            batch: list[_QueuedJob] = []
             if self._waiting:
-                chosen = next_batch([entry.job.num_tokens for entry in self._waiting], self._tokens_per_batch)
+                chosen = next_batch([queued.job.num_tokens for queued in self._waiting], self._tokens_per_batch)
                 batch = [self._waiting[index] for index in chosen]
                 left_out = set(chosen)
-                self._waiting = [entry for index, entry in enumerate(self._waiting) if index not in left_out]
-            self._num_waiting_tokens = sum(entry.job.num_tokens for entry in self._waiting)
+                self._waiting = [queued for index, queued in enumerate(self._waiting) if index not in left_out]
+            self._num_waiting_tokens = sum(queued.job.num_tokens for queued in self._waiting)
             self._changed.notify_all()
         return batch
 
 
-def _resolve(entry: _Entry, outcome: Outcome) -> None:
-    if not entry.outcome.done():
-        entry.outcome.set_result(outcome)
+def _resolve(queued: _QueuedJob, outcome: Outcome) -> None:
+    if not queued.outcome.done():
+        queued.outcome.set_result(outcome)

@@ -22,7 +22,7 @@ from pathlib import Path
 from rollmesh.errors import ConfigError
 from rollmesh.types import RetryableFailure, ScoreOutcome
 from services.reward.launch import find_file
-from services.reward.process import CallFault, CallResult, ProcessLostError, RewardProcess, Work
+from services.reward.process import CallFault, CallResult, ProcessLostError, RewardJob, RewardProcess
 
 _logger = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ _MAX_KEYS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
-    work: Work
+class _QueuedSample:
+    job: RewardJob
     outcome: asyncio.Future[ScoreOutcome]
 
 
@@ -58,7 +58,7 @@ class RewardPool:
         self._samples_per_call = samples_per_call
         self._timeout_s = timeout_s
         self._start_timeout_s = start_timeout_s
-        self._line: asyncio.Queue[_Entry] = asyncio.Queue()
+        self._line: asyncio.Queue[_QueuedSample] = asyncio.Queue()
         self._processes: list[RewardProcess | None] = []
         self._logged: set[str] = set()
         self._fault = ""  # of the last call that ended, where it had one
@@ -102,18 +102,18 @@ class RewardPool:
         processes, self._processes = self._processes, []
         await asyncio.gather(*(process.close() for process in processes if process is not None))
 
-    def submit(self, work: Work, deadline_s: float | None = None) -> asyncio.Future[ScoreOutcome]:
+    def submit(self, job: RewardJob, deadline_s: float | None = None) -> asyncio.Future[ScoreOutcome]:
         """Put a sample in the line.
 
         Args:
-            work: the sample.
+            job: the sample.
             deadline_s: when its outcome is useless; None takes twice the time-out of a call.
         """
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[ScoreOutcome] = loop.create_future()
         timer = loop.call_later(limit_s := deadline_s or 2 * self._timeout_s, self._expire, outcome, limit_s)
         outcome.add_done_callback(lambda _: timer.cancel())
-        self._line.put_nowait(_Entry(work, outcome))
+        self._line.put_nowait(_QueuedSample(job, outcome))
         return outcome
 
     def _expire(self, outcome: asyncio.Future[ScoreOutcome], limit_s: float) -> None:
@@ -127,21 +127,21 @@ class RewardPool:
             process = self._processes[index]
             if process is None:
                 process = await self._replace(index)
-            entries = await self._take()
-            works = [entry.work for entry in entries]
+            queued = await self._take()
+            jobs = [item.job for item in queued]
             try:
-                result = await process.call(works, self._timeout_s)
+                result = await process.call(jobs, self._timeout_s)
             except ProcessLostError as error:
-                self._log_once(f"lost {error}", f"{error}; a new one is started", works, "")
+                self._log_once(f"lost {error}", f"{error}; a new one is started", jobs, "")
                 self._processes[index] = None
-                self._fail(entries, str(error))
+                self._fail(queued, str(error))
                 await process.close()
                 continue
             if isinstance(result, CallFault):
-                self._log_once(result.key, result.reason, works, result.traceback)
-                self._fail(entries, result.reason)
+                self._log_once(result.key, result.reason, jobs, result.traceback)
+                self._fail(queued, result.reason)
             else:
-                self._answer(entries, result)
+                self._answer(queued, result)
 
     async def _replace(self, index: int) -> RewardProcess:
         """Start a child until one comes up; meanwhile the other loops serve the line."""
@@ -158,41 +158,41 @@ class RewardPool:
                 assert process is not None
                 return process
 
-    async def _take(self) -> list[_Entry]:
+    async def _take(self) -> list[_QueuedSample]:
         """The next samples that somebody still waits for: at least one, at most ``samples_per_call``."""
-        entries: list[_Entry] = []
-        while not entries:
-            entry = await self._line.get()
-            if not entry.outcome.done():
-                entries.append(entry)
+        queued: list[_QueuedSample] = []
+        while not queued:
+            item = await self._line.get()
+            if not item.outcome.done():
+                queued.append(item)
         if self._samples_per_call > 1:
             if self._line.qsize() < self._samples_per_call - 1:
                 await asyncio.sleep(_GATHER_S)
             with contextlib.suppress(asyncio.QueueEmpty):
-                while len(entries) < self._samples_per_call:
-                    entry = self._line.get_nowait()
-                    if not entry.outcome.done():
-                        entries.append(entry)
-        return entries
+                while len(queued) < self._samples_per_call:
+                    item = self._line.get_nowait()
+                    if not item.outcome.done():
+                        queued.append(item)
+        return queued
 
-    def _answer(self, entries: list[_Entry], result: CallResult) -> None:
+    def _answer(self, queued: list[_QueuedSample], result: CallResult) -> None:
         self._fault = ""
-        for entry, score in zip(entries, result.scores, strict=True):
-            _resolve(entry.outcome, score)
+        for item, score in zip(queued, result.scores, strict=True):
+            _resolve(item.outcome, score)
         for key, note in result.notes.items():
-            self._log_once(f"note {key}", f"left out: {note}", [entries[0].work], "")
+            self._log_once(f"note {key}", f"left out: {note}", [queued[0].job], "")
 
-    def _fail(self, entries: list[_Entry], reason: str) -> None:
+    def _fail(self, queued: list[_QueuedSample], reason: str) -> None:
         self._fault = reason
-        for entry in entries:
-            _resolve(entry.outcome, RetryableFailure(reason))
+        for item in queued:
+            _resolve(item.outcome, RetryableFailure(reason))
 
-    def _log_once(self, key: str, text: str, works: list[Work], traceback: str) -> None:
+    def _log_once(self, key: str, text: str, jobs: list[RewardJob], traceback: str) -> None:
         """Log the first fault of each kind; every one reaches the caller in its answer."""
         if key in self._logged or len(self._logged) >= _MAX_KEYS:
             return
         self._logged.add(key)
-        samples = ", ".join(work.sample_id for work in works)
+        samples = ", ".join(job.sample_id for job in jobs)
         _logger.warning("%s: %s [%s]%s", self.name, text, samples, f"\n{traceback}" if traceback else "")
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from rollmesh.errors import ConfigError
 from services.reward.config import RewardSection
 from services.reward.launch import PLACE, find_file
-from services.reward.process import CallFault, CallTimeoutError, ProcessLostError, RewardProcess, Work
+from services.reward.process import CallFault, CallTimeoutError, ProcessLostError, RewardJob, RewardProcess
 
-PROBE_LIMIT_S = 8.0
+TRIAL_LIMIT_S = 8.0
 """A function that may take longer than this is not waited for."""
 
 
 @dataclass(frozen=True)
-class Probe:
+class TrialCall:
     """What the function is called with: a prompt as rendered, and its label. ``place`` names the row in messages."""
 
     place: str
@@ -24,13 +24,13 @@ class Probe:
     label_json: str
 
 
-def check_function(path: Path, section: RewardSection, probe: Probe | None) -> str:
+def check_function(path: Path, section: RewardSection, trial: TrialCall | None) -> str:
     """Import the file in a process of its own, check its ``reward_func``, and call it once. Needs the main thread.
 
     Args:
         path: the user's file.
         section: time limits, and whether to call the function at all.
-        probe: None does not call it.
+        trial: None does not call it.
 
     Returns:
         What is known of the function now.
@@ -39,33 +39,33 @@ def check_function(path: Path, section: RewardSection, probe: Probe | None) -> s
         ConfigError: the file is missing, cannot be imported in time, or has no usable function; or the call gives no
             reward within the section's ``timeout_s``.
     """
-    return asyncio.run(_check(path, find_file(path), section, probe if section.should_probe else None))
+    return asyncio.run(_check(path, find_file(path), section, trial if section.should_probe else None))
 
 
-async def _check(path: Path, file: Path, section: RewardSection, probe: Probe | None) -> str:
+async def _check(path: Path, file: Path, section: RewardSection, trial: TrialCall | None) -> str:
     process = await RewardProcess.start(file, section.start_timeout_s)
     try:
-        return "reward_func found" if probe is None else await _call(process, path, section.timeout_s, probe)
+        return "reward_func found" if trial is None else await _call(process, path, section.timeout_s, trial)
     finally:
         await process.close()
 
 
-async def _call(process: RewardProcess, path: Path, timeout_s: float, probe: Probe) -> str:
+async def _call(process: RewardProcess, path: Path, timeout_s: float, trial: TrialCall) -> str:
     try:
-        work = Work(probe.place, query=probe.prompt, prompt=probe.prompt, label_json=probe.label_json)
-        result = await process.call([work], min(timeout_s, PROBE_LIMIT_S))
+        job = RewardJob(trial.place, query=trial.prompt, prompt=trial.prompt, label_json=trial.label_json)
+        result = await process.call([job], min(timeout_s, TRIAL_LIMIT_S))
     except CallTimeoutError as error:
-        if timeout_s > PROBE_LIMIT_S:
-            return f"warning: no reward after {PROBE_LIMIT_S:g} s; reward.timeout_s lets a call take {timeout_s:g} s"
+        if timeout_s > TRIAL_LIMIT_S:
+            return f"warning: no reward after {TRIAL_LIMIT_S:g} s; reward.timeout_s lets a call take {timeout_s:g} s"
         fix = "make it faster or raise reward.timeout_s"
-        raise _refusal(path, probe, str(error), fix) from error
+        raise _refusal(path, trial, str(error), fix) from error
     except ProcessLostError as error:
-        raise _refusal(path, probe, str(error)) from error
+        raise _refusal(path, trial, str(error)) from error
     if isinstance(result, CallFault):
-        raise _refusal(path, probe, result.reason)
+        raise _refusal(path, trial, result.reason)
     return "reward_func found, and answers"
 
 
-def _refusal(path: Path, probe: Probe, reason: str, fix: str = "correct it") -> ConfigError:
-    problem = f"{path} gives no reward for {probe.place} with an empty answer: {' '.join(reason.split())}"
+def _refusal(path: Path, trial: TrialCall, reason: str, fix: str = "correct it") -> ConfigError:
+    problem = f"{path} gives no reward for {trial.place} with an empty answer: {' '.join(reason.split())}"
     return ConfigError(PLACE, problem, f"{fix}, or set reward.should_probe to false")

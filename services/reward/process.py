@@ -29,7 +29,7 @@ _EXIT_GRACE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class RewardJob:
     """One sample as the function sees it. ``label_json`` is empty where there is none; ``sample_id`` is for logs."""
 
     sample_id: str
@@ -49,7 +49,7 @@ class CallFault:
 
 @dataclass(frozen=True, slots=True)
 class CallResult:
-    """``scores`` in the order of the work. ``notes`` say what was left out of the extra logs, by key."""
+    """``scores`` in the order of the jobs. ``notes`` say what was left out of the extra logs, by key."""
 
     scores: tuple[Score, ...]
     notes: dict[str, str]
@@ -112,7 +112,7 @@ class RewardProcess:
             raise
         return process
 
-    async def call(self, works: Sequence[Work], timeout_s: float) -> CallResult | CallFault:
+    async def call(self, jobs: Sequence[RewardJob], timeout_s: float) -> CallResult | CallFault:
         """Hand samples to the function.
 
         Raises:
@@ -120,16 +120,16 @@ class RewardProcess:
                 the function still computes.
         """
         request = {
-            "queries": [work.query for work in works],
-            "prompts": [work.prompt for work in works],
-            "labels": [work.label_json for work in works],
+            "queries": [job.query for job in jobs],
+            "prompts": [job.prompt for job in jobs],
+            "labels": [job.label_json for job in jobs],
         }
         body = msgpack.packb(request)
         try:
             async with asyncio.timeout(timeout_s):
                 self._writer.write(LENGTH.pack(len(body)) + body)
                 await self._writer.drain()
-                return read_reply(await self._receive(), len(works))
+                return read_reply(await self._receive(), len(jobs))
         except TimeoutError:
             raise CallTimeoutError(f"reward_func took longer than the {timeout_s:g} s of reward.timeout_s") from None
         except (EOFError, OSError):

@@ -12,7 +12,7 @@ from rollmesh.types import InvalidSample, RewardInfo, ScoreOutcome
 from rollmesh.v1 import reward_pb2, reward_pb2_grpc
 from rollmesh.wire.outcome import outcome_to_proto, reward_info_to_proto
 from services.reward.pool import RewardPool
-from services.reward.process import Work
+from services.reward.process import RewardJob
 
 MAX_IN_FLIGHT = 256
 _SHARE_OF_DEADLINE = 0.9
@@ -41,8 +41,8 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
                 refused: asyncio.Future[ScoreOutcome] = asyncio.get_running_loop().create_future()
                 refused.set_result(InvalidSample(f"label_json is not JSON: {error}"))
                 return refused
-        work = Work(request.sample.sample_id, request.query_text, request.prompt_text, request.label_json)
-        return self._pool.submit(work, _SHARE_OF_DEADLINE * request.deadline_ms / 1000 or None)
+        job = RewardJob(request.sample.sample_id, request.query_text, request.prompt_text, request.label_json)
+        return self._pool.submit(job, _SHARE_OF_DEADLINE * request.deadline_ms / 1000 or None)
 
 
 def _respond(request: reward_pb2.ScoreRequest, outcome: ScoreOutcome) -> reward_pb2.ScoreResponse:

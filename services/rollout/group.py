@@ -19,8 +19,8 @@ import numpy as np
 
 from rollmesh.data.render import PromptRenderer, RenderedPrompt, Tokenizer
 from rollmesh.errors import RollMeshError
-from rollmesh.rpc.scorer_clients import ScoreQuery
 from rollmesh.types import Int32Array, InvalidSample, Lease, LeaseKind, Sample, StopReason
+from rollmesh.wire.outcome import ScoreCall
 from services.rollout.episode import Generator, run_episode
 from services.rollout.scoring import Scorer
 
@@ -112,7 +112,7 @@ class GroupRunner:
         if sample.stop_reason is StopReason.ABORTED or sample.num_generated_tokens == 0:
             raise GenerationCutShortError(f"generation of sample {sample.sample_id} was cut short")
         tokens = prompt.token_ids + sample.response_token_ids.tolist()
-        query = ScoreQuery(
+        call = ScoreCall(
             sample=sample,
             prompt_text=prompt.text,
             query_text=self._tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False),
@@ -120,7 +120,7 @@ class GroupRunner:
             datasource=lease.datasource,
         )
         wants_reference = self._has_reference and lease.kind is LeaseKind.TRAIN
-        scored = await self._scorer.score(query, lease.sampling.temperature if wants_reference else None)
+        scored = await self._scorer.score(call, lease.sampling.temperature if wants_reference else None)
         progress.num_samples_scored += 1
         return scored
 

@@ -21,7 +21,6 @@ from typing import Protocol, TypeVar
 
 from rollmesh.errors import DeadlineError, RollMeshError, UnavailableError
 from rollmesh.rpc.retry import Backoff
-from rollmesh.rpc.scorer_clients import ScoreQuery
 from rollmesh.types import (
     Float32Array,
     InvalidSample,
@@ -31,6 +30,7 @@ from rollmesh.types import (
     Score,
     ScoreOutcome,
 )
+from rollmesh.wire.outcome import ScoreCall
 
 _logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class ScoringFailedError(RollMeshError):
 class Reward(Protocol):
     """The reward server's client."""
 
-    async def score(self, query: ScoreQuery, timeout_s: float) -> ScoreOutcome: ...
+    async def score(self, call: ScoreCall, timeout_s: float) -> ScoreOutcome: ...
 
 
 class Reference(Protocol):
@@ -73,11 +73,11 @@ class Scorer:
         self.num_scoring = 0
         """Samples that wait for an answer."""
 
-    async def score(self, query: ScoreQuery, reference_temperature: float | None) -> Sample | InvalidSample:
-        """The sample of ``query`` with its score, and its reference log-probabilities if wanted.
+    async def score(self, call: ScoreCall, reference_temperature: float | None) -> Sample | InvalidSample:
+        """The sample of ``call`` with its score, and its reference log-probabilities if wanted.
 
         Args:
-            query: the sample and what the reward server is told with it.
+            call: the sample and what the reward server is told with it.
             reference_temperature: the temperature that the sample was drawn with; None asks no reference.
 
         Raises:
@@ -86,18 +86,18 @@ class Scorer:
         self.num_scoring += 1
         try:
             if reference_temperature is None or self._ask_reference is None:
-                return _with_score(query.sample, await self._get_score(query), None)
+                return _with_score(call.sample, await self._get_score(call), None)
             async with asyncio.TaskGroup() as tasks:
-                logprobs = tasks.create_task(self._get_logprobs(query.sample, reference_temperature))
-                score = tasks.create_task(self._get_score(query))
-            return _with_score(query.sample, score.result(), logprobs.result())
+                logprobs = tasks.create_task(self._get_logprobs(call.sample, reference_temperature))
+                score = tasks.create_task(self._get_score(call))
+            return _with_score(call.sample, score.result(), logprobs.result())
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
         finally:
             self.num_scoring -= 1
 
-    async def _get_score(self, query: ScoreQuery) -> Score | PolicyFault | InvalidSample:
-        return await self._reward.get(query.sample.sample_id, lambda timeout_s: self._ask_reward(query, timeout_s))
+    async def _get_score(self, call: ScoreCall) -> Score | PolicyFault | InvalidSample:
+        return await self._reward.get(call.sample.sample_id, lambda timeout_s: self._ask_reward(call, timeout_s))
 
     async def _get_logprobs(self, sample: Sample, temperature: float) -> Float32Array | InvalidSample:
         ask = self._ask_reference

@@ -22,11 +22,11 @@ import uvloop
 
 from rollmesh.rpc.channel import open_channel
 from rollmesh.rpc.responder import answer_stream
-from rollmesh.rpc.scorer_clients import RewardClient, ScoreQuery
+from rollmesh.rpc.scorer_clients import RewardClient
 from rollmesh.rpc.server import Server
 from rollmesh.types import PromptId, RewardInfo, Score, ScoreOutcome
 from rollmesh.v1 import reward_pb2, reward_pb2_grpc
-from rollmesh.wire.outcome import outcome_to_proto, reward_info_to_proto
+from rollmesh.wire.outcome import ScoreCall, outcome_to_proto, reward_info_to_proto
 from rollmesh.wire.trajectory import sample_from_proto, sample_to_proto
 from tests.bench.figures import Figure, median
 from tests.bench.payloads import make_sample
@@ -78,20 +78,20 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
         return runner.run(work)
 
 
-def _query(index: int) -> ScoreQuery:
+def _score_call(index: int) -> ScoreCall:
     sample = make_sample(PromptId("train", 0, index), 0, np.random.default_rng(index))
-    return ScoreQuery(sample, "p" * 1000, "q" * 5000, '"label"', "numbers")
+    return ScoreCall(sample, "p" * 1000, "q" * 5000, '"label"', "numbers")
 
 
 def _sample_bytes() -> int:
-    query = _query(0)
+    call = _score_call(0)
     message = reward_pb2.ScoreRequest(
         request_id="1234",
-        sample=sample_to_proto(query.sample),
-        prompt_text=query.prompt_text,
-        query_text=query.query_text,
-        label_json=query.label_json,
-        datasource=query.datasource,
+        sample=sample_to_proto(call.sample),
+        prompt_text=call.prompt_text,
+        query_text=call.query_text,
+        label_json=call.label_json,
+        datasource=call.datasource,
         deadline_ms=60_000,
     )
     return int(message.ByteSize())
@@ -105,12 +105,12 @@ async def _measure(
     await client.connect(30.0)
     channel = open_channel(address)
     stub = reward_pb2_grpc.RewardServiceStub(channel)  # type: ignore[no-untyped-call]
-    queries = [_query(index) for index in range(64)]
+    calls = [_score_call(index) for index in range(64)]
     sample_bytes = _sample_bytes()
     rounds = []
     for _ in range(num_pairs + 1):
         tcp = num_large * LARGE_BYTES / await asyncio.to_thread(_send_raw, tcp_port, num_large)
-        samples = num_samples * sample_bytes / await _score(client, queries, num_samples)
+        samples = num_samples * sample_bytes / await _score(client, calls, num_samples)
         large = num_large * LARGE_BYTES / await _send_large(stub, num_large)
         rounds.append((tcp, samples, large))
     await client.close()
@@ -118,12 +118,12 @@ async def _measure(
     return rounds[1:]
 
 
-async def _score(client: RewardClient, queries: list[ScoreQuery], num_samples: int) -> float:
+async def _score(client: RewardClient, calls: list[ScoreCall], num_samples: int) -> float:
     remaining = iter(range(num_samples))
 
     async def work() -> None:
         for number in remaining:
-            outcome = await client.score(queries[number % len(queries)], 60.0)
+            outcome = await client.score(calls[number % len(calls)], 60.0)
             assert isinstance(outcome, Score)
 
     started = time.perf_counter()

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -128,8 +129,19 @@ class Codec:
     """Alternatives of the example for the other cases of a oneof."""
 
     @property
+    def writer(self) -> str:
+        """The name of the function that writes the message."""
+        function = self.to_proto.func if isinstance(self.to_proto, functools.partial) else self.to_proto
+        return function.__name__
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The arguments that the writer takes beside the example."""
+        return self.to_proto.keywords if isinstance(self.to_proto, functools.partial) else {}
+
+    @property
     def name(self) -> str:
-        return self.to_proto.__name__.removesuffix("_to_proto")
+        return self.writer.removesuffix("_to_proto")
 
 
 _OUTCOMES = (types.RetryableFailure("busy", 1.5), types.InvalidSample("no answer"), types.PolicyFault("loops", -1.5))
@@ -146,8 +158,8 @@ CODECS = [
     Codec(PROMPT_ID, trajectory.prompt_id_to_proto, trajectory.prompt_id_from_proto),
     Codec(SAMPLE, trajectory.sample_to_proto, trajectory.sample_from_proto),
     Codec(
-        outcome.ScoreCall("r7", SAMPLE, "1+1=", "1+1=2</s>", '"2"', "sums", 29.5),
-        outcome.score_call_to_proto,
+        outcome.ScoreCall(SAMPLE, "1+1=", "1+1=2</s>", '"2"', "sums"),
+        functools.partial(outcome.score_call_to_proto, request_id="r7", deadline_s=29.5),
         outcome.score_call_from_proto,
     ),
     Codec(SCORE, lambda x: outcome.outcome_to_proto("r7", x), outcome.outcome_from_proto, _OUTCOMES),

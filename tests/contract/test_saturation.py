@@ -6,7 +6,8 @@ import dataclasses
 import enum
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from tests.contract.examples import ABSENT, CODECS, ENUM_TABLES, Codec
 from tests.contract.golden import FILES
 
 _WITHOUT_CODEC = {
-    # `rollmesh.rpc.status` reads and writes it.
+    # `rollmesh.rpc.status_codes` reads and writes it.
     "ErrorDetail",
     # No service of the mesh speaks it yet.
     "RunEpisodesRequest",
@@ -79,9 +80,12 @@ def _unset_fields(message: Any, path: str) -> Iterator[str]:
             yield f"{path}.{oneof.name}"
 
 
-def _counterpart(domain: Any, field_name: str) -> Any:
-    """The dataclass field that a message field stands for."""
+def _counterpart(domain: Any, field_name: str, arguments: Mapping[str, Any]) -> Any:
+    """The dataclass field, or the argument of the writer, that a message field stands for."""
     candidates = [field_name, f"is_{field_name}", field_name.removesuffix("_ms") + "_s"]
+    for candidate in candidates:
+        if candidate in arguments:
+            return arguments[candidate]
     for owner in (domain, getattr(domain, "caller", None), getattr(domain, "report", None)):
         for candidate in candidates:
             if hasattr(owner, candidate):
@@ -89,10 +93,10 @@ def _counterpart(domain: Any, field_name: str) -> Any:
     raise AssertionError(f"{type(domain).__name__} has nothing for {field_name!r}")
 
 
-def _assert_same_fields(domain: Any, message: Any) -> None:
-    """Every field of the message has the value of the dataclass field with its name: no two are swapped."""
+def _assert_same_fields(domain: Any, message: Any, arguments: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Every field of the message has the value of the field or argument with its name: no two are swapped."""
     for field in message.DESCRIPTOR.fields:
-        value, expected = getattr(message, field.name), _counterpart(domain, field.name)
+        value, expected = getattr(message, field.name), _counterpart(domain, field.name, arguments)
         if field.name.endswith("_ms"):
             assert value == round(expected * 1000), field.name
         elif isinstance(expected, np.ndarray):
@@ -136,7 +140,7 @@ _BY_NAME = [codec for codec in CODECS if codec.name not in _WRAPPERS]
 
 @pytest.mark.parametrize("codec", _BY_NAME, ids=lambda codec: codec.name)
 def test_a_field_is_written_under_its_own_name(codec: Codec) -> None:
-    _assert_same_fields(codec.example, codec.to_proto(codec.example))
+    _assert_same_fields(codec.example, codec.to_proto(codec.example), codec.arguments)
 
 
 @pytest.mark.parametrize("codec", ABSENT, ids=lambda codec: codec.name)
@@ -181,7 +185,7 @@ def test_every_writer_of_the_codec_has_an_example() -> None:
         for name, value in vars(importlib.import_module(module.name)).items():
             if name.endswith("_to_proto") and not name.startswith("_") and value.__module__ == module.name:
                 writers.add(name)
-    exampled = {codec.to_proto.__name__ for codec in CODECS}
+    exampled = {codec.writer for codec in CODECS}
     assert writers - exampled == {"version_to_proto", "outcome_to_proto", "logprobs_to_proto"}
 
 

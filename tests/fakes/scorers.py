@@ -35,6 +35,7 @@ class FakeRewardServicer(reward_pb2_grpc.RewardServiceServicer):
         self.function = function
         self.max_in_flight = max_in_flight
         self.calls: list[ScoreCall] = []
+        self.requests: list[reward_pb2.ScoreRequest] = []
 
     async def GetRewardInfo(self, request: Any, context: Any) -> reward_pb2.GetRewardInfoResponse:
         return reward_info_to_proto(RewardInfo("fake", self.max_in_flight))
@@ -42,17 +43,18 @@ class FakeRewardServicer(reward_pb2_grpc.RewardServiceServicer):
     async def Score(self, request_iterator: AsyncIterator[reward_pb2.ScoreRequest], context: Any) -> None:
         turn = asyncio.Lock()
 
-        async def answer(call: ScoreCall) -> None:
+        async def answer(request_id: str, call: ScoreCall) -> None:
             outcome = await self.function(call)
             if outcome is not None:
                 async with turn:
-                    await context.write(outcome_to_proto(call.request_id, outcome))
+                    await context.write(outcome_to_proto(request_id, outcome))
 
         async with asyncio.TaskGroup() as tasks:
             async for request in request_iterator:
                 call = score_call_from_proto(request)
+                self.requests.append(request)
                 self.calls.append(call)
-                tasks.create_task(answer(call))
+                tasks.create_task(answer(request.request_id, call))
 
 
 class FakeReferenceServicer(reference_pb2_grpc.ReferenceServiceServicer):

@@ -18,7 +18,7 @@ import yaml
 
 from rollmesh.errors import RollMeshError
 from rollmesh.rpc.hosting import serve_until_over
-from rollmesh.rpc.scorer_clients import ReferenceClient, RewardClient, ScoreQuery
+from rollmesh.rpc.scorer_clients import ReferenceClient, RewardClient
 from rollmesh.rpc.server import Server
 from rollmesh.types import (
     Heartbeat,
@@ -32,6 +32,7 @@ from rollmesh.types import (
     Turn,
     VersionSpan,
 )
+from rollmesh.wire.outcome import ScoreCall
 from tests.fakes.coordinator import FakeCoordinator
 
 ROOT = Path(__file__).parents[2]
@@ -114,7 +115,7 @@ def a_sample() -> Sample:
 async def score(address: str) -> Score:
     client = RewardClient(address)
     await client.connect(30.0)
-    outcome = await client.score(ScoreQuery(a_sample(), "p", "query", "", "default"), 30.0)
+    outcome = await client.score(ScoreCall(a_sample(), "p", "query", "", "default"), 30.0)
     await client.close()
     assert isinstance(outcome, Score), outcome
     return outcome

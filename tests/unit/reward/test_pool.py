@@ -18,12 +18,12 @@ import pytest
 
 from rollmesh.types import RetryableFailure, Score, ScoreOutcome
 from services.reward.pool import RewardPool
-from services.reward.process import Work, read_reply
+from services.reward.process import RewardJob, read_reply
 from tests.unit.reward.conftest import WriteFunction, running_pool
 
 
-def work(query: str, label_json: str = "") -> Work:
-    return Work(sample_id=f"train:0:1/{query[:20]}", query=query, prompt="", label_json=label_json)
+def job(query: str, label_json: str = "") -> RewardJob:
+    return RewardJob(sample_id=f"train:0:1/{query[:20]}", query=query, prompt="", label_json=label_json)
 
 
 def score_all(path: Path, queries: Sequence[str], **settings: object) -> list[ScoreOutcome]:
@@ -31,7 +31,7 @@ def score_all(path: Path, queries: Sequence[str], **settings: object) -> list[Sc
 
     async def run() -> list[ScoreOutcome]:
         async with running_pool(path, **settings) as pool, asyncio.timeout(60):
-            return list(await asyncio.gather(*(pool.submit(work(query), deadline_s=60.0) for query in queries)))
+            return list(await asyncio.gather(*(pool.submit(job(query), deadline_s=60.0) for query in queries)))
 
     return asyncio.run(run())
 
@@ -190,7 +190,7 @@ def test_calls_run_side_by_side_in_as_many_processes_as_configured(write_functio
 
     async def body(pool: RewardPool) -> None:
         start = time.monotonic()
-        outcomes = await asyncio.gather(*(pool.submit(work(str(i))) for i in range(12)))
+        outcomes = await asyncio.gather(*(pool.submit(job(str(i))) for i in range(12)))
         assert time.monotonic() - start < 12 * 0.5
         assert {outcome.reward for outcome in outcomes if isinstance(outcome, Score)} == set(map(float, pool.pids))
 
@@ -199,8 +199,8 @@ def test_calls_run_side_by_side_in_as_many_processes_as_configured(write_functio
 
 def test_one_stuck_call_does_not_hold_up_the_other_processes(write_function: WriteFunction) -> None:
     async def body(pool: RewardPool) -> None:
-        stuck = pool.submit(work("sleep"))
-        outcomes = await asyncio.gather(*(pool.submit(work(str(i))) for i in range(100)))
+        stuck = pool.submit(job("sleep"))
+        outcomes = await asyncio.gather(*(pool.submit(job(str(i))) for i in range(100)))
         assert [outcome.reward for outcome in outcomes if isinstance(outcome, Score)] == list(map(float, range(100)))
         assert not stuck.done()
 
@@ -224,8 +224,8 @@ def test_a_sample_behind_calls_that_hang_is_told_so(write_function: WriteFunctio
     async def scenario() -> ScoreOutcome:
         async with running_pool(path, timeout_s=0.3) as pool:
             for index in range(40):
-                pool.submit(work(str(index)), deadline_s=60.0)
-            return await pool.submit(work("last"), deadline_s=2.0)
+                pool.submit(job(str(index)), deadline_s=60.0)
+            return await pool.submit(job("last"), deadline_s=2.0)
 
     outcome = asyncio.run(scenario())
     assert isinstance(outcome, RetryableFailure)
@@ -246,8 +246,8 @@ def test_a_sample_that_waits_beyond_its_deadline_is_answered_and_never_called(wr
     path = write_function(source)
 
     async def body(pool: RewardPool) -> None:
-        first, second = pool.submit(work("a")), pool.submit(work("b"), deadline_s=0.1)
-        cancelled, last = pool.submit(work("c")), pool.submit(work("d"))
+        first, second = pool.submit(job("a")), pool.submit(job("b"), deadline_s=0.1)
+        cancelled, last = pool.submit(job("c")), pool.submit(job("d"))
         cancelled.cancel()
         outcome = await second
         assert isinstance(outcome, RetryableFailure)
@@ -264,11 +264,11 @@ def test_a_child_that_is_killed_between_calls_is_replaced(write_function: WriteF
     path = write_function("import os\ndef reward_func(queries, prompts, labels):\n    return os.getpid()")
 
     async def body(pool: RewardPool) -> None:
-        first = await pool.submit(work("1"))
+        first = await pool.submit(job("1"))
         assert isinstance(first, Score)
         os.kill(int(first.reward), signal.SIGKILL)
-        assert isinstance(await pool.submit(work("2")), RetryableFailure)
-        second = await pool.submit(work("3"))
+        assert isinstance(await pool.submit(job("2")), RetryableFailure)
+        second = await pool.submit(job("3"))
         assert isinstance(second, Score)
         assert second.reward != first.reward
 
@@ -320,10 +320,10 @@ def test_no_child_outlives_a_service_that_is_killed(write_function: WriteFunctio
 import asyncio, pathlib, sys
 from services.reward.pool import RewardPool
 from tests.unit.reward.conftest import running_pool
-from services.reward.process import Work
+from services.reward.process import RewardJob
 async def main():
     async with running_pool(pathlib.Path(sys.argv[1]), num_processes=2) as pool:
-        pool.submit(Work("s", "sleep", "", ""))
+        pool.submit(RewardJob("s", "sleep", "", ""))
         print(*pool.pids, flush=True)
         await asyncio.sleep(600)
 asyncio.run(main())

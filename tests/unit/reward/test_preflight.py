@@ -11,10 +11,10 @@ import pytest
 from rollmesh.errors import ConfigError
 from services.reward import preflight
 from services.reward.config import RewardSection
-from services.reward.preflight import Probe, check_function
+from services.reward.preflight import TrialCall, check_function
 from tests.unit.reward.conftest import WriteFunction, running_pool
 
-PROBE = Probe("train.jsonl, row 1", "<user> 1 + 2", "[3]")
+TRIAL = TrialCall("train.jsonl, row 1", "<user> 1 + 2", "[3]")
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_file_without_a_usable_function_is_refused(
 def test_a_usable_function_is_accepted_and_not_called_if_that_is_unwanted(
     write_function: WriteFunction, source: str
 ) -> None:
-    check_function(write_function(source), RewardSection(should_probe=False), PROBE)
+    check_function(write_function(source), RewardSection(should_probe=False), TRIAL)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_function_that_gives_no_reward_is_refused_with_the_row_it_was_given(
 ) -> None:
     path = write_function(f"def reward_func(queries, prompts, labels):\n    {body}\n")
     with pytest.raises(ConfigError) as caught:
-        check_function(path, RewardSection(), PROBE)
+        check_function(path, RewardSection(), TRIAL)
     message = str(caught.value)
     assert message.startswith(f"reward.function: {path} gives no reward for train.jsonl, row 1 with an empty answer: ")
     assert message.endswith(f"{reason}; correct it, or set reward.should_probe to false")
@@ -105,7 +105,7 @@ def test_a_function_that_gives_no_reward_is_refused_with_the_row_it_was_given(
 )
 def test_whatever_the_service_takes_for_a_reward_passes(write_function: WriteFunction, answer: str) -> None:
     path = write_function(f"import numpy\ndef reward_func(queries, prompts, labels):\n    return {answer}\n")
-    assert check_function(path, RewardSection(), PROBE) == "reward_func found, and answers"
+    assert check_function(path, RewardSection(), TRIAL) == "reward_func found, and answers"
 
 
 def test_the_function_is_called_once_with_the_prompt_its_label_and_an_empty_answer(
@@ -120,24 +120,24 @@ def test_the_function_is_called_once_with_the_prompt_its_label_and_an_empty_answ
             return [0.0]
         """
     )
-    check_function(path, RewardSection(), PROBE)
-    prompt = PROBE.prompt
+    check_function(path, RewardSection(), TRIAL)
+    prompt = TRIAL.prompt
     assert (tmp_path / "calls").read_text() == f"{([prompt], [prompt], [[3]])}\n"
 
 
 def test_a_function_that_does_not_return_in_its_time_is_refused(write_function: WriteFunction) -> None:
     path = write_function("import time\ndef reward_func(q, p, l): time.sleep(600)")
     with pytest.raises(ConfigError) as caught:
-        check_function(path, RewardSection(timeout_s=0.5), PROBE)
+        check_function(path, RewardSection(timeout_s=0.5), TRIAL)
     assert "reward_func took longer than the 0.5 s of reward.timeout_s; make it faster or raise" in str(caught.value)
 
 
 def test_a_function_that_may_take_long_is_not_waited_for(
     write_function: WriteFunction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "PROBE_LIMIT_S", 0.5)
+    monkeypatch.setattr(preflight, "TRIAL_LIMIT_S", 0.5)
     path = write_function("import time\ndef reward_func(q, p, l): time.sleep(600)")
-    result = check_function(path, RewardSection(timeout_s=900.0), PROBE)
+    result = check_function(path, RewardSection(timeout_s=900.0), TRIAL)
     assert result == "warning: no reward after 0.5 s; reward.timeout_s lets a call take 900 s"
 
 
@@ -145,7 +145,7 @@ def test_a_function_that_prints_much_says_nothing_at_the_command_line(
     write_function: WriteFunction, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = write_function("def reward_func(q, p, l):\n    print('x\\n' * 10_000)\n    return 0")
-    check_function(path, RewardSection(), PROBE)
+    check_function(path, RewardSection(), TRIAL)
     assert capfd.readouterr() == ("", "")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from rollmesh.rpc.channel import open_channel
-from rollmesh.rpc.scorer_clients import RewardClient, ScoreQuery
+from rollmesh.rpc.scorer_clients import RewardClient
 from rollmesh.rpc.server import Server
 from rollmesh.types import (
     InvalidSample,
@@ -27,6 +27,7 @@ from rollmesh.types import (
     VersionSpan,
 )
 from rollmesh.v1 import reward_pb2, reward_pb2_grpc
+from rollmesh.wire.outcome import ScoreCall
 from services.reward.servicer import MAX_IN_FLIGHT, RewardServicer
 from tests.unit.reward.conftest import WriteFunction, running_pool
 
@@ -46,7 +47,7 @@ ECHO = """
 """
 
 
-def query(text: str, prompt: str = "p", label_json: str = "") -> ScoreQuery:
+def score_call(text: str, prompt: str = "p", label_json: str = "") -> ScoreCall:
     sample = Sample(
         sample_id=f"train:0:3/{text}",
         index=0,
@@ -57,7 +58,7 @@ def query(text: str, prompt: str = "p", label_json: str = "") -> ScoreQuery:
         behaviour_logprobs=np.zeros(1, np.float32),
         version_spans=(VersionSpan(PolicyVersion(0, 0), 0, 1),),
     )
-    return ScoreQuery(sample, prompt, text, label_json, "default")
+    return ScoreCall(sample, prompt, text, label_json, "default")
 
 
 @contextlib.asynccontextmanager
@@ -84,8 +85,8 @@ def with_client(path: Path, body: Callable[[RewardClient, str], Awaitable[None]]
 
 def test_texts_and_labels_arrive_and_rewards_scores_and_logs_come_back(write_function: WriteFunction) -> None:
     async def body(client: RewardClient, _: str) -> None:
-        assert await client.score(query("four", "pp", "2.5"), 10.0) == Score(4.0, 2.0, {"label": 2.5})
-        assert await client.score(query("✓ü<eos>", "pp", '"x"'), 10.0) == Score(7.0, 2.0, {})
+        assert await client.score(score_call("four", "pp", "2.5"), 10.0) == Score(4.0, 2.0, {"label": 2.5})
+        assert await client.score(score_call("✓ü<eos>", "pp", '"x"'), 10.0) == Score(7.0, 2.0, {})
 
     with_client(write_function(ECHO), body)
 
@@ -97,7 +98,7 @@ def test_hundreds_of_samples_of_several_streams_each_get_their_own_score(write_f
             await client.connect(10.0)
         texts = [f"{'x' * (number % 41)}{number}" for number in range(600)]
         outcomes = await asyncio.gather(
-            *(clients[number % 3].score(query(text), 30.0) for number, text in enumerate(texts))
+            *(clients[number % 3].score(score_call(text), 30.0) for number, text in enumerate(texts))
         )
         assert outcomes == [Score(float(len(text)), 1.0, {}) for text in texts]
         for client in clients[1:]:
@@ -109,17 +110,17 @@ def test_hundreds_of_samples_of_several_streams_each_get_their_own_score(write_f
 def test_a_label_that_is_not_json_makes_the_sample_invalid_and_nothing_else(write_function: WriteFunction) -> None:
     async def body(client: RewardClient, _: str) -> None:
         for label_json in ("{", "[" * 100_000):
-            outcome = await client.score(query("q", label_json=label_json), 10.0)
+            outcome = await client.score(score_call("q", label_json=label_json), 10.0)
             assert isinstance(outcome, InvalidSample)
             assert outcome.reason.startswith("label_json is not JSON")
-        assert isinstance(await client.score(query("q"), 10.0), Score)
+        assert isinstance(await client.score(score_call("q"), 10.0), Score)
 
     with_client(write_function(ECHO), body)
 
 
 def test_a_fault_of_the_function_travels_as_a_retryable_failure(write_function: WriteFunction) -> None:
     async def body(client: RewardClient, _: str) -> None:
-        outcome = await client.score(query("q"), 10.0)
+        outcome = await client.score(score_call("q"), 10.0)
         assert outcome == RetryableFailure("reward_func raised ZeroDivisionError: division by zero (graders.py:2)")
 
     with_client(write_function("def reward_func(q, p, l):\n    return 1 / 0"), body)
@@ -144,12 +145,12 @@ def test_a_stream_that_breaks_takes_its_waiting_samples_with_it(write_function: 
     async def body(client: RewardClient, address: str) -> None:
         other = RewardClient(address)
         await other.connect(10.0)
-        calls = [asyncio.ensure_future(other.score(query(f"{number} slow"), 30.0)) for number in range(20)]
+        calls = [asyncio.ensure_future(other.score(score_call(f"{number} slow"), 30.0)) for number in range(20)]
         await asyncio.sleep(0.3)
         await other.close(timeout_s=0.0)
         await asyncio.gather(*calls, return_exceptions=True)
         start = time.monotonic()
-        assert isinstance(await client.score(query("q"), 30.0), Score)
+        assert isinstance(await client.score(score_call("q"), 30.0), Score)
         assert time.monotonic() - start < 15
 
     with_client(write_function(ECHO), body)
@@ -159,8 +160,8 @@ def test_a_stream_that_breaks_takes_its_waiting_samples_with_it(write_function: 
 def test_the_example_scores_a_right_and_a_wrong_answer() -> None:
     async def body(client: RewardClient, _: str) -> None:
         prompt = "<bos> 7 ? 7 ? 1 = 15 :"
-        right = await client.score(query(f"{prompt} 7 + 7 = 14 + 1 = 15 ok <eos>", prompt, "15"), 10.0)
-        wrong = await client.score(query(f"{prompt} 7 + 7 = 14 - 1 = 13 no <eos>", prompt, "15"), 10.0)
+        right = await client.score(score_call(f"{prompt} 7 + 7 = 14 + 1 = 15 ok <eos>", prompt, "15"), 10.0)
+        wrong = await client.score(score_call(f"{prompt} 7 + 7 = 14 - 1 = 13 no <eos>", prompt, "15"), 10.0)
         assert (right, wrong) == (Score(1.0, 1.0, {"tries": 1.0}), Score(0.0, 0.0, {"tries": 1.0}))
 
     with_client(EXAMPLE, body)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rollmesh.errors import ConfigError, UnavailableError
-from rollmesh.rpc.scorer_clients import ReferenceClient, RewardClient, ScoreQuery
+from rollmesh.rpc.scorer_clients import ReferenceClient, RewardClient
 from rollmesh.types import (
     Float32Array,
     InvalidSample,
@@ -38,7 +38,7 @@ from tests.fakes.scorers import (
 from tests.fakes.waiting import until
 
 
-def query(index: int = 0) -> ScoreQuery:
+def score_call(index: int = 0) -> ScoreCall:
     sample = Sample(
         sample_id=f"train:0:7/{index}/0",
         index=index,
@@ -49,7 +49,7 @@ def query(index: int = 0) -> ScoreQuery:
         behaviour_logprobs=np.array([-1, -2, -3], np.float32),
         version_spans=(VersionSpan(PolicyVersion(0, 1), 0, 3),),
     )
-    return ScoreQuery(sample, "the prompt", "the prompt and response", '"15"', "operators")
+    return ScoreCall(sample, "the prompt", "the prompt and response", '"15"', "operators")
 
 
 async def score_with(
@@ -60,7 +60,7 @@ async def score_with(
         client = RewardClient(server.address)
         await client.connect(5.0)
         scorer = Scorer(client, None, attempts=attempts, timeout_s=timeout_s)
-        samples = [scorer.score(query(index), None) for index in range(num_samples)]
+        samples = [scorer.score(score_call(index), None) for index in range(num_samples)]
         outcomes = await asyncio.gather(*samples, return_exceptions=True)
         assert scorer.num_scoring == 0
         await client.close()
@@ -82,7 +82,7 @@ def test_a_score_is_attached_and_the_server_is_told_everything() -> None:
     (call,) = servicer.calls
     assert (call.prompt_text, call.query_text) == ("the prompt", "the prompt and response")
     assert (call.label_json, call.datasource, call.sample.sample_id) == ('"15"', "operators", "train:0:7/0/0")
-    assert call.deadline_s > 0
+    assert servicer.requests[0].deadline_ms > 0
 
 
 def test_answers_in_any_order_find_their_samples() -> None:
@@ -123,7 +123,7 @@ def test_a_retryable_failure_is_tried_again_after_its_delay() -> None:
     (outcome,), servicer = asyncio.run(score_with(function))
     assert scored(outcome).reward == 1.0
     assert all(later - earlier >= 0.14 for earlier, later in itertools.pairwise(times))
-    assert len({call.request_id for call in servicer.calls}) == 3
+    assert len({request.request_id for request in servicer.requests}) == 3
 
 
 def test_tries_end_and_the_failure_names_the_last_reason() -> None:
@@ -180,9 +180,9 @@ def test_a_sample_that_is_slow_to_score_holds_up_no_other() -> None:
             client = RewardClient(server.address)
             await client.connect(5.0)
             scorer = Scorer(client, None, attempts=1, timeout_s=10.0)
-            slow = asyncio.ensure_future(scorer.score(query(0), None))
+            slow = asyncio.ensure_future(scorer.score(score_call(0), None))
             for index in range(1, 6):
-                scored(await scorer.score(query(index), None))
+                scored(await scorer.score(score_call(index), None))
             assert not slow.done()
             assert scorer.num_scoring == 1
             release.set()
@@ -203,7 +203,7 @@ def test_a_restarted_server_gets_the_samples_again_and_the_log_says_so_once(capl
         client = RewardClient(server.address)
         await client.connect(5.0)
         scorer = Scorer(client, None, attempts=1, timeout_s=20.0)
-        samples = [asyncio.ensure_future(scorer.score(query(index), None)) for index in range(8)]
+        samples = [asyncio.ensure_future(scorer.score(score_call(index), None)) for index in range(8)]
         await until(lambda: len(first.calls) == 8)
         await server.stop()
         await asyncio.sleep(0.3)
@@ -230,7 +230,7 @@ def test_a_server_that_stays_away_fails_the_sample_in_time_with_the_reason() -> 
         await server.stop()
         scorer = Scorer(client, None, attempts=2, timeout_s=0.8)
         with pytest.raises(ScoringFailedError, match="reward server"):
-            await asyncio.wait_for(scorer.score(query(), None), 20.0)
+            await asyncio.wait_for(scorer.score(score_call(), None), 20.0)
         await client.close()
 
     asyncio.run(scenario())
@@ -243,7 +243,7 @@ def test_reference_logprobs_come_with_the_score_at_the_samples_temperature() -> 
             reward_client, reference_client = RewardClient(reward.address), ReferenceClient(reference.address)
             await reward_client.connect(5.0)
             scorer = Scorer(reward_client, reference_client, attempts=1, timeout_s=10.0)
-            outcome = await scorer.score(query(), 0.7)
+            outcome = await scorer.score(score_call(), 0.7)
             assert isinstance(outcome, Sample)
             assert outcome.reference_logprobs is not None
             assert outcome.reference_logprobs.tolist() == [-2.0, -2.0, -2.0]
@@ -251,7 +251,7 @@ def test_reference_logprobs_come_with_the_score_at_the_samples_temperature() -> 
             assert call.token_ids.tolist() == [1, 2, 3, 4, 5]
             assert call.num_prompt_tokens == 2
             assert call.temperature == pytest.approx(0.7)
-            without = await scorer.score(query(), None)
+            without = await scorer.score(score_call(), None)
             assert isinstance(without, Sample)
             assert without.reference_logprobs is None
             await reward_client.close()
@@ -272,7 +272,7 @@ def test_a_sample_that_the_reference_refuses_is_invalid_though_it_has_a_score() 
             reward_client, reference_client = RewardClient(reward.address), ReferenceClient(reference.address)
             await reward_client.connect(5.0)
             scorer = Scorer(reward_client, reference_client, attempts=1, timeout_s=10.0)
-            assert await scorer.score(query(), 1.0) == InvalidSample("token 99 is outside the vocabulary")
+            assert await scorer.score(score_call(), 1.0) == InvalidSample("token 99 is outside the vocabulary")
             await reward_client.close()
             await reference_client.close()
 
@@ -292,7 +292,7 @@ def test_an_answer_that_breaks_the_contract_is_a_failure_and_never_a_score() -> 
             await reward_client.connect(5.0)
             scorer = Scorer(reward_client, reference_client, attempts=1, timeout_s=10.0)
             with pytest.raises(ScoringFailedError, match="has 4 entries for 3 tokens"):
-                await scorer.score(query(), 1.0)
+                await scorer.score(score_call(), 1.0)
             await reward_client.close()
             await reference_client.close()
 

@@ -13,7 +13,7 @@ import pytest
 from rollmesh.errors import UnavailableError
 from rollmesh.rpc.channel import open_channel
 from rollmesh.rpc.server import Server
-from rollmesh.rpc.status import translate_errors
+from rollmesh.rpc.status_codes import translate_errors
 from rollmesh.v1 import coordinator_pb2, coordinator_pb2_grpc
 
 LARGE = "x" * (2 * 1024 * 1024)

@@ -26,7 +26,7 @@ from rollmesh.errors import (
 )
 from rollmesh.rpc.channel import open_channel
 from rollmesh.rpc.server import Server
-from rollmesh.rpc.status import DETAIL_KEY, error_from_rpc, translate_errors
+from rollmesh.rpc.status_codes import DETAIL_KEY, error_from_rpc, translate_errors
 from rollmesh.v1 import coordinator_pb2, coordinator_pb2_grpc, error_pb2, reward_pb2, reward_pb2_grpc
 
 Raise = Callable[[Any], Awaitable[None]]
