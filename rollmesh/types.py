@@ -322,13 +322,20 @@ class RunState(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """The coordinator's answer to a new member."""
+    """The coordinator's answer to a new member.
+
+    Attributes:
+        committed_version: serves; None before the first.
+        newest_version: the newest version that an engine may have served in the whole run; None before the first, and
+            for every member but the learner.
+    """
 
     heartbeat_interval_s: float
     member_timeout_s: float
     committed_version: PolicyVersion | None
     groups_per_batch: int
     num_steps: int
+    newest_version: PolicyVersion | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,28 @@ class BatchIntake:
         socket_timeout_s = redis.connection_pool.connection_kwargs.get("socket_timeout") or 2 * _LONGEST_WAIT_S
         self._wait_s = min(_LONGEST_WAIT_S, socket_timeout_s / 2)
 
+    def possible_starts(self) -> range:
+        """The steps after which a learner can take over: the groups of all later steps are there to be trained again,
+        and the ledger knows the steps up to it."""
+        fields = ["payloads_gone_step", "retired_step", "taken_step"]
+        with translate_errors():
+            known: Any = self._redis.hmget(self._keys.meta, fields)
+        gone, retired, taken = (int(value or 0) for value in known)
+        return range(max(gone, retired), taken + 1)
+
+    def make_durable(self) -> bool:
+        """Wait until the server has what was written so far on its disk, so that a power cut does not take it back.
+
+        Returns:
+            Whether the server said so: not where it keeps no append-only file, or is older than Redis 7.2.
+        """
+        try:
+            with translate_errors():
+                answer: Any = self._redis.waitaof(1, 0, round(_LONGEST_WAIT_S * 1000))
+        except ReplayError:
+            return False
+        return int(answer[0]) >= 1
+
     def take_over(self, step: int) -> TakenOver:
         """Become the run's learner, which has the policy that ``step`` made and goes on with the next step.
 

@@ -220,9 +220,9 @@ class Ledger:
         """
         return await self._end_leases("", LEASE_EXPIRED, self._limit(is_excused))
 
-    async def revoke_member(self, member: str) -> list[GroupRow]:
-        """End all leases of a member that is gone. Returns like `expire_leases`."""
-        return await self._end_leases(member, MEMBER_LOST, self._max_attempts)
+    async def revoke_member(self, member: str, *, is_excused: bool = False) -> list[GroupRow]:
+        """End all leases of a member that is gone. Takes ``is_excused`` and returns rows like `expire_leases`."""
+        return await self._end_leases(member, MEMBER_LOST, self._limit(is_excused))
 
     def _limit(self, is_excused: bool) -> int:
         return _ANY_NUMBER if is_excused else self._max_attempts

@@ -64,18 +64,20 @@ class RegisterRequest(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., name: _Optional[str] = ..., incarnation: _Optional[str] = ..., address: _Optional[str] = ..., num_weight_ranks: _Optional[int] = ...) -> None: ...
 
 class RegisterResponse(_message.Message):
-    __slots__ = ("heartbeat_interval_ms", "member_timeout_ms", "committed_version", "groups_per_batch", "num_steps")
+    __slots__ = ("heartbeat_interval_ms", "member_timeout_ms", "committed_version", "groups_per_batch", "num_steps", "newest_version")
     HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
     MEMBER_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_VERSION_FIELD_NUMBER: _ClassVar[int]
     GROUPS_PER_BATCH_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_VERSION_FIELD_NUMBER: _ClassVar[int]
     heartbeat_interval_ms: int
     member_timeout_ms: int
     committed_version: _trajectory_pb2.PolicyVersion
     groups_per_batch: int
     num_steps: int
-    def __init__(self, heartbeat_interval_ms: _Optional[int] = ..., member_timeout_ms: _Optional[int] = ..., committed_version: _Optional[_Union[_trajectory_pb2.PolicyVersion, _Mapping]] = ..., groups_per_batch: _Optional[int] = ..., num_steps: _Optional[int] = ...) -> None: ...
+    newest_version: _trajectory_pb2.PolicyVersion
+    def __init__(self, heartbeat_interval_ms: _Optional[int] = ..., member_timeout_ms: _Optional[int] = ..., committed_version: _Optional[_Union[_trajectory_pb2.PolicyVersion, _Mapping]] = ..., groups_per_batch: _Optional[int] = ..., num_steps: _Optional[int] = ..., newest_version: _Optional[_Union[_trajectory_pb2.PolicyVersion, _Mapping]] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
     __slots__ = ("name", "incarnation", "num_generated_tokens", "num_moves", "patience_ms", "phase", "renewals")

@@ -126,6 +126,7 @@ def registration_to_proto(registration: Registration) -> pb.RegisterResponse:
         committed_version=version_to_proto(registration.committed_version),
         groups_per_batch=registration.groups_per_batch,
         num_steps=registration.num_steps,
+        newest_version=version_to_proto(registration.newest_version),
     )
 
 
@@ -136,6 +137,7 @@ def registration_from_proto(message: pb.RegisterResponse) -> Registration:
         committed_version=optional_version(message, "committed_version"),
         groups_per_batch=message.groups_per_batch,
         num_steps=message.num_steps,
+        newest_version=optional_version(message, "newest_version"),
     )
 
 

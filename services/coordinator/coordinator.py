@@ -110,12 +110,14 @@ class Coordinator:
         elif known is None:
             logger.info("%s joined from %s", name, address or "an unnamed address", extra={"member": name})
         self.dispatcher.wake()
+        newest = await self._ledger.newest_version() if role is Role.LEARNER else None
         return Registration(
             heartbeat_interval_s=self._heartbeat_interval_s,
             member_timeout_s=self._member_timeout_s,
             committed_version=self.run.committed_version,
             groups_per_batch=self._admission.groups_per_batch,
             num_steps=self._admission.num_steps,
+            newest_version=None if newest is None else newest.version,
         )
 
     def _require_run(self, run_id: str) -> None:

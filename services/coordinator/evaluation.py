@@ -76,7 +76,9 @@ class Evaluator:
         max_attempts: leases of one prompt before it counts as failed.
         clock: monotonic seconds.
         first_token: first fencing token; larger than any that an earlier coordinator gave out.
+        evaluated_steps: steps of the rounds that an earlier coordinator finished, ascending.
         on_result: called with each finished round.
+        on_going_back: called with the step to which a learner went back: later rounds are void.
     """
 
     def __init__(
@@ -89,7 +91,9 @@ class Evaluator:
         max_attempts: int,
         clock: Clock,
         first_token: int,
+        evaluated_steps: Sequence[int],
         on_result: Callable[[EvaluationRound, EvaluationResult], None],
+        on_going_back: Callable[[int], None],
     ) -> None:
         self._num_prompts = num_prompts
         self._every_steps = every_steps
@@ -100,9 +104,10 @@ class Evaluator:
         self._clock = clock
         self._next_token = first_token
         self._on_result = on_result
+        self._on_going_back = on_going_back
         self._round: EvaluationRound | None = None
         self._due: tuple[PolicyVersion, int] | None = None
-        self._scheduled: tuple[PolicyVersion, int] | None = None
+        self._steps = list(evaluated_steps)
         self._unpinned = asyncio.Event()
         self._unpinned.set()
         self.last_result: EvaluationResult | None = None
@@ -134,16 +139,29 @@ class Evaluator:
 
     def on_commit(self, version: PolicyVersion, step: int) -> None:
         """A version serves now, which ``step`` made: starts a round, if one is due for it."""
-        last = self._scheduled
-        if last == (version, step):
+        if self._steps and step < self._steps[-1]:
+            self._go_back(step)
+        last = self._steps[-1] if self._steps else None
+        if last == step:
             return
-        if last is None or step == self._last_step or step // self._every_steps > last[1] // self._every_steps:
+        if last is None or step == self._last_step or step // self._every_steps > last // self._every_steps:
             self._schedule(version, step)
 
     def on_last_step(self, version: PolicyVersion | None, step: int) -> None:
         """The run trains no further: what serves now is evaluated, if it was not."""
-        if version is not None and (version, step) != self._scheduled:
+        if version is not None and step not in self._steps[-1:]:
             self._schedule(version, step)
+
+    def _go_back(self, step: int) -> None:
+        """A learner went back to ``step``: rounds of later steps are void, also the one under way."""
+        self._steps = [known for known in self._steps if known <= step]
+        self._due = None
+        if self._round is not None and self._round.step > step:
+            self._round = None
+            self._unpinned.set()
+        if self.last_result is not None and self.last_result.step > step:
+            self.last_result = None
+        self._on_going_back(step)
 
     def take(self, member: str, limit: int) -> list[tuple[EvaluationItem, int]]:
         """Lease up to ``limit`` waiting prompts; returns (item, fencing token) of each."""
@@ -210,10 +228,13 @@ class Evaluator:
         await self._unpinned.wait()
 
     def _schedule(self, version: PolicyVersion, step: int) -> None:
-        self._scheduled = version, step
+        self._steps.append(step)
         if self._round is not None:
             self._due = version, step
-            return
+        else:
+            self._start(version, step)
+
+    def _start(self, version: PolicyVersion, step: int) -> None:
         prompts = [PromptId("eval", step, index) for index in range(self._num_prompts)]
         items = {str(prompt): EvaluationItem(prompt) for prompt in prompts}
         self._round = EvaluationRound(version, step, self._clock(), items, deque(items), len(items))
@@ -242,7 +263,7 @@ class Evaluator:
         self.last_result = summarize(finished)
         self._on_result(finished, self.last_result)
         if self._due is not None:
-            self._schedule(*self._due)
+            self._start(*self._due)
 
 
 def summarize(finished: EvaluationRound) -> EvaluationResult:

@@ -93,6 +93,7 @@ async def serve(config: MeshConfig, train: PromptDataset, evaluation: PromptData
         server_name = describe_server(config.replay.url)
         claim = RunClaim(redis, config.run.name, _identity(config), server_name, config.replay.outage_timeout_s)
         await claim.take()
+        await give_back_leases(ledger)
         coordinator, watch = build(config, ledger, train, evaluation, AwakeClock(ASLEEP_S))
         services = {SERVICE: (add_CoordinatorServiceServicer_to_server, CoordinatorServicer(coordinator))}
         async with Server(config.coordinator.address, services, place="coordinator.address") as server:
@@ -122,6 +123,14 @@ def _identity(config: MeshConfig) -> RunIdentity:
     """The run's own id, and a digest of the sections that decide what is trained."""
     trained = config.model_dump_json(include={"model", "data", "training", "sampling", "algorithm"})
     return RunIdentity(config.run.id or secrets.token_hex(8), hashlib.sha256(trained.encode()).hexdigest()[:16])
+
+
+async def give_back_leases(ledger: Ledger) -> None:
+    """What an earlier coordinator's workers held waits again: they ended with their coordinator."""
+    members = {row.member async for row in ledger.rows(GroupState.LEASED)}
+    num_leases = sum([len(await ledger.revoke_member(member, is_excused=True)) for member in sorted(members)])
+    if num_leases:
+        logger.info("the run goes on: %d leases of its earlier workers were given back", num_leases)
 
 
 async def _fail_without_claim(claim: RunClaim, coordinator: Coordinator) -> None:
@@ -221,7 +230,9 @@ def _evaluator(config: MeshConfig, prompts: PromptBook, admission: Admission, cl
         clock=clock,
         # Wall-clock microseconds: a coordinator that starts again never repeats a token of the one before.
         first_token=time.time_ns() // 1000,
+        evaluated_steps=log.steps,
         on_result=on_result,
+        on_going_back=log.cut,
     )
 
 

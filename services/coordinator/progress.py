@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from rollmesh.telemetry.json_lines import JsonLines
 from rollmesh.types import EvaluationResult, GroupState, LearnerPhase, RunState
 from services.coordinator.members import Clock
 
@@ -44,29 +43,41 @@ class TokenMeter:
 
 
 class EvaluationLog:
-    """`evaluations.jsonl` in the run folder: one object per finished round."""
+    """`evaluations.jsonl` in the run folder: one object per finished round.
+
+    Args:
+        path: of the file. The rounds of an earlier coordinator stay in the file.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._started = time.monotonic()
+        self._file = JsonLines(path)
+        entries = self._file.read()
+        self.steps: list[int] = [entry["step"] for entry in entries]
+        """Steps of the rounds in the file."""
+        elapsed_s = float(entries[-1].get("time/since_start_s", 0.0)) if entries else 0.0
+        self._started = time.monotonic() - elapsed_s
+
+    def cut(self, after_step: int) -> None:
+        """Drop the rounds of later steps: a learner went back behind them."""
+        self._file.keep(lambda entry: entry["step"] <= after_step)
 
     def append(self, result: EvaluationResult, num_other_versions: int) -> None:
-        entry: dict[str, Any] = {
-            "version": str(result.version),
-            "step": result.step,
-            "num_prompts": result.num_prompts,
-            "num_failed": result.num_failed,
-            "pass_at_1": result.pass_at_1,
-            "pass_at_1_stderr": result.pass_at_1_stderr,
-            "mean_generated_tokens": result.mean_generated_tokens,
-            "truncation_rate": result.truncation_rate,
-            "num_other_versions": num_other_versions,
-            **result.details,
-            "time/since_start_s": round(time.monotonic() - self._started, 3),
-        }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as sink:
-            sink.write(json.dumps(entry) + "\n")
+        """Write one line."""
+        self._file.append(
+            {
+                "version": str(result.version),
+                "step": result.step,
+                "num_prompts": result.num_prompts,
+                "num_failed": result.num_failed,
+                "pass_at_1": result.pass_at_1,
+                "pass_at_1_stderr": result.pass_at_1_stderr,
+                "mean_generated_tokens": result.mean_generated_tokens,
+                "truncation_rate": result.truncation_rate,
+                "num_other_versions": num_other_versions,
+                **result.details,
+                "time/since_start_s": round(time.monotonic() - self._started, 3),
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ class Run:
         num_steps: optimiser batches in the whole run.
         committed_version: serves; None before the first.
         committed_step: the step that made it.
-        step: the last one reported.
+        step: the last one reported; at the start, and after a learner went back, the one that made the version.
         metrics: that step's.
         over: set once the run is FINISHED or FAILED.
     """
@@ -44,6 +44,8 @@ class Run:
     def commit(self, version: PolicyVersion, step: int) -> None:
         """A version serves now, which ``step`` made."""
         self.committed_version, self.committed_step = version, step
+        if self.state is RunState.STARTING or step < self.step:  # a learner went on from a checkpoint
+            self.step = step
         if self.state is RunState.STARTING:
             self._move(RunState.RUNNING)
 

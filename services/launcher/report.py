@@ -6,13 +6,13 @@ A run that ended before its first step has a report too: how it ended is the par
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from rollmesh.config import load_yaml
 from rollmesh.errors import ConfigError
+from rollmesh.telemetry.json_lines import JsonLines
 from services.launcher.outcome import ACCOUNTING, equation, read_json
 
 Record = dict[str, Any]
@@ -36,12 +36,12 @@ def write_report(folder: Path) -> Path:
         ConfigError: the folder is not a run's, or the run has neither ended nor made a step.
         OSError: the report cannot be written.
     """
-    steps = _read_lines(folder / "metrics.jsonl")
+    steps = JsonLines(folder / "metrics.jsonl").read()
     accounting = read_json(folder / ACCOUNTING)
     if not (folder / "mesh.yaml").exists() or not (steps or accounting):
         problem = f"holds no mesh.yaml, or neither {ACCOUNTING} nor a metrics.jsonl with a step in it"
         raise ConfigError(str(folder), problem, "name the folder of a run")
-    evaluations = _read_lines(folder / "evaluations.jsonl")
+    evaluations = JsonLines(folder / "evaluations.jsonl").read()
     config = load_yaml(folder / "mesh.yaml")
     picture = folder / "report.png"
     try:
@@ -52,20 +52,6 @@ def write_report(folder: Path) -> Path:
     path = folder / "report.md"
     path.write_text(_page(folder, config, steps, evaluations, accounting), encoding="utf-8")
     return path
-
-
-def _read_lines(path: Path) -> list[Record]:
-    if not path.exists():
-        return []
-    # A run that was killed may have left half a line.
-    lines = path.read_text(encoding="utf-8").splitlines()
-    records = []
-    for line in lines:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
 
 
 def staleness_histogram(steps: list[Record]) -> dict[int, int]:

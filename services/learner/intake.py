@@ -22,7 +22,8 @@ import msgpack
 from rollmesh.aio.awake import AwakeClock
 from rollmesh.errors import DeadlineError, UnavailableError
 from rollmesh.replay.intake import BatchIntake
-from rollmesh.types import Group
+from rollmesh.replay.staleness import StalenessWindow
+from rollmesh.types import Group, PolicyVersion
 from services.learner.batching import split_batch
 from services.learner.ranks import Ranks
 
@@ -72,7 +73,7 @@ class Intake:
         ranks: the process group.
         batch_size: groups in a batch.
         num_parts: optimiser steps in one pass over a batch.
-        window: how far a batch may look past the oldest live group.
+        bounds: how far a batch may look past the oldest live group, and how old its samples may be.
         timeout_s: how long the queue may be away. A batch may take longer: all ranks wait anew after this time, so
             that no collective's times out, for as long as ``check`` lets them.
         check: called on rank 0 while it waits; raises when the run is over.
@@ -84,7 +85,7 @@ class Intake:
         ranks: Ranks,
         batch_size: int,
         num_parts: int,
-        window: int,
+        bounds: StalenessWindow,
         timeout_s: float,
         check: Callable[[], None],
     ) -> None:
@@ -92,14 +93,31 @@ class Intake:
         self._ranks = ranks
         self._batch_size = batch_size
         self._num_parts = num_parts
-        self._window = window
+        self._bounds = bounds
         self._timeout_s = timeout_s
         self._check = check
         self._num_filtered = 0
         self._clock = AwakeClock(LOOK_LIMIT_S)
 
-    def take(self, step: int) -> Share | None:
+    def possible_starts(self) -> range:
+        """See `BatchIntake.possible_starts`. For rank 0."""
+        return self._patiently(self._queue.possible_starts)
+
+    def take_over(self, step: int) -> None:
+        """Go on after a step: later steps are trained again. For rank 0.
+
+        Raises:
+            SupersededError: another learner took the queue over meanwhile.
+        """
+        num_ready, num_pending = self._patiently(lambda: self._queue.take_over(step))
+        if num_ready or num_pending:
+            _logger.info("%d groups are trained again, %d generated again", num_ready + num_pending, num_pending)
+
+    def take(self, step: int, version: PolicyVersion) -> Share | None:
         """This rank's share of the batch of a step, or None when nothing is left. Collective.
+
+        Args:
+            version: the policy that the step starts from.
 
         Raises:
             DeadlineError: the queue was away for too long (rank 0).
@@ -109,7 +127,7 @@ class Intake:
         started = time.monotonic()
         message = b""
         while not message:
-            message = self._ranks.broadcast_bytes(self._wait(step) if self._ranks.is_first else None)
+            message = self._ranks.broadcast_bytes(self._wait(step, version) if self._ranks.is_first else None)
         waited = time.monotonic()
         batch = msgpack.unpackb(message)
         if batch is None:
@@ -130,7 +148,7 @@ class Intake:
         """
         return tuple(self._patiently(lambda: self._queue.payloads(group_ids)))
 
-    def _wait(self, step: int) -> bytes:
+    def _wait(self, step: int, version: PolicyVersion) -> bytes:
         """Rank 0: the batch's entries as msgpack, null where nothing is left; nothing if the time is up, and then
         everybody waits anew."""
         deadline = self._clock() + self._timeout_s
@@ -139,7 +157,12 @@ class Intake:
             remaining_s = deadline - self._clock()
             try:
                 batch = self._queue.take_batch(
-                    step, self._batch_size, self._window, min(POLL_S, max(0.05, remaining_s))
+                    step,
+                    self._batch_size,
+                    self._bounds.size,
+                    min(POLL_S, max(0.05, remaining_s)),
+                    version.lineage,
+                    version.number - self._bounds.bound,
                 )
                 break
             except DeadlineError:
@@ -169,6 +192,12 @@ class Intake:
         """The groups of the step have gone into the policy. Does nothing on the other ranks."""
         if self._ranks.is_first:
             self._patiently(lambda: self._queue.mark_trained(step))
+
+    def make_durable(self) -> None:
+        """See to it that a power cut leaves no checkpoint that is newer than the ledger. Does nothing on the other
+        ranks."""
+        if self._ranks.is_first and not self._patiently(self._queue.make_durable):
+            _logger.debug("Redis does not say that its file is on disk")
 
     def retire(self, through_step: int) -> None:
         """A durable checkpoint covers the groups up to the step. Does nothing on the other ranks."""

@@ -27,9 +27,14 @@ from services.learner.metrics import MetricsFile, StepStatistics
 from services.learner.progress import LearnerProgress
 from services.learner.publisher import Publisher
 from services.learner.recording import record_batch
+from services.learner.start import Start
 from services.learner.trainer import Trainer
 
 _logger = logging.getLogger(__name__)
+
+
+NUM_FILTERED, ELAPSED_S = "num_filtered", "elapsed_s"
+"""Names of the loop's numbers in a checkpoint: groups FILTERED in the run so far, and seconds since its start."""
 
 
 class Reporter(Protocol):
@@ -67,31 +72,35 @@ class Loop:
     Args:
         config: the mesh's configuration.
         parts: what a step is made of.
+        start: where the run begins or goes on.
     """
 
-    def __init__(self, config: MeshConfig, parts: Parts) -> None:
+    def __init__(self, config: MeshConfig, parts: Parts, start: Start) -> None:
         self._config = config
         self._parts = parts
         self._bound = staleness_window(config).bound
-        self._version = PolicyVersion(lineage=0, number=0)
+        self._first_step = start.step
+        self._version = start.version
         self._metrics: Mapping[str, float] = {}
-        self._num_filtered = 0
-        self._saved_step = -1
-        self._started = time.monotonic()
+        self._num_filtered = int(start.state.get(NUM_FILTERED, 0))
+        self._saved_step = start.step or -1
+        self._started = time.monotonic() - start.state.get(ELAPSED_S, 0.0)
+        if parts.metrics_file is not None:
+            parts.metrics_file.cut(start.step)
 
     def run(self) -> int:
-        """Train until nothing is left. Returns the number of steps.
+        """Train until nothing is left. Returns the number of the last step.
 
         Raises:
             RollMeshError: the run cannot go on; the message says why.
         """
         parts = self._parts
         parts.progress.enter(LearnerPhase.PUBLISHING)
-        step, is_last = 0, False
+        step, is_last = self._first_step, False
         parts.publisher.publish(self._version, step, must_commit=True)
         while not is_last:
             parts.progress.enter(LearnerPhase.WAITING_FOR_BATCH)
-            share = parts.intake.take(step + 1)
+            share = parts.intake.take(step + 1, self._version)
             if share is None:
                 break
             step, is_last = step + 1, share.is_last
@@ -160,11 +169,17 @@ class Loop:
         parts = self._parts
         parts.progress.enter(LearnerPhase.CHECKPOINTING)
         if step != self._saved_step:  # saved already where nothing was trained after the last one that was due
-            parts.checkpoints.save(parts.learnables, parts.trainer.state(), step, self._version)
+            parts.intake.make_durable()
+            parts.checkpoints.save(parts.learnables, self._state(), step, self._version)
             self._saved_step = step
         if self._config.learner.checkpoint.should_export:
             parts.checkpoints.export(parts.learnables, step, is_last)
         parts.intake.retire(step)
+
+    def _state(self) -> Mapping[str, float]:
+        """The numbers that a run goes on with."""
+        elapsed_s = time.monotonic() - self._started
+        return {**self._parts.trainer.state(), NUM_FILTERED: float(self._num_filtered), ELAPSED_S: elapsed_s}
 
     def _finish(self, step: int) -> None:
         """The last version serves, the last checkpoint is durable, and then the coordinator hears of the end."""

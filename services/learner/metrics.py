@@ -5,7 +5,6 @@ Means are taken from sums and counts, so they are means over the whole batch and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from rollmesh.algorithms.pipeline import Advantages
 from rollmesh.algorithms.statistics import NUM_RESIDUAL_SUMS, WeightStatistics, explained_variance
 from rollmesh.telemetry.details import Details
+from rollmesh.telemetry.json_lines import JsonLines
 from rollmesh.types import PolicyVersion, Sample, StopReason
 from services.learner.experience import Experience
 from services.learner.objective import NUM_SUMS, TOKEN_SUMS
@@ -229,14 +229,15 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
+        self._file = JsonLines(path)
+
+    def cut(self, after_step: int) -> None:
+        """Drop the lines of later steps, which are trained again."""
+        self._file.keep(lambda line: line["step"] <= after_step)
 
     def append(
         self, step: int, version: PolicyVersion, staleness_histogram: Mapping[int, int], metrics: Mapping[str, float]
     ) -> None:
         """Write one line."""
         histogram = {str(age): number for age, number in staleness_histogram.items()}
-        line = {"step": step, "version": str(version), **metrics, "staleness_histogram": histogram}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.append({"step": step, "version": str(version), **metrics, "staleness_histogram": histogram})

@@ -29,6 +29,7 @@ from services.learner.metrics import MetricsFile
 from services.learner.progress import LearnerProgress
 from services.learner.publisher import Publisher
 from services.learner.ranks import Ranks
+from services.learner.start import begin
 from services.learner.trainer import Trainer
 
 _logger = logging.getLogger(__name__)
@@ -96,23 +97,29 @@ def _train(config: MeshConfig, ranks: Ranks, progress: LearnerProgress, control:
         ranks,
         batch_size=training.prompts_per_step,
         num_parts=config.learner.steps_per_batch,
-        window=staleness_window(config).size,
+        bounds=staleness_window(config),
         timeout_s=config.learner.batch_timeout_s,
         check=control.check if control is not None else lambda: None,
     )
+    checkpoints = CheckpointStore(config, ranks)
+    newest = None if registration is None else registration.newest_version
+    start = begin(intake, checkpoints, learnables, ranks, newest)
+    trainer = Trainer(config, learnables, ranks, int(num_steps) or training.steps)
+    if start.state:
+        trainer.load_state(start.state)
     parts = Parts(
         intake=intake,
-        trainer=Trainer(config, learnables, ranks, int(num_steps) or training.steps),
+        trainer=trainer,
         learnables=learnables,
         publisher=publisher,
-        checkpoints=CheckpointStore(config, ranks),
+        checkpoints=checkpoints,
         progress=progress,
         reporter=control,
         metrics_file=MetricsFile(config.run.folder / "metrics.jsonl") if ranks.is_first else None,
     )
     with contextlib.closing(redis), contextlib.closing(publisher):
-        num_trained = Loop(config, parts).run()
-    _logger.info("trained %d steps", num_trained)
+        last_step = Loop(config, parts, start).run()
+    _logger.info("trained steps %d to %d", start.step + 1, last_step)
 
 
 def _leave(control: Control | None, failure: str) -> None:

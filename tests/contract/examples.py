@@ -207,7 +207,7 @@ CODECS = [
         control.register_from_proto,
     ),
     Codec(
-        types.Registration(1.5, 30.0, NEW, 32, 60),
+        types.Registration(1.5, 30.0, NEW, 32, 60, NEW),
         control.registration_to_proto,
         control.registration_from_proto,
     ),
@@ -260,7 +260,7 @@ def _without(example: Any, field: str, to_proto: Callable[[Any], Any], from_prot
 
 ABSENT = [
     _without(
-        types.Registration(1.5, 30.0, NEW, 32, 60),
+        types.Registration(1.5, 30.0, NEW, 32, 60, NEW),
         "committed_version",
         control.registration_to_proto,
         control.registration_from_proto,

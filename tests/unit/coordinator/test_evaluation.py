@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Sequence
 
 import pytest
 
@@ -18,13 +19,29 @@ class Rig:
     """An evaluator with a clock in the test's hand, and what it reported."""
 
     def __init__(
-        self, num_prompts: int = 4, every_steps: int = 10, last_step: int = 25, should_pin: bool = True
+        self,
+        num_prompts: int = 4,
+        every_steps: int = 10,
+        last_step: int = 25,
+        should_pin: bool = True,
+        evaluated_steps: Sequence[int] = (),
     ) -> None:
         self.now = 0.0
         self.rounds: list[EvaluationRound] = []
         self.results: list[EvaluationResult] = []
+        self.gone_back_to: list[int] = []
         self.evaluator = Evaluator(
-            num_prompts, every_steps, last_step, should_pin, TTL_S, 2, lambda: self.now, 1, self._on_result
+            num_prompts,
+            every_steps,
+            last_step,
+            should_pin,
+            TTL_S,
+            2,
+            lambda: self.now,
+            1,
+            evaluated_steps,
+            self._on_result,
+            self.gone_back_to.append,
         )
 
     def _on_result(self, finished: EvaluationRound, result: EvaluationResult) -> None:
@@ -70,6 +87,47 @@ def test_the_last_step_is_evaluated_once_even_if_the_run_ends_early() -> None:
     rig.evaluator.on_last_step(PolicyVersion(0, 107), 7)
     assert rig.evaluator.is_idle
     assert [result.step for result in rig.results] == [0, 7]
+
+
+def test_a_run_that_goes_on_evaluates_what_was_not_evaluated_yet() -> None:
+    rig = Rig(evaluated_steps=(0, 10))
+    rig.commit(14)
+    assert rig.evaluator.is_idle
+    rig.commit(20)
+    rig.finish_round()
+    assert [result.step for result in rig.results] == [20]
+    assert rig.gone_back_to == []
+
+
+def test_rounds_of_steps_that_a_learner_went_back_behind_are_void_and_made_again() -> None:
+    rig = Rig(evaluated_steps=(0, 10))
+    rig.commit(20)
+    assert rig.is_pinned
+    rig.commit(8)
+    assert rig.gone_back_to == [8]
+    assert rig.evaluator.is_idle
+    assert not rig.is_pinned
+    for step in (10, 20):
+        rig.commit(step)
+        rig.finish_round()
+    assert [result.step for result in rig.results] == [10, 20]
+
+
+def test_a_round_of_the_step_to_which_a_learner_went_back_goes_on() -> None:
+    rig = Rig(should_pin=False)
+    rig.commit(0)
+    rig.commit(20)
+    rig.commit(0)
+    rig.finish_round()
+    assert [result.step for result in rig.results] == [0]
+    assert rig.evaluator.is_idle
+
+
+def test_a_finished_run_that_is_resumed_is_not_evaluated_twice() -> None:
+    rig = Rig(evaluated_steps=(0, 10, 20, 25))
+    rig.commit(25)
+    rig.evaluator.on_last_step(PolicyVersion(0, 125), 25)
+    assert rig.evaluator.is_idle
 
 
 def test_a_round_that_falls_due_during_another_starts_after_it() -> None:

@@ -21,7 +21,7 @@ from rollmesh.errors import (
 from rollmesh.replay.accounting import account
 from rollmesh.replay.ledger import CommitOutcome
 from rollmesh.replay.memory import RedisMemory
-from rollmesh.types import GroupState, Lease, LeaseKind, MemberReport, PolicyVersion, Role, RunState
+from rollmesh.types import GroupState, Lease, LeaseKind, MemberReport, PolicyVersion, Registration, Role, RunState
 from services.coordinator.progress import waiting_for
 from tests.unit.coordinator.harness import (
     Mesh,
@@ -290,7 +290,13 @@ def test_the_cursor_of_a_new_coordinator_continues_from_the_ledger(tmp_path: Pat
             await mesh.until(lambda: mesh.coordinator.dispatcher.snapshot is not None)
             return leases
 
+    async def registration() -> Registration:
+        async with running_mesh(config) as mesh:
+            return await mesh.learner.register(config.run.name, Role.LEARNER, "127.0.0.1:1")
+
     first = asyncio.run(asyncio.wait_for(life(0), 60))
+    again = asyncio.run(asyncio.wait_for(registration(), 60))
+    assert (again.committed_version, again.newest_version) == (None, PolicyVersion(0, 0))
     second = asyncio.run(asyncio.wait_for(life(1), 60))
     expected = [int(row) for row in permutation(100, 7, 0)[:4]]
     assert [lease.prompt_id.index for lease in first + second] == expected

@@ -23,11 +23,12 @@ def sample(
     behaviour: Sequence[float] | None = None,
     reference: Sequence[float] | None = None,
     reward: float | None = 1.0,
-    version: int = 0,
+    version: int | PolicyVersion = 0,
     stop: StopReason = StopReason.STOP,
     prompt_index: int = 0,
 ) -> Sample:
     """One sample; by default a single turn that generated the whole response."""
+    version = PolicyVersion(0, version) if isinstance(version, int) else version
     prompt_id = PromptId("train", 0, prompt_index)
     shape = turns if turns is not None else [(len(response), 0)]
     num_generated = sum(generated for generated, _ in shape)
@@ -39,7 +40,7 @@ def sample(
         response_token_ids=np.array(response, dtype=np.int32),
         turns=tuple(Turn(generated, environment, stop) for generated, environment in shape),
         behaviour_logprobs=np.array(behaviour if behaviour is not None else [-4.0] * num_generated, dtype=np.float32),
-        version_spans=(VersionSpan(PolicyVersion(0, version), 0, num_generated),) if num_generated else (),
+        version_spans=(VersionSpan(version, 0, num_generated),) if num_generated else (),
         score=None if reward is None else Score(reward, reward),
         reference_logprobs=None if reference is None else np.array(reference, dtype=np.float32),
     )
@@ -56,7 +57,7 @@ def random_groups(
     seed: int = 0,
     *,
     first_prompt: int = 0,
-    version: int = 0,
+    version: int | PolicyVersion = 0,
     has_reference: bool = False,
     lengths: tuple[int, int] = (2, 30),
 ) -> list[Group]:

@@ -1,0 +1,85 @@
+"""A file of JSON objects, one a line, which a run appends to and a resumed run goes on with."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rollmesh.errors import ConfigError
+
+
+class JsonLines:
+    """One file. Nobody else writes to it meanwhile.
+
+    A process that was killed may leave a last line that is no whole object. Readers skip that line, and `append` and
+    `keep` remove it.
+
+    Args:
+        path: of the file, which need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._is_checked = False
+
+    def read(self) -> list[dict[str, Any]]:
+        """All objects, in the order of the file.
+
+        Raises:
+            ConfigError: a line before the last one is no JSON object; names the file and the line.
+        """
+        return [entry for _, entry in self._lines()]
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Write one more object, whose numbers are finite; the file is flushed."""
+        line = json.dumps(entry, allow_nan=False) + "\n"
+        if not self._is_checked:
+            self._write_again([text for text, _ in self._lines()])
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line)
+
+    def keep(self, is_kept: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop all other objects. A reader finds the file as it was before or as it is afterwards."""
+        self._write_again([text for text, entry in self._lines() if is_kept(entry)])
+
+    def _lines(self) -> list[tuple[str, dict[str, Any]]]:
+        try:
+            text = self._path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return []
+        lines = text.split("\n")
+        entries = []
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line)
+                if not isinstance(entry, dict):
+                    raise ValueError("no object")
+            except ValueError as error:
+                if number == len(lines):  # without the end of its line: it was being written
+                    break
+                problem = f"line {number} is no JSON object ({error})"
+                raise ConfigError(str(self._path), problem, "remove that line") from error
+            entries.append((line, entry))
+        return entries
+
+    def _write_again(self, lines: list[str]) -> None:
+        """Put these lines in place of the file's, unless it has them already."""
+        text = "".join(f"{line}\n" for line in lines)
+        self._is_checked = True
+        if not self._path.exists() or self._path.read_bytes() == text.encode("utf-8"):
+            return
+        partial = self._path.with_name(self._path.name + ".partial")
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, self._path)
+        finally:
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,110 @@
+"""Where a learner begins: after the newest checkpoint that the ledger agrees with, or with the model as it was given.
+
+::
+
+    checkpoints in the run folder ─┐
+                                   ├─► step ─► the queue is taken over ─► models, optimisers, numbers ─► version
+    steps that the ledger knows ───┘            later steps are trained again
+
+A new run begins in the same way: it has no checkpoint, and the ledger is empty.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgpack
+
+from rollmesh.errors import ConfigError
+from rollmesh.types import PolicyVersion
+from services.learner.checkpoint import CheckpointStore, Learnables
+from services.learner.intake import Intake
+from services.learner.ranks import Ranks
+
+_logger = logging.getLogger(__name__)
+
+FIRST_VERSION = PolicyVersion(lineage=0, number=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What is there before the first step of this process.
+
+    Attributes:
+        step: the last step that was trained; 0 for the model as it was given.
+        version: the policy's; it has not been published by this process.
+        state: the numbers of trainer and loop that the checkpoint of ``step`` holds; empty without a checkpoint.
+    """
+
+    step: int = 0
+    version: PolicyVersion = FIRST_VERSION
+    state: Mapping[str, float] = field(default_factory=dict)
+
+
+def begin(
+    intake: Intake, checkpoints: CheckpointStore, learnables: Learnables, ranks: Ranks, newest: PolicyVersion | None
+) -> Start:
+    """Take the queue over and restore what the chosen checkpoint holds. Collective.
+
+    Args:
+        intake: of the run's queue.
+        checkpoints: of the run's folder.
+        learnables: with the weights that the configuration names.
+        ranks: the process group.
+        newest: the newest version that an engine may have served; used on rank 0.
+
+    Raises:
+        ConfigError: no checkpoint fits the ledger, or the checkpoint does not fit the configuration.
+        SupersededError: another learner took the queue over meanwhile (rank 0).
+    """
+    message = None
+    if ranks.is_first:
+        step = choose_step(checkpoints.steps(), intake.possible_starts())
+        intake.take_over(step)
+        message = msgpack.packb([step, None if newest is None else str(newest)])
+    step, known = msgpack.unpackb(ranks.broadcast_bytes(message))
+    newest = None if known is None else PolicyVersion.parse(known)
+    if step == 0:
+        return Start(version=next_version(FIRST_VERSION, newest))
+    manifest = checkpoints.load(learnables, step)
+    start = Start(step, next_version(manifest.version, newest), manifest.state)
+    if ranks.is_first:
+        _logger.info("going on after step %d, with version %s", step, start.version)
+    return start
+
+
+def choose_step(saved: Sequence[int], possible: range) -> int:
+    """The newest step from which the run can go on.
+
+    Args:
+        saved: steps of the complete checkpoints. The model as it was given is the checkpoint of step 0.
+        possible: steps after which the ledger still has all groups, from `BatchIntake.possible_starts`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    fitting = [step for step in (0, *saved) if step in possible]
+    newer = [step for step in saved if step >= possible.stop]
+    place, fix = "learner.checkpoint", "restore it, or start anew with --overwrite"
+    if not fitting:
+        problem = f"no checkpoint of step {possible.start} or later is left, and the groups of earlier steps are gone"
+        raise ConfigError(place, problem, fix)
+    if newer and len(newer) == len(saved):
+        problem = f"the checkpoint of step {newer[-1]} is newer than the ledger, which knows {possible.stop - 1} steps"
+        raise ConfigError(place, problem, "restore the Redis that the run had, or start anew with --overwrite")
+    if newer:
+        _logger.warning("the checkpoint of step %d is newer than the ledger and is not used", newer[-1])
+    return max(fitting)
+
+
+def next_version(saved: PolicyVersion, newest: PolicyVersion | None) -> PolicyVersion:
+    """The version of a policy that was saved as ``saved``, in a run whose engines may have served ``newest``.
+
+    Tokens of two different policies never carry one version. A policy that is older than the newest version gets a
+    lineage of its own: ``0.6`` after ``0.8`` was served goes on as ``1.9``.
+    """
+    if newest is None or saved >= newest:
+        return saved
+    return PolicyVersion(newest.lineage + 1, newest.number + 1)

@@ -1,0 +1,208 @@
+"""A learner as a process, with a real Redis and a real broadcast, between a made-up coordinator and worker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from rollmesh.aio.supervisor import Supervisor
+from rollmesh.replay.connection import connect
+from rollmesh.replay.ledger import Ledger
+from rollmesh.replay.server import EmbeddedServer
+from rollmesh.types import Heartbeat, PolicyVersion, PromptId, PublishOutcome, RunState, WeightEpoch, WeightPlan
+from rollmesh.v1 import coordinator_pb2 as pb
+from rollmesh.weights.group import WeightGroup
+from rollmesh.weights.plan import PlanMemory
+from rollmesh.weights.receiver import Received, WeightReceiver
+from rollmesh.wire import control, weights
+from services.config import MeshConfig, dump_mesh
+from tests.fakes.coordinator import FakeCoordinator
+from tests.unit.learner.samples import mesh_config, random_groups, write_tiny_model
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+GROUPS_PER_BATCH = 4
+DEADLINE_S = 200.0
+
+
+class Mesh(FakeCoordinator):
+    """Coordinator and rollout worker in one: receives weights, and answers each commit with the next groups.
+
+    Attributes:
+        aborted: versions whose next publish is aborted, by number.
+        committed: numbers in the order of their commits.
+        has_committed: set by the first commit.
+        is_idle: the worker makes no groups.
+        claimed_version: what groups claim to be of instead of the version that serves.
+        max_staleness: batches that the worker makes ahead of the last commit.
+    """
+
+    def __init__(self, ledger: Ledger, num_groups: int) -> None:
+        super().__init__(heartbeat_interval_s=0.2, member_timeout_s=20.0)
+        self.heartbeat = Heartbeat(RunState.STARTING, None)
+        self.aborted: set[int] = set()
+        self.committed: list[int] = []
+        self.claimed_version: int | None = None
+        self.has_committed = asyncio.Event()
+        self.is_idle = False
+        self.max_staleness = 1
+        self._ledger = ledger
+        self._num_groups = num_groups
+        self._serving: tuple[PolicyVersion, int] | None = None
+        self._epoch = WeightEpoch(0, "", 0, 2)
+        self._group: WeightGroup | None = None
+        self.receiver = WeightReceiver()
+        self._plans = PlanMemory()
+        self._receiving: asyncio.Future[Received] | None = None
+
+    async def Register(self, request: pb.RegisterRequest, context: Any) -> pb.RegisterResponse:
+        self._leave_group()  # the learner's, whose store ended with its process
+        newest = await self._ledger.newest_version()
+        self.registration = replace(self.registration, newest_version=None if newest is None else newest.version)
+        return await super().Register(request, context)
+
+    async def BeginPublish(self, request: pb.BeginPublishRequest, context: Any) -> pb.BeginPublishResponse:
+        call = weights.begin_publish_from_proto(request)
+        self.begun.append(call)
+        plan = self._plans.find(call.plan, call.plan_digest)
+        assert plan is not None, "the learner sends the plan first"
+        if self._group is None:
+            self._epoch = WeightEpoch(self._epoch.number + 1, call.store_host, call.store_port, 2)
+        self._receiving = asyncio.ensure_future(asyncio.to_thread(self._receive, plan, self._epoch))
+        return weights.begin_publish_answer_to_proto(self._epoch)
+
+    def _receive(self, plan: WeightPlan, epoch: WeightEpoch) -> Received:
+        if self._group is None:
+            self._group = WeightGroup.join(epoch, 1, 30.0)
+        return self.receiver.receive(self._group, plan, 30.0)
+
+    async def FinishPublish(self, request: pb.FinishPublishRequest, context: Any) -> pb.FinishPublishResponse:
+        call = weights.finish_publish_from_proto(request)
+        self.finished.append(call)
+        assert self._receiving is not None
+        received = await self._receiving
+        assert received.digest == call.digest
+        number = call.version.number
+        if number in self.aborted:
+            self.aborted.remove(number)
+            self._leave_group()
+            return weights.publish_outcome_to_proto(PublishOutcome(False, "as the test wants", (), 0.0))
+        step = next(begun.step for begun in reversed(self.begun) if begun.version == call.version)
+        await self._ledger.record_version(call.version, step)
+        await self._ledger.release_slots(step)
+        self.committed.append(number)
+        self.has_committed.set()
+        self.heartbeat = Heartbeat(RunState.RUNNING, call.version)
+        self._serving = call.version, step
+        return weights.publish_outcome_to_proto(PublishOutcome(True, "", ("rollout-0",), 0.01))
+
+    def _leave_group(self) -> None:
+        group, self._group = self._group, None
+        if group is not None:
+            group.close()
+
+    async def work(self) -> None:
+        """The worker: groups that are opened, and groups that wait again, are made soon. Ends when cancelled."""
+        while True:
+            if self._serving is not None and not self.is_idle:
+                await self._make_groups(*self._serving)
+            await asyncio.sleep(0.02)
+
+    async def _make_groups(self, version: PolicyVersion, step: int) -> None:
+        """Fill the slots as a fast worker would. What a group holds follows from its prompt alone."""
+        num_wanted = min(self._num_groups, (step + 1 + self.max_staleness) * GROUPS_PER_BATCH)
+        await self._ledger.open_groups([PromptId("train", 0, index) for index in range(num_wanted)])
+        if self.claimed_version is not None:
+            version = PolicyVersion(0, self.claimed_version)
+        num_slots = (1 + self.max_staleness) * GROUPS_PER_BATCH
+        while rows := await self._ledger.lease("rollout-0", 100.0, num_wanted, num_slots):
+            for row in rows:
+                index = row.prompt_id.index
+                (group,) = random_groups(1, 4, seed=index, first_prompt=index, version=version)
+                await self._ledger.commit(group, row.fencing_token)
+        if num_wanted == self._num_groups and not await self._ledger.is_closed():
+            await self._ledger.close_intake()
+
+    async def ReportStep(self, request: pb.ReportStepRequest, context: Any) -> pb.ReportStepResponse:
+        call = control.report_step_from_proto(request)
+        if call.is_last:
+            self.heartbeat = Heartbeat(RunState.FINISHED, call.version)
+        return await super().ReportStep(request, context)
+
+
+class Learner:
+    """The process, with the mesh around it.
+
+    Attributes:
+        process: of the first rank's launcher; None before `start`.
+    """
+
+    def __init__(self, mesh: Mesh, ledger: Ledger, config: MeshConfig, file: Path) -> None:
+        self.mesh, self.ledger, self.config = mesh, ledger, config
+        self.process: asyncio.subprocess.Process | None = None
+        self._file = file
+
+    async def start(self) -> None:
+        """Start the process, also where an earlier one has ended."""
+        environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "rollmesh.cli", "learner", "--config", str(self._file)),
+            cwd=REPOSITORY,
+            env=environment,
+            stderr=asyncio.subprocess.PIPE,
+        )
+
+    async def ended(self) -> tuple[int, str]:
+        """Exit code and stderr."""
+        assert self.process is not None
+        _, stderr = await asyncio.wait_for(self.process.communicate(), DEADLINE_S)
+        assert self.process.returncode is not None
+        return self.process.returncode, stderr.decode()
+
+    async def kill(self) -> None:
+        """End all ranks at once, as the machine's memory guard does."""
+        if self.process is not None and self.process.returncode is None:
+            launcher = psutil.Process(self.process.pid)
+            for process in (*launcher.children(recursive=True), launcher):  # each rank has a session of its own
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            await self.process.communicate()
+
+
+@asynccontextmanager
+async def learner_process(folder: Path, num_groups: int, **sections: dict[str, Any]) -> AsyncIterator[Learner]:
+    """A mesh whose learner has been started. ``sections`` are laid over the tiny model's configuration."""
+    # A socket's path is short; the folders of pytest are not.
+    with EmbeddedServer.start(folder / "redis") as server:
+        redis = connect(server.url, 5.0)
+        ledger = Ledger(redis, "learner-test")
+        mesh = Mesh(ledger, num_groups)
+        async with mesh.serve() as coordinator:
+            config = mesh_config(
+                write_tiny_model(folder / "model"),
+                folder,
+                replay={"url": server.url},
+                coordinator={"address": coordinator.address},
+                **sections,
+            )
+            mesh.max_staleness = config.training.max_staleness
+            file = folder / "mesh.yaml"
+            file.write_text(dump_mesh(config), encoding="utf-8")
+            learner = Learner(mesh, ledger, config, file)
+            try:
+                async with Supervisor() as tasks:
+                    tasks.spawn(mesh.work(), "worker")
+                    await learner.start()
+                    yield learner
+            finally:
+                await learner.kill()
+                await redis.aclose()
