@@ -5,7 +5,7 @@
     python examples/study.py staleness                        # operators: max_staleness 0, 1, 4
     python examples/study.py algorithms --steps 40            # operators: every preset of docs/algorithms.md
     python examples/study.py objectives --steps 40 --jobs 2   # operators: staleness x objective x learning rate
-    python examples/study.py arithmetic --steps 12            # a real language model learns sums
+    python examples/study.py arithmetic --steps 16            # a real language model learns sums
 
 Each seed has data and an order of its own; of operators, also a warm-up. All runs of a study train the same number of
 samples. A run that is complete is not run again, so a study can be interrupted and extended. Beside the runs there will
