@@ -16,36 +16,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Protocol
 
 from rollmesh.algorithms.config import FilterSection
 from rollmesh.errors import InvalidArgumentError, RollMeshError, SupersededError
-from rollmesh.replay.ledger import CommitOutcome
+from rollmesh.replay.ledger import CommitOutcome, Ledger
+from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.rpc.retry import retry
-from rollmesh.types import EvaluationSample, Group, GroupState, Lease, LeaseKind, Sample
+from rollmesh.types import EvaluationSample, Group, Lease, LeaseKind, Sample
 from services.rollout.filtering import filter_reason
 
 _logger = logging.getLogger(__name__)
-
-
-class GroupLedger(Protocol):
-    """What delivery needs of the ledger."""
-
-    async def commit(self, group: Group, fencing_token: int) -> CommitOutcome: ...
-
-    async def give_back(
-        self, group_id: str, fencing_token: int, reason: str, *, is_final: bool = False, is_excused: bool = False
-    ) -> GroupState | None: ...
-
-    async def filter_group(self, group_id: str, fencing_token: int, reason: str) -> GroupState | None: ...
-
-
-class EvaluationSink(Protocol):
-    """What delivery needs of the coordinator."""
-
-    async def report_evaluation(
-        self, group_id: str, fencing_token: int, samples: Sequence[EvaluationSample], failure: str = ""
-    ) -> None: ...
 
 
 class Delivery:
@@ -62,8 +42,8 @@ class Delivery:
 
     def __init__(
         self,
-        ledger: GroupLedger,
-        evaluations: EvaluationSink,
+        ledger: Ledger,
+        evaluations: CoordinatorClient,
         timeout_s: float,
         filter_section: FilterSection,
     ) -> None:

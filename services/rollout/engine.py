@@ -51,7 +51,7 @@ _GRACE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Transfer:
+class _InboundTransfer:
     """The transfer in preparation, and its digests once it has arrived."""
 
     deadline_s: float
@@ -73,7 +73,7 @@ class Engine:
         # Only whole blocks are cached: shorter prompts share nothing and need no salt.
         self._salted_from = int(cache.block_size) if cache.enable_prefix_caching else None
         self._version: PolicyVersion | None = None
-        self._transfer: _Transfer | None = None
+        self._transfer: _InboundTransfer | None = None
         self._plan: WeightPlan | None = None
         self._is_tainted = False
         self._num_ended_tokens = 0
@@ -174,7 +174,7 @@ class Engine:
             )
         await self._hold_plan(plan)
         await call_workers(self._llm, "mesh_join", asdict(epoch), rank, deadline_s)
-        self._transfer = _Transfer(deadline_s)
+        self._transfer = _InboundTransfer(deadline_s)
 
     async def receive(self, version: PolicyVersion) -> ReceiveReport:
         """Receive what was prepared; generation goes on. After an error, `abort`.
@@ -191,7 +191,7 @@ class Engine:
         if self._transfer is not transfer:
             raise WeightTransferError(f"the transfer of version {version} was aborted")
         digests = tuple(answer["digest"] for answer in answers)
-        self._transfer = _Transfer(transfer.deadline_s, digests)
+        self._transfer = _InboundTransfer(transfer.deadline_s, digests)
         return ReceiveReport(digests, answers[0]["num_bytes"], max(answer["transfer_s"] for answer in answers))
 
     async def commit(self, version: PolicyVersion) -> CommitReport:

@@ -5,25 +5,12 @@ Tokens go in and tokens come out; what the engine generated is never tokenised a
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from rollmesh.types import Int32Array, Lease, PolicyVersion, Sample, SamplingSpec, Turn
-from services.rollout.completion import Completion
-
-
-class Generator(Protocol):
-    """What an episode needs of the engine."""
-
-    @property
-    def version(self) -> PolicyVersion | None: ...
-
-    async def generate(
-        self, request_id: str, prompt_token_ids: list[int], sampling: SamplingSpec, seed: int
-    ) -> Completion: ...
+from rollmesh.types import Int32Array, Lease, Sample, Turn
+from services.rollout.engine import Engine
 
 
 async def run_episode(
-    engine: Generator, lease: Lease, index: int, prompt_token_ids: list[int], prompt_column: Int32Array
+    engine: Engine, lease: Lease, index: int, prompt_token_ids: list[int], prompt_column: Int32Array
 ) -> Sample:
     """Generate the sample at ``index`` of a leased group, in one turn.
 

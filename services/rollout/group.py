@@ -21,7 +21,8 @@ from rollmesh.data.render import PromptRenderer, RenderedPrompt, Tokenizer
 from rollmesh.errors import RollMeshError
 from rollmesh.types import Int32Array, InvalidSample, Lease, LeaseKind, Sample, StopReason
 from rollmesh.wire.outcome import ScoreCall
-from services.rollout.episode import Generator, run_episode
+from services.rollout.engine import Engine
+from services.rollout.episode import run_episode
 from services.rollout.scoring import Scorer
 
 MIN_SAMPLES = {LeaseKind.TRAIN: 2, LeaseKind.EVALUATE: 1}
@@ -38,7 +39,7 @@ class GenerationCutShortError(RollMeshError):
 
 
 @dataclass
-class Progress:
+class GenerationCounts:
     """What the worker has done and is doing, for heartbeats and the status call."""
 
     num_samples_generating: int = 0
@@ -56,25 +57,25 @@ class GroupRunner:
         renderers: by the kind of lease, because held-out prompts may come with settings of their own.
         tokenizer: decodes what the reward server is to read.
         has_reference: whether groups to train on need the reference's log-probabilities.
-        progress: counted into.
+        counts: counted into.
     """
 
     def __init__(
         self,
-        engine: Generator,
+        engine: Engine,
         scorer: Scorer,
         renderers: Mapping[LeaseKind, PromptRenderer],
         tokenizer: Tokenizer,
         *,
         has_reference: bool,
-        progress: Progress,
+        counts: GenerationCounts,
     ) -> None:
         self._engine = engine
         self._scorer = scorer
         self._renderers = renderers
         self._tokenizer = tokenizer
         self._has_reference = has_reference
-        self._progress = progress
+        self._counts = counts
 
     async def run(self, lease: Lease) -> tuple[Sample, ...]:
         """The scored samples of one group. The first sample that fails ends the others.
@@ -102,13 +103,13 @@ class GroupRunner:
     async def _run_sample(
         self, lease: Lease, index: int, prompt: RenderedPrompt, column: Int32Array
     ) -> Sample | InvalidSample:
-        progress = self._progress
-        progress.num_samples_generating += 1
+        counts = self._counts
+        counts.num_samples_generating += 1
         try:
             sample = await run_episode(self._engine, lease, index, prompt.token_ids, column)
         finally:
-            progress.num_samples_generating -= 1
-        progress.num_generated_tokens += sample.num_generated_tokens
+            counts.num_samples_generating -= 1
+        counts.num_generated_tokens += sample.num_generated_tokens
         if sample.stop_reason is StopReason.ABORTED or sample.num_generated_tokens == 0:
             raise GenerationCutShortError(f"generation of sample {sample.sample_id} was cut short")
         tokens = prompt.token_ids + sample.response_token_ids.tolist()
@@ -121,7 +122,7 @@ class GroupRunner:
         )
         wants_reference = self._has_reference and lease.kind is LeaseKind.TRAIN
         scored = await self._scorer.score(call, lease.sampling.temperature if wants_reference else None)
-        progress.num_samples_scored += 1
+        counts.num_samples_scored += 1
         return scored
 
 

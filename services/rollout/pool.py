@@ -15,28 +15,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 from rollmesh.data.render import OverlongPromptError
 from rollmesh.errors import InvalidArgumentError, UnavailableError
+from rollmesh.rpc.lease_stream import LeaseStream
 from rollmesh.types import Lease, LeaseKind, Sample
 from services.rollout.delivery import Delivery
-from services.rollout.group import GenerationCutShortError, GroupRunner, Progress, TooFewSamplesError
+from services.rollout.group import GenerationCounts, GenerationCutShortError, GroupRunner, TooFewSamplesError
 from services.rollout.lease_keeper import LeaseKeeper, LeaseOverError
 from services.rollout.scoring import ScoringFailedError
 
 _logger = logging.getLogger(__name__)
-
-
-class LeaseSource(Protocol):
-    """The coordinator's end of the lease stream."""
-
-    def grant(self, num_leases: int) -> None: ...
-
-    def __aiter__(self) -> AsyncIterator[Lease]: ...
-
-    async def close(self) -> None: ...
 
 
 class GroupPool:
@@ -46,17 +36,22 @@ class GroupPool:
         runner: makes a group's samples.
         delivery: ends leases.
         keeper: renews leases.
-        progress: counted into.
+        counts: counted into.
         max_open_groups: leases held, or asked for, at the same time.
     """
 
     def __init__(
-        self, runner: GroupRunner, delivery: Delivery, keeper: LeaseKeeper, progress: Progress, max_open_groups: int
+        self,
+        runner: GroupRunner,
+        delivery: Delivery,
+        keeper: LeaseKeeper,
+        counts: GenerationCounts,
+        max_open_groups: int,
     ) -> None:
         self._runner = runner
         self._delivery = delivery
         self._keeper = keeper
-        self._progress = progress
+        self._counts = counts
         self._max_open_groups = max_open_groups
         self._open: dict[str, tuple[Lease, asyncio.Task[None]]] = {}
         self._unsettled: dict[tuple[str, int], Lease] = {}
@@ -66,7 +61,7 @@ class GroupPool:
     def num_groups_open(self) -> int:
         return len(self._open)
 
-    async def run(self, source: LeaseSource) -> None:
+    async def run(self, source: LeaseStream) -> None:
         """Take leases and work on them. Returns when no more leases come, because the pool is closed or the run is
         over, and the open groups have ended.
 
@@ -81,7 +76,7 @@ class GroupPool:
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
-    async def close(self, running: asyncio.Task[None], source: LeaseSource, grace_s: float, reason: str) -> None:
+    async def close(self, running: asyncio.Task[None], source: LeaseStream, grace_s: float, reason: str) -> None:
         """Take no more leases, give the open groups ``grace_s`` to end, and hand the rest back.
 
         Args:
@@ -104,7 +99,7 @@ class GroupPool:
             _logger.info("%d open groups are handed back: %s", len(leases), reason)
             await self._delivery.hand_back(leases, reason, _HAND_BACK_TIMEOUT_S)
 
-    def _take(self, lease: Lease, source: LeaseSource, tasks: asyncio.TaskGroup) -> None:
+    def _take(self, lease: Lease, source: LeaseStream, tasks: asyncio.TaskGroup) -> None:
         held, task = self._open.get(lease.group_id, (None, None))
         if held is not None and task is not None:
             if held.fencing_token >= lease.fencing_token:
@@ -118,7 +113,7 @@ class GroupPool:
         self._unsettled[lease.group_id, lease.fencing_token] = lease
         self._open[lease.group_id] = lease, tasks.create_task(self._work(lease, source), name=f"group {lease.group_id}")
 
-    async def _work(self, lease: Lease, source: LeaseSource) -> None:
+    async def _work(self, lease: Lease, source: LeaseStream) -> None:
         try:
             await self._settle(lease)
             self._unsettled.pop((lease.group_id, lease.fencing_token), None)
@@ -145,7 +140,7 @@ class GroupPool:
     async def _deliver(self, lease: Lease, samples: Sequence[Sample]) -> None:
         is_taken = await self._delivery.deliver(lease, samples)
         if is_taken and lease.kind is LeaseKind.TRAIN:
-            self._progress.num_groups_committed += 1
+            self._counts.num_groups_committed += 1
 
 
 _CANCEL_TIMEOUT_S = 5.0

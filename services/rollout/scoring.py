@@ -17,10 +17,11 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from rollmesh.errors import DeadlineError, RollMeshError, UnavailableError
 from rollmesh.rpc.retry import Backoff
+from rollmesh.rpc.scorer_clients import ReferenceClient, RewardClient
 from rollmesh.types import (
     Float32Array,
     InvalidSample,
@@ -28,7 +29,6 @@ from rollmesh.types import (
     RetryableFailure,
     Sample,
     Score,
-    ScoreOutcome,
 )
 from rollmesh.wire.outcome import ScoreCall
 
@@ -41,20 +41,6 @@ class ScoringFailedError(RollMeshError):
     """A sample got no score within its tries and its time."""
 
 
-class Reward(Protocol):
-    """The reward server's client."""
-
-    async def score(self, call: ScoreCall, timeout_s: float) -> ScoreOutcome: ...
-
-
-class Reference(Protocol):
-    """The reference service's client."""
-
-    async def compute_logprobs(
-        self, sample: Sample, temperature: float, timeout_s: float
-    ) -> Float32Array | RetryableFailure | InvalidSample: ...
-
-
 class Scorer:
     """Scores samples, many at a time.
 
@@ -65,7 +51,9 @@ class Scorer:
         timeout_s: for all tries of one sample together, from when it ended; one try may take its share of it.
     """
 
-    def __init__(self, reward: Reward, reference: Reference | None, *, attempts: int, timeout_s: float) -> None:
+    def __init__(
+        self, reward: RewardClient, reference: ReferenceClient | None, *, attempts: int, timeout_s: float
+    ) -> None:
         self._reward = _Attempts("reward server", "reward", attempts, timeout_s)
         self._reference = _Attempts("reference", "log-probabilities", attempts, timeout_s)
         self._ask_reward = reward.score

@@ -16,10 +16,11 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from rollmesh.errors import InvalidArgumentError, RollMeshError, SupersededError, TaintedError
 from rollmesh.types import CommitReport, PolicyVersion, ReceiveReport, WeightEpoch, WeightPlan
+from services.rollout.engine import Engine
 
 _logger = logging.getLogger(__name__)
 
@@ -29,24 +30,8 @@ _CANCEL_TIMEOUT_S = 10.0
 """How long a step may take to let go of the engine."""
 
 
-class WeightReceiver(Protocol):
-    """What the protocol needs of the engine. Every method ends by a deadline of its own.
-
-    `commit` raises TaintedError where the load failed midway; after any other error of the mesh the old version must
-    still be whole.
-    """
-
-    async def prepare(self, plan: WeightPlan, epoch: WeightEpoch, rank: int, deadline_s: float) -> None: ...
-
-    async def receive(self, version: PolicyVersion) -> ReceiveReport: ...
-
-    async def commit(self, version: PolicyVersion) -> CommitReport: ...
-
-    async def abort(self) -> None: ...
-
-
 @dataclass
-class _Transfer:
+class _VersionTransfer:
     """One version from PREPARE to COMMIT. A step that has not begun is None."""
 
     version: PolicyVersion
@@ -74,12 +59,13 @@ class WeightProtocol:
     """The state machine in front of one engine. Belongs to the running event loop; `close` ends what it runs.
 
     Args:
-        engine: the weights' receiver.
+        engine: receives and loads the weights. Every method of the engine ends by a deadline. `Engine.commit` raises
+            TaintedError where the load failed midway. After any other error of the mesh the old version is whole.
     """
 
-    def __init__(self, engine: WeightReceiver) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._transfer: _Transfer | None = None
+        self._transfer: _VersionTransfer | None = None
         self._turn = asyncio.Lock()
         self._taint: asyncio.Future[TaintedError] = asyncio.get_running_loop().create_future()
 
@@ -122,7 +108,7 @@ class WeightProtocol:
             if is_new or _has_failed(transfer):
                 await self._drop(f"superseded by version {version}")
                 step = self._begin(self._engine.prepare(plan, epoch, rank, deadline_s), f"prepare version {version}")
-                transfer = self._transfer = _Transfer(version, epoch, rank, step)
+                transfer = self._transfer = _VersionTransfer(version, epoch, rank, step)
         assert transfer is not None
         await _share(transfer.prepared)
 
@@ -175,7 +161,7 @@ class WeightProtocol:
         if transfer is not None:
             await _cancel(transfer.steps)
 
-    def _current(self, version: PolicyVersion) -> _Transfer:
+    def _current(self, version: PolicyVersion) -> _VersionTransfer:
         transfer = self._transfer
         if transfer is None or transfer.version != version:
             current = "none" if transfer is None else str(transfer.version)
@@ -229,7 +215,7 @@ async def _share(step: asyncio.Task[AnswerT]) -> AnswerT:
         raise SupersededError(f"{step.get_name()} was given up") from None
 
 
-def _has_failed(transfer: _Transfer | None) -> bool:
+def _has_failed(transfer: _VersionTransfer | None) -> bool:
     """Whether a step has failed, so that another PREPARE of the version begins a new try."""
     return transfer is not None and any(
         step.done() and (step.cancelled() or step.exception() is not None) for step in transfer.steps

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 from rollmesh.aio.awake import AwakeClock
 from rollmesh.aio.supervisor import Supervisor
@@ -27,19 +27,20 @@ from rollmesh.replay.connection import connect
 from rollmesh.replay.ledger import Ledger
 from rollmesh.rpc.channel import parse_address
 from rollmesh.rpc.coordinator_client import CoordinatorClient
+from rollmesh.rpc.lease_stream import LeaseStream
 from rollmesh.rpc.membership import Membership
 from rollmesh.rpc.scorer_clients import ReferenceClient, RewardClient
 from rollmesh.rpc.server import Server
 from rollmesh.types import LeaseKind, MemberReport, Role, RolloutStatus, RunState
 from services.config import MeshConfig
 from services.rollout.delivery import Delivery
-from services.rollout.episode import Generator
-from services.rollout.group import GroupRunner, Progress
+from services.rollout.engine import Engine
+from services.rollout.group import GenerationCounts, GroupRunner
 from services.rollout.lease_keeper import LeaseKeeper
-from services.rollout.pool import GroupPool, LeaseSource
+from services.rollout.pool import GroupPool
 from services.rollout.scoring import Scorer
 from services.rollout.servicer import RolloutServicer
-from services.rollout.weight_protocol import WeightProtocol, WeightReceiver
+from services.rollout.weight_protocol import WeightProtocol
 
 _logger = logging.getLogger(__name__)
 
@@ -47,23 +48,6 @@ _STOP_GRACE_S = 3.0
 """What open groups get to end in when the worker is told to stop while the run goes on."""
 _ENGINE_POLL_S = 0.5
 """Between looks whether the engine is alive."""
-
-
-class RolloutEngine(Generator, WeightReceiver, Protocol):
-    """What a worker needs of an engine."""
-
-    @property
-    def num_weight_ranks(self) -> int: ...
-
-    @property
-    def is_alive(self) -> bool: ...
-
-    @property
-    def num_generated_tokens(self) -> int:
-        """Since the start, those of unfinished samples included."""
-        ...
-
-    def explain_death(self) -> str: ...
 
 
 class Worker:
@@ -83,7 +67,7 @@ class Worker:
         self._config = config
         self._tokenizer = tokenizer
         self._renderers = make_renderers(config, tokenizer)
-        self._progress = Progress()
+        self._counts = GenerationCounts()
         parse_address(config.rollout.address, "rollout.address")
         self._client = CoordinatorClient(config.coordinator.address, name)
         self._reward = RewardClient(config.reward.address)
@@ -106,7 +90,7 @@ class Worker:
             config.algorithm.filter,
         )
 
-    async def run(self, engine: RolloutEngine, stop: asyncio.Event) -> int:
+    async def run(self, engine: Engine, stop: asyncio.Event) -> int:
         """Work until ``stop`` is set or the run is over.
 
         Returns:
@@ -122,7 +106,7 @@ class Worker:
             self._renderers,
             self._tokenizer,
             has_reference=self._reference is not None,
-            progress=self._progress,
+            counts=self._counts,
         )
         # Scoring ends by its own deadline, however long that is.
         patience_s = max(config.coordinator.stall_timeout_s, config.rollout.scoring_timeout_s)
@@ -130,7 +114,7 @@ class Worker:
             config.coordinator.lease_ttl_s, patience_s, AwakeClock(config.coordinator.member_timeout_s)
         )
         max_open_groups = config.rollout.open_groups(config.training.samples_per_prompt)
-        pool = GroupPool(runner, self._delivery, keeper, self._progress, max_open_groups)
+        pool = GroupPool(runner, self._delivery, keeper, self._counts, max_open_groups)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._redis.aclose)
             await stack.enter_async_context(self._client)
@@ -158,7 +142,7 @@ class Worker:
 
     async def _work(
         self,
-        engine: RolloutEngine,
+        engine: Engine,
         pool: GroupPool,
         weights: WeightProtocol,
         membership: Membership,
@@ -183,7 +167,7 @@ class Worker:
                 _logger.info("closing: %s", reason)
                 await pool.close(running, source, grace_s, reason)
 
-    async def _take_groups(self, pool: GroupPool, source: LeaseSource) -> None:
+    async def _take_groups(self, pool: GroupPool, source: LeaseStream) -> None:
         info = await self._reward.connect(self._config.rollout.start_timeout_s)
         _logger.info("reward server %r takes %d samples at a time", info.name, info.max_in_flight)
         await pool.run(source)
@@ -193,9 +177,9 @@ class Worker:
         if self._reference is not None:
             await self._reference.close()
 
-    def _report(self, engine: RolloutEngine, keeper: LeaseKeeper) -> MemberReport:
-        progress, num_tokens = self._progress, engine.num_generated_tokens
-        num_moves = num_tokens + progress.num_samples_scored + progress.num_groups_committed
+    def _report(self, engine: Engine, keeper: LeaseKeeper) -> MemberReport:
+        counts, num_tokens = self._counts, engine.num_generated_tokens
+        num_moves = num_tokens + counts.num_samples_scored + counts.num_groups_committed
         return MemberReport(
             num_generated_tokens=num_tokens,
             num_moves=num_moves,
@@ -203,18 +187,18 @@ class Worker:
             renewals=keeper.renewals(num_moves),
         )
 
-    def _status(self, engine: RolloutEngine, pool: GroupPool) -> RolloutStatus:
+    def _status(self, engine: Engine, pool: GroupPool) -> RolloutStatus:
         return RolloutStatus(
             version=engine.version,
             num_groups_open=pool.num_groups_open,
-            num_samples_generating=self._progress.num_samples_generating,
+            num_samples_generating=self._counts.num_samples_generating,
             num_samples_scoring=self._scorer.num_scoring,
-            num_generated_tokens=self._progress.num_generated_tokens,
-            num_groups_committed=self._progress.num_groups_committed,
+            num_generated_tokens=self._counts.num_generated_tokens,
+            num_groups_committed=self._counts.num_groups_committed,
         )
 
 
-async def watch_engine(engine: RolloutEngine) -> NoReturn:
+async def watch_engine(engine: Engine) -> NoReturn:
     """Wait until the engine's processes have died, which an idle worker would not notice.
 
     Raises:

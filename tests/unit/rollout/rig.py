@@ -18,7 +18,7 @@ from rollmesh.replay.ledger import Ledger
 from rollmesh.rpc.scorer_clients import RewardClient
 from rollmesh.types import EvaluationSample, GroupState, Lease, LeaseKind, PromptId, SamplingSpec
 from services.rollout.delivery import Delivery
-from services.rollout.group import GroupRunner, Progress
+from services.rollout.group import GenerationCounts, GroupRunner
 from services.rollout.lease_keeper import LeaseKeeper
 from services.rollout.pool import GroupPool
 from services.rollout.scoring import Scorer
@@ -152,7 +152,7 @@ class Rig:
         self.engine = engine
         self.reward = reward
         self.ledger = ledger
-        self.progress = Progress()
+        self.counts = GenerationCounts()
         self.evaluations = Evaluations()
         self.delivery = Delivery(ledger, self.evaluations, 30.0, filter_section)
         self.max_open_groups = max_open_groups
@@ -166,11 +166,9 @@ class Rig:
         scorer = Scorer(client, None, attempts=2, timeout_s=5.0)
         data = DataSection(path=Path("x"), **self.settings)
         renderers = {kind: PromptRenderer(AsciiTokenizer(), data, 20) for kind in LeaseKind}
-        runner = GroupRunner(
-            self.engine, scorer, renderers, AsciiTokenizer(), has_reference=False, progress=self.progress
-        )
+        runner = GroupRunner(self.engine, scorer, renderers, AsciiTokenizer(), has_reference=False, counts=self.counts)
         self.keeper = LeaseKeeper(30.0, 60.0, asyncio.get_running_loop().time)
-        self.pool = GroupPool(runner, self.delivery, self.keeper, self.progress, self.max_open_groups)
+        self.pool = GroupPool(runner, self.delivery, self.keeper, self.counts, self.max_open_groups)
         self.leases = LedgerLeases(self.ledger, **changes)
         self.running = asyncio.create_task(self.pool.run(self.leases))
 

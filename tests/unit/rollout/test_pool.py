@@ -36,7 +36,7 @@ def test_a_straggler_holds_up_no_other_group(redis_url: str, run_id: str) -> Non
             await rig.until(GroupState.READY, 11)
             assert await rig.state(0) is GroupState.LEASED
             assert rig.pool.num_groups_open == 1
-            assert rig.progress.num_groups_committed == 11
+            assert rig.counts.num_groups_committed == 11
 
     asyncio.run(scenario())
 
@@ -70,7 +70,7 @@ def test_what_is_committed_is_what_was_generated_and_scored(redis_url: str, run_
             await rig.until(GroupState.READY, 1)
             assert sorted(request.seed for request in engine.requests) == [100, 101, 102]
             assert {tuple(request.prompt_token_ids) for request in engine.requests} == {tuple(map(ord, "prompt 7"))}
-            assert rig.progress.num_generated_tokens == 3 + 4 + 5
+            assert rig.counts.num_generated_tokens == 3 + 4 + 5
             assert {call.query_text for call in reward.calls} == {"prompt 7" + "A" * n for n in (3, 4, 5)}
 
     asyncio.run(scenario())
@@ -170,7 +170,7 @@ def test_the_failure_of_one_sample_stops_the_generation_of_the_others(redis_url:
             await rig.open(0)
             await rig.until(GroupState.FAILED, 1)
             assert len(engine.cancelled) == 2
-            assert rig.progress.num_samples_generating == 0
+            assert rig.counts.num_samples_generating == 0
 
     asyncio.run(scenario())
 
@@ -212,7 +212,7 @@ def test_a_fenced_commit_is_dropped_and_the_worker_goes_on(
             await rig.until(GroupState.READY, 1)
             assert await rig.state(0) is GroupState.FAILED
             assert await rig.state(1) is GroupState.READY
-            assert rig.progress.num_groups_committed == 1
+            assert rig.counts.num_groups_committed == 1
 
     with caplog.at_level("INFO"):
         asyncio.run(scenario())
@@ -249,7 +249,7 @@ def test_a_newer_lease_of_the_same_group_replaces_the_older(redis_url: str, run_
             assert len(engine.cancelled) == 2
             assert len({request.request_id for request in engine.requests}) == 4
             await until(lambda: rig.leases.credits == rig.max_open_groups)
-            assert rig.progress.num_groups_committed == 1
+            assert rig.counts.num_groups_committed == 1
 
     asyncio.run(scenario())
 
@@ -264,7 +264,7 @@ def test_an_evaluation_group_is_reported_and_not_committed(redis_url: str, run_i
             assert (sample.reward, sample.score, sample.num_generated_tokens) == (1.0, 1.0, 5)
             assert sample.stop_reason is StopReason.LENGTH
             assert (await rig.ledger.snapshot()).num_opened == 0
-            assert rig.progress.num_groups_committed == 0
+            assert rig.counts.num_groups_committed == 0
 
     asyncio.run(asyncio.wait_for(scenario(), 60.0))
 
@@ -337,7 +337,7 @@ def test_a_group_outside_the_score_range_is_filtered_and_its_slot_is_free(redis_
             assert await rig.reason(2) == "mean score 1 is not below 1"
             assert (await rig.ledger.snapshot()).num_slots_used == 1
             await until(lambda: rig.leases.credits == rig.max_open_groups)
-            assert rig.progress.num_groups_committed == 1
+            assert rig.counts.num_groups_committed == 1
             assert len(rig.leases.leased) == 3, "a filtered group is not tried again"
 
     asyncio.run(scenario())
@@ -475,6 +475,6 @@ def test_many_groups_in_any_order_are_each_committed_exactly_once(redis_url: str
             await rig.open(*range(100))
             await rig.until(GroupState.READY, 100, 60.0)
             assert sorted(rig.leases.leased) == sorted(f"train:0:{index}" for index in range(100))
-            assert rig.progress.num_groups_committed == 100
+            assert rig.counts.num_groups_committed == 100
 
     asyncio.run(scenario())
