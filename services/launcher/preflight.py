@@ -60,7 +60,7 @@ def _check_mesh(config: MeshConfig) -> Iterator[Finding]:
     trusted = config.model.trust_remote_code
     policy = check_model("model.path", config.model.path, trust_remote_code=trusted, is_trained=True)
     check_length(policy, config.model.max_length)
-    check_engine(config)
+    check_engine(config.rollout.engine, config.model)
     yield Finding("model", str(config.model.path), policy.architecture)
     yield _describe_algorithm(config)
     if config.has_reference and config.reference and config.reference.model_path:

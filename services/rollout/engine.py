@@ -31,8 +31,8 @@ from rollmesh.errors import (
 )
 from rollmesh.types import CommitReport, PolicyVersion, ReceiveReport, SamplingSpec, WeightEpoch, WeightPlan
 from rollmesh.weights.plan import check_plan
-from services.config import MeshConfig
 from services.rollout.completion import Completion, read_completion, sampling_params
+from services.rollout.engine_args import EngineSettings
 from services.rollout.engine_log import EngineLog
 from services.rollout.vllm_process import call_workers, first_line, start_vllm, stop_vllm, vllm_errors
 
@@ -61,12 +61,12 @@ class _InboundTransfer:
 class Engine:
     """A running vLLM. Made by `start`; belongs to the event loop that it was started in."""
 
-    def __init__(self, llm: AsyncLLM, config: MeshConfig, log: EngineLog) -> None:
+    def __init__(self, llm: AsyncLLM, settings: EngineSettings, log: EngineLog) -> None:
         self._llm = llm
         self._log = log
-        self._kv = config.rollout.kv
-        self._max_length = config.model.max_length
-        self._commit_timeout_s = config.weights.commit_timeout_s
+        self._kv = settings.rollout.kv
+        self._max_length = settings.model.max_length
+        self._commit_timeout_s = settings.weights.commit_timeout_s
         parallel = llm.vllm_config.parallel_config
         self._num_weight_ranks = int(parallel.world_size)
         cache = llm.vllm_config.cache_config
@@ -79,20 +79,17 @@ class Engine:
         self._num_ended_tokens = 0
 
     @classmethod
-    async def start(cls, config: MeshConfig, worker_index: int = 0) -> Engine:
+    async def start(cls, settings: EngineSettings) -> Engine:
         """Start vLLM on the policy's model folder.
-
-        Args:
-            worker_index: of this worker among the run's, from 0.
 
         Raises:
             ConfigError: the model folder or vLLM's settings are at fault.
             DeadlineError: not up within `rollout.start_timeout_s`.
             RollMeshError: vLLM did not start; the message has the cause.
         """
-        ModelFolder.read("model.path", config.model.path).check_trainable()
+        ModelFolder.read("model.path", settings.model.path).check_trainable()
         log = EngineLog.begin()
-        return cls(await start_vllm(config, worker_index, log), config, log)
+        return cls(await start_vllm(settings, log), settings, log)
 
     @property
     def version(self) -> PolicyVersion | None:

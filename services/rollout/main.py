@@ -12,6 +12,7 @@ from rollmesh.replay.connection import check_server
 from rollmesh.telemetry import logs
 from services.config import MeshConfig
 from services.rollout.engine import Engine
+from services.rollout.engine_args import EngineSettings, engine_seed
 from services.rollout.worker import Worker, redis_url
 
 _logger = logging.getLogger(__name__)
@@ -35,10 +36,10 @@ def main(config: MeshConfig, name: str) -> int:
 
 
 async def _serve(config: MeshConfig, name: str, stop: asyncio.Event) -> int:
-    await asyncio.to_thread(check_server, redis_url(config), config.replay.timeout_s)
+    await asyncio.to_thread(check_server, redis_url(config.replay), config.replay.timeout_s)
     tokenizer = await asyncio.to_thread(load_tokenizer, config.model.path, config.model.trust_remote_code)
     worker = Worker(config, name, tokenizer)
-    engine = await _start_engine(config, name, stop)
+    engine = await _start_engine(engine_settings(config, worker_index(name)), stop)
     if engine is None:
         return 0
     try:
@@ -47,11 +48,16 @@ async def _serve(config: MeshConfig, name: str, stop: asyncio.Event) -> int:
         await engine.stop()
 
 
-async def _start_engine(config: MeshConfig, name: str, stop: asyncio.Event) -> Engine | None:
+def engine_settings(config: MeshConfig, worker_index: int = 0) -> EngineSettings:
+    """Return the settings of one worker's engine; ``worker_index`` counts the run's workers from 0."""
+    return EngineSettings(config.model, config.rollout, config.weights, engine_seed(config.run.seed, worker_index))
+
+
+async def _start_engine(settings: EngineSettings, stop: asyncio.Event) -> Engine | None:
     """The engine, which bounds its own start; None if the worker was told to stop before it was up."""
     clock = asyncio.get_running_loop().time
     began_at = clock()
-    starting = asyncio.create_task(Engine.start(config, worker_index(name)), name="engine start")
+    starting = asyncio.create_task(Engine.start(settings), name="engine start")
     stopping = asyncio.create_task(stop.wait(), name="stop")
     try:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -9,9 +9,10 @@ import resource
 from collections.abc import Iterable
 from pathlib import Path
 
+from rollmesh.config import ModelSection
 from rollmesh.data.model_folder import ModelFolder
 from rollmesh.errors import ConfigError
-from services.config import MeshConfig
+from services.rollout.config import EngineSection
 from services.rollout.kernels import check_head_size
 
 OWNED = frozenset(
@@ -35,15 +36,19 @@ MIN_OPEN_FILES = 256
 _MAX_OPEN_FILES = 65_536
 
 
-def check_engine(config: MeshConfig) -> None:
-    """Check all that can be known before vLLM is started.
+def check_engine(engine: EngineSection, model: ModelSection) -> None:
+    """Check everything that can be checked before vLLM starts.
+
+    Args:
+        engine: vLLM's settings.
+        model: the section that names the policy's folder.
 
     Raises:
         ConfigError: it could not start, or not generate.
     """
-    check_extra(config.rollout.engine.extra)
+    check_extra(engine.extra)
     num_open_files()
-    check_head_size(ModelFolder.read("model.path", config.model.path))
+    check_head_size(ModelFolder.read("model.path", model.path))
 
 
 def num_open_files() -> int:

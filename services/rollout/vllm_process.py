@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rollmesh.data.model_folder import ModelFolder
 from rollmesh.errors import ConfigError, DeadlineError, RollMeshError, WeightTransferError
-from services.config import MeshConfig
-from services.rollout.engine_args import engine_args, prepare_environment
+from services.rollout.engine_args import EngineSettings, engine_args, prepare_environment
 from services.rollout.engine_folder import engine_folder
 from services.rollout.engine_log import EngineLog, hint
 from services.rollout.preflight import check_engine
@@ -27,7 +26,7 @@ _CALL_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 20.0
 
 
-async def start_vllm(config: MeshConfig, worker_index: int, log: EngineLog) -> AsyncLLM:
+async def start_vllm(settings: EngineSettings, log: EngineLog) -> AsyncLLM:
     """Start an engine; the event loop goes on in the many seconds that this takes.
 
     Raises:
@@ -35,13 +34,13 @@ async def start_vllm(config: MeshConfig, worker_index: int, log: EngineLog) -> A
         DeadlineError: not up within `rollout.start_timeout_s`.
         RollMeshError: it did not start; the message has the cause out of ``log``.
     """
-    prepare_environment(config)
-    check_engine(config)
-    timeout_s = config.rollout.start_timeout_s
+    prepare_environment(settings.rollout.start_timeout_s, settings.weights.host)
+    check_engine(settings.rollout.engine, settings.model)
+    timeout_s = settings.rollout.start_timeout_s
     is_given_up = threading.Event()
     try:
         async with asyncio.timeout(timeout_s):
-            return await _in_thread(lambda: _start(config, worker_index, log, is_given_up))
+            return await _in_thread(lambda: _start(settings, log, is_given_up))
     except asyncio.CancelledError:
         _give_up(is_given_up)
         raise
@@ -91,7 +90,7 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n", 1)[0].rstrip(".")
 
 
-def _start(config: MeshConfig, worker_index: int, log: EngineLog, is_given_up: threading.Event) -> AsyncLLM:
+def _start(settings: EngineSettings, log: EngineLog, is_given_up: threading.Event) -> AsyncLLM:
     try:
         from vllm.v1.engine.async_llm import AsyncLLM
     except ImportError as error:
@@ -99,8 +98,8 @@ def _start(config: MeshConfig, worker_index: int, log: EngineLog, is_given_up: t
             "rollout", f"vLLM cannot be imported ({error})", "install rollmesh[rollout] or rollmesh[rollout-cpu]"
         ) from error
     try:
-        with engine_folder(ModelFolder.read("model.path", config.model.path)) as path:
-            arguments = engine_args(config, worker_index, path)
+        with engine_folder(ModelFolder.read("model.path", settings.model.path)) as path:
+            arguments = engine_args(settings, path)
             if is_given_up.is_set():
                 raise RollMeshError("the start of vLLM was given up")
             return AsyncLLM.from_engine_args(arguments)

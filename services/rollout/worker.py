@@ -21,6 +21,7 @@ from typing import NoReturn
 
 from rollmesh.aio.awake import AwakeClock
 from rollmesh.aio.supervisor import Supervisor
+from rollmesh.config import DataSection, EvaluationSection, ModelSection, ReplaySection, SamplingSection
 from rollmesh.data.render import PromptRenderer, Tokenizer
 from rollmesh.errors import ConfigError, RollMeshError
 from rollmesh.replay.connection import connect
@@ -63,10 +64,10 @@ class Worker:
     """
 
     def __init__(self, config: MeshConfig, name: str, tokenizer: Tokenizer) -> None:
-        self._redis = connect(redis_url(config), config.replay.timeout_s)
+        self._redis = connect(redis_url(config.replay), config.replay.timeout_s)
         self._config = config
         self._tokenizer = tokenizer
-        self._renderers = make_renderers(config, tokenizer)
+        self._renderers = make_renderers(tokenizer, config.model, config.sampling, config.data, config.evaluation)
         self._counts = GenerationCounts()
         parse_address(config.rollout.address, "rollout.address")
         self._client = CoordinatorClient(config.coordinator.address, name)
@@ -209,26 +210,31 @@ async def watch_engine(engine: Engine) -> NoReturn:
     raise RollMeshError(engine.explain_death())
 
 
-def redis_url(config: MeshConfig) -> str:
+def redis_url(replay: ReplaySection) -> str:
     """Where the run's Redis is.
 
     Raises:
         ConfigError: the configuration names none.
     """
-    if config.replay.url is None:
+    if replay.url is None:
         raise ConfigError("replay.url", "is not set", "start the mesh with `rollmesh up`, or name a Redis")
-    return config.replay.url
+    return replay.url
 
 
-def make_renderers(config: MeshConfig, tokenizer: Tokenizer) -> dict[LeaseKind, PromptRenderer]:
+def make_renderers(
+    tokenizer: Tokenizer,
+    model: ModelSection,
+    sampling: SamplingSection,
+    data: DataSection,
+    evaluation: EvaluationSection | None,
+) -> dict[LeaseKind, PromptRenderer]:
     """A renderer for each kind of lease that the run has.
 
     Raises:
         ConfigError: a template cannot be used.
     """
-    max_length, new_tokens = config.model.max_length, config.sampling.max_new_tokens
-    renderers = {LeaseKind.TRAIN: PromptRenderer(tokenizer, config.data, max_length - new_tokens)}
-    evaluation = config.evaluation
+    max_length, new_tokens = model.max_length, sampling.max_new_tokens
+    renderers = {LeaseKind.TRAIN: PromptRenderer(tokenizer, data, max_length - new_tokens)}
     if evaluation is not None:
         limit = max_length - (evaluation.max_new_tokens or new_tokens)
         renderers[LeaseKind.EVALUATE] = PromptRenderer(tokenizer, evaluation.data, limit, "evaluation.data")

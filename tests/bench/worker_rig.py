@@ -31,6 +31,7 @@ from rollmesh.replay.server import EmbeddedServer
 from rollmesh.types import GroupState, Lease, LeaseKind, PolicyVersion, PromptId, SamplingSpec
 from services.config import MeshConfig, dump_mesh, load_mesh
 from services.rollout.engine import Engine
+from services.rollout.main import engine_settings
 from services.rollout.worker import Worker, make_renderers
 from tests.bench.peer import REPOSITORY
 from tests.fakes.coordinator import FakeCoordinator
@@ -65,7 +66,8 @@ class WorkerRig:
         rows = [json.loads(line) for line in config.data.path.read_text().splitlines()]
         self._prompts = [(json.dumps(row["input"]), json.dumps(row["label"])) for row in rows]
         tokenizer = load_tokenizer(config.model.path, False)
-        renderer = make_renderers(config, tokenizer)[LeaseKind.TRAIN]
+        sections = config.model, config.sampling, config.data, config.evaluation
+        renderer = make_renderers(tokenizer, *sections)[LeaseKind.TRAIN]
         self._token_ids = [renderer.render(prompt, "bench").token_ids for prompt, _ in self._prompts]
         self._round = 0
 
@@ -149,7 +151,7 @@ async def running_worker(folder: Path, overrides: Sequence[str]) -> AsyncIterato
         config = await _with_reward(stack, config, coordinator, folder / "mesh.yaml")
         redis = connect(redis_server.url, config.replay.timeout_s)
         stack.push_async_callback(redis.aclose)
-        engine = await Engine.start(config)
+        engine = await Engine.start(engine_settings(config))
         stack.push_async_callback(engine.stop)
         weights = _weights(config.model.path)
         publisher = Publisher(engine, weights)

@@ -13,6 +13,7 @@ from rollmesh.errors import ConfigError
 from services.config import MeshConfig
 from services.rollout.engine import Engine
 from services.rollout.engine_args import engine_args, prepare_environment
+from services.rollout.main import engine_settings
 from tests.integration.test_weight_exactness import mesh_config
 from tests.integration.tiny_model import make_tiny_model
 
@@ -31,8 +32,8 @@ def with_engine(config: MeshConfig, **changes: object) -> MeshConfig:
 
 def test_the_settings_of_the_mesh_file_reach_vllm(folder: Path) -> None:
     config = with_engine(mesh_config(folder), enable_prefix_caching=False, extra={"block_size": 64})
-    prepare_environment(config)
-    arguments = engine_args(config, worker_index=2)
+    prepare_environment(config.rollout.start_timeout_s, config.weights.host)
+    arguments = engine_args(engine_settings(config, worker_index=2))
     assert arguments.model == str(folder)
     assert arguments.max_model_len == config.model.max_length
     assert arguments.logprobs_mode == "processed_logprobs"
@@ -51,13 +52,13 @@ def test_sockets_lie_where_their_paths_are_short_enough(
         monkeypatch.setattr(tempfile, "tempdir", str(temporary))
         monkeypatch.setenv("VLLM_RPC_BASE_PATH", "to be restored")
         monkeypatch.delenv("VLLM_RPC_BASE_PATH")
-        prepare_environment(mesh_config(tmp_path))
+        prepare_environment(60.0, "127.0.0.1")
         assert os.environ["VLLM_RPC_BASE_PATH"] == (str(temporary) if is_used else "/tmp")
 
 
 def test_workers_draw_different_random_numbers(folder: Path) -> None:
     config = mesh_config(folder)
-    assert len({engine_args(config, index).seed for index in range(4)}) == 4
+    assert len({engine_args(engine_settings(config, index)).seed for index in range(4)}) == 4
 
 
 @pytest.mark.parametrize(
@@ -67,13 +68,13 @@ def test_workers_draw_different_random_numbers(folder: Path) -> None:
 def test_extra_arguments_that_cannot_work_are_refused_by_name(folder: Path, extra: dict, problem: str) -> None:
     (name,) = extra
     with pytest.raises(ConfigError, match=problem) as caught:
-        engine_args(with_engine(mesh_config(folder), extra=extra), 0)
+        engine_args(engine_settings(with_engine(mesh_config(folder), extra=extra)))
     assert caught.value.place == f"rollout.engine.extra.{name}"
 
 
 def test_what_vllm_itself_refuses_is_a_configuration_error(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"rollout\.engine: vLLM refuses it"):
-        asyncio.run(Engine.start(with_engine(mesh_config(folder), extra={"kv_cache_dtype": "float3"})))
+        asyncio.run(Engine.start(engine_settings(with_engine(mesh_config(folder), extra={"kv_cache_dtype": "float3"}))))
 
 
 def test_a_folder_without_a_model_is_refused_before_vllm_is_touched(
@@ -84,4 +85,4 @@ def test_a_folder_without_a_model_is_refused_before_vllm_is_touched(
 
     monkeypatch.setattr("services.rollout.engine.start_vllm", never)
     with pytest.raises(ConfigError, match=r"model\.path"):
-        asyncio.run(Engine.start(mesh_config(tmp_path / "absent")))
+        asyncio.run(Engine.start(engine_settings(mesh_config(tmp_path / "absent"))))

@@ -27,6 +27,7 @@ from rollmesh.types import PolicyVersion, SamplingSpec, StopReason, TensorSpec
 from services.config import MeshConfig
 from services.learner.checkpoint_names import CheckpointNames
 from services.rollout.engine import Completion, Engine
+from services.rollout.main import engine_settings
 from tests.fakes.waiting import until
 from tests.integration.hf_forward import logprobs_across_versions, logprobs_of_one_version
 from tests.integration.publisher import Publisher
@@ -145,7 +146,7 @@ def mesh_config(folder: Path) -> MeshConfig:
 @contextlib.contextmanager
 def start_bench(folder: Path, base: PreTrainedModel) -> Iterator[Bench]:
     with asyncio.Runner() as runner:
-        engine = runner.run(Engine.start(mesh_config(folder)))
+        engine = runner.run(Engine.start(engine_settings(mesh_config(folder))))
         try:
             with pytest.raises(UnavailableError):
                 runner.run(engine.generate("early", [BOS_ID], SAMPLING))
