@@ -10,8 +10,7 @@ from __future__ import annotations
 import bisect
 import heapq
 import itertools
-from collections.abc import Callable
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from rollmesh.algorithms.segments import Segments
 from rollmesh.models.rows import Batching, Boundaries, Layout, lay_out
-from services.learner.experience import Sequence
+from services.learner.experience import TokenSequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,7 @@ class MicroBatch:
         )
 
 
-def plan_layouts(lengths: SequenceOf[int], token_budget: int, batching: Batching = Batching.PACKED) -> list[Layout]:
+def plan_layouts(lengths: Sequence[int], token_budget: int, batching: Batching = Batching.PACKED) -> list[Layout]:
     """Distribute sequences over micro-batches of at most ``token_budget`` tokens, padding included.
 
     Longest first; each goes to the fullest row that still holds it, else to a new row, else to the next micro-batch.
@@ -142,8 +141,8 @@ def plan_layouts(lengths: SequenceOf[int], token_budget: int, batching: Batching
 
 
 def pack(
-    sequences: SequenceOf[Sequence],
-    starts: SequenceOf[int],
+    sequences: Sequence[TokenSequence],
+    starts: Sequence[int],
     layout: Layout,
     columns: TokenColumns,
     batching: Batching = Batching.PACKED,
@@ -172,7 +171,7 @@ def pack(
         predictors=flat_predictors,
         targets=rectangle.input_ids.flatten()[flat_predictors + 1],
         places=in_columns,
-        tokens=Segments(torch.tensor([len(part) for part in places])),
+        tokens=Segments(torch.tensor([len(place) for place in places])),
         columns=columns.each(lambda column: column[in_columns]),
         boundaries=rectangle.boundaries,
     )
@@ -192,7 +191,7 @@ def empty_micro_batch(columns: TokenColumns) -> MicroBatch:
     )
 
 
-def balance(num_tokens: SequenceOf[int], num_ranks: int) -> list[list[int]]:
+def balance(num_tokens: Sequence[int], num_ranks: int) -> list[list[int]]:
     """Split groups over ranks by tokens: Karmarkar and Karp's differencing method, for sums as equal as possible.
 
     Deterministic, so every rank computes the same split. A rank may get none.
@@ -217,15 +216,15 @@ def balance(num_tokens: SequenceOf[int], num_ranks: int) -> list[list[int]]:
     return [sorted(indices) for _, indices in heap[0][2]]
 
 
-def split_batch(num_tokens: SequenceOf[int], num_parts: int, num_ranks: int) -> list[list[list[int]]]:
+def split_batch(num_tokens: Sequence[int], num_steps: int, num_ranks: int) -> list[list[list[int]]]:
     """Cut a batch into optimiser steps, in its order and as evenly as it goes, and each of them over the ranks.
 
     Returns:
-        For each part and each rank the indices of its groups, ascending.
+        For each optimiser step and each rank the indices of its groups, ascending.
     """
-    bounds = [len(num_tokens) * number // num_parts for number in range(num_parts + 1)]
-    parts = []
+    bounds = [len(num_tokens) * number // num_steps for number in range(num_steps + 1)]
+    steps = []
     for first, end in itertools.pairwise(bounds):
         shares = balance(num_tokens[first:end], num_ranks)
-        parts.append([[first + index for index in share] for share in shares])
-    return parts
+        steps.append([[first + index for index in share] for share in shares])
+    return steps

@@ -39,7 +39,7 @@ from rollmesh.types import (
 )
 from rollmesh.v1.learner_pb2_grpc import add_LearnerServiceServicer_to_server
 from services.config import MeshConfig
-from services.learner.progress import LearnerProgress
+from services.learner.phase import PhaseTracker
 from services.learner.servicer import LearnerServicer
 
 _logger = logging.getLogger(__name__)
@@ -62,13 +62,13 @@ class Control:
     Args:
         config: the mesh's configuration.
         name: this member's.
-        progress: what the learner's service and its heartbeats answer from.
+        tracker: what the learner's service and its heartbeats answer from.
     """
 
-    def __init__(self, config: MeshConfig, name: str, progress: LearnerProgress) -> None:
+    def __init__(self, config: MeshConfig, name: str, tracker: PhaseTracker) -> None:
         self._config = config
         self._name = name
-        self._progress = progress
+        self._tracker = tracker
         self._loop = asyncio.new_event_loop()
         self._ready: Future[Registration] = Future()
         self._ended: Future[None] = Future()
@@ -125,7 +125,7 @@ class Control:
         Raises:
             RollMeshError: what the coordinator answered.
         """
-        with self._progress.calling(timeout_s + CALL_MARGIN_S):
+        with self._tracker.calling(timeout_s + CALL_MARGIN_S):
             return self._call(
                 self._connected().begin_publish(announcement, timeout_s=timeout_s),
                 timeout_s + CALL_MARGIN_S,
@@ -240,6 +240,7 @@ class Control:
         except BaseException as caught:  # noqa: BLE001 - handed to the step loop, which raises it
             error = caught
         finally:
+            self._loop.run_until_complete(_cancel_open_calls())
             self._loop.close()
             if error is None:
                 self._ended.set_result(None)
@@ -250,11 +251,11 @@ class Control:
         config = self._config
         async with contextlib.AsyncExitStack() as stack:
             client = await stack.enter_async_context(CoordinatorClient(config.coordinator.address, self._name))
-            service = (add_LearnerServiceServicer_to_server, LearnerServicer(self._progress))
+            service = (add_LearnerServiceServicer_to_server, LearnerServicer(self._tracker))
             server = await stack.enter_async_context(
                 Server(config.learner.address, {"rollmesh.v1.LearnerService": service}, place="learner.address")
             )
-            membership = Membership(client, config.run.name, Role.LEARNER, server.address, report=self._progress.report)
+            membership = Membership(client, config.run.name, Role.LEARNER, server.address, report=self._tracker.report)
             await stack.enter_async_context(membership)
             self._client = client
             self._ready.set_result(membership.registration)
@@ -267,7 +268,7 @@ class Control:
         """Look at the files of checkpoints on a thread: a disk that hangs must not hold up the heartbeats."""
         while True:
             await asyncio.sleep(FILES_POLL_S)
-            await asyncio.to_thread(self._progress.watch_files, self._config.run.folder)
+            await asyncio.to_thread(self._tracker.watch_files, self._config.run.folder)
 
     async def _until_stopped(self, membership: Membership) -> None:
         """Wait for `stop`; raises when the coordinator is lost. The end of the run goes to `wait_over` and `check`."""
@@ -281,3 +282,11 @@ class Control:
         finally:
             over.cancel()
             stop.cancel()
+
+
+async def _cancel_open_calls() -> None:
+    """Cancel the calls that the step loop has started and that are not answered yet."""
+    calls = asyncio.all_tasks() - {asyncio.current_task()}
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)

@@ -2,14 +2,14 @@
 
 ::
 
-    parts of the batch ─► groups ─► samples that may be trained ─► Sequence, one per sample with generated tokens
+    optimiser steps ─► groups ─► samples that may be trained ─► TokenSequence, one per sample with generated tokens
                                                                └─► columns [N], over all generated tokens of this rank
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from rollmesh.types import Group, Int32Array, Sample, StopReason
 
 
 @dataclass(frozen=True, slots=True)
-class Sequence:
+class TokenSequence:
     """One sample as the learner sees it.
 
     Attributes:
@@ -35,7 +35,7 @@ class Sequence:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class StepShare:
     """The share of one optimiser step in a batch: consecutive samples, sequences and tokens.
 
     Attributes:
@@ -59,7 +59,7 @@ class Experience:
         sequences: those with at least one generated token.
         kept: the samples that count, group after group.
         datasources: of each group; empty for none.
-        parts: the optimiser steps' shares, in order.
+        step_shares: the optimiser steps' shares, in order.
         groups: the samples of each group.
         tokens: the generated tokens of each sample.
         offsets: int64 [N], place of each generated token in its response.
@@ -68,10 +68,10 @@ class Experience:
         version_numbers: int64 [N], number of the policy version that generated each token.
     """
 
-    sequences: tuple[Sequence, ...]
+    sequences: tuple[TokenSequence, ...]
     kept: tuple[tuple[Sample, ...], ...]
     datasources: tuple[str, ...]
-    parts: tuple[Part, ...]
+    step_shares: tuple[StepShare, ...]
     groups: Segments
     tokens: Segments
     offsets: Tensor
@@ -104,60 +104,60 @@ class Experience:
         return torch.tensor([s.stop_reason is StopReason.LENGTH for s in self.samples], dtype=torch.bool)
 
 
-def build_experience(parts: SequenceOf[SequenceOf[Group]], needs_reference: bool) -> Experience:
+def build_experience(groups_by_step: Sequence[Sequence[Group]], needs_reference: bool) -> Experience:
     """Drop aborted samples and line up the arrays.
 
     Args:
-        parts: this rank's groups of each optimiser step; any of them may be empty.
+        groups_by_step: this rank's groups of each optimiser step; any of them may be empty.
         needs_reference: reference log-probabilities are used.
 
     Raises:
         ReplayError: a sample has no score, no prompt, an array of the wrong length, or no reference log-probabilities
             where they are needed.
     """
-    by_part = [[_counting(group) for group in groups] for groups in parts]
-    kept = tuple(samples for groups in by_part for samples in groups)
+    by_step = [[_finished(group) for group in groups] for groups in groups_by_step]
+    kept = tuple(samples for groups in by_step for samples in groups)
     samples = [sample for group in kept for sample in group]
     for sample in samples:
         _check(sample, needs_reference)
-    speaking = [sample for sample in samples if sample.num_generated_tokens]
-    actions = [np.flatnonzero(sample.action_mask) for sample in speaking]
+    generated = [sample for sample in samples if sample.num_generated_tokens]
+    actions = [np.flatnonzero(sample.action_mask) for sample in generated]
     sequences = tuple(
-        Sequence(
+        TokenSequence(
             token_ids=np.concatenate([sample.prompt_token_ids, sample.response_token_ids]),
             positions=(places + len(sample.prompt_token_ids)).astype(np.int32),
         )
-        for sample, places in zip(speaking, actions, strict=True)
+        for sample, places in zip(generated, actions, strict=True)
     )
     reference = None
     if needs_reference:
-        of_actions = [_reference(s)[places] for s, places in zip(speaking, actions, strict=True)]
+        of_actions = [_reference(s)[places] for s, places in zip(generated, actions, strict=True)]
         reference = _joined(of_actions, np.float32)
     return Experience(
         sequences=sequences,
         kept=kept,
-        datasources=tuple(group.datasource for groups in parts for group in groups),
-        parts=_parts(by_part),
+        datasources=tuple(group.datasource for groups in groups_by_step for group in groups),
+        step_shares=_step_shares(by_step),
         groups=_segments([len(group) for group in kept]),
         tokens=_segments([sample.num_generated_tokens for sample in samples]),
         offsets=_joined(actions, np.int64),
-        behaviour=_joined([sample.behaviour_logprobs for sample in speaking], np.float32),
+        behaviour=_joined([sample.behaviour_logprobs for sample in generated], np.float32),
         reference=reference,
-        version_numbers=_joined([_version_numbers(sample) for sample in speaking], np.int64),
+        version_numbers=_joined([_version_numbers(sample) for sample in generated], np.int64),
     )
 
 
-def _counting(group: Group) -> tuple[Sample, ...]:
+def _finished(group: Group) -> tuple[Sample, ...]:
     return tuple(sample for sample in group.samples if sample.stop_reason is not StopReason.ABORTED)
 
 
-def _parts(by_part: SequenceOf[SequenceOf[tuple[Sample, ...]]]) -> tuple[Part, ...]:
-    parts, sequence, token = [], 0, 0
-    for groups in by_part:
+def _step_shares(by_step: Sequence[Sequence[tuple[Sample, ...]]]) -> tuple[StepShare, ...]:
+    shares, sequence, token = [], 0, 0
+    for groups in by_step:
         lengths = [sample.num_generated_tokens for group in groups for sample in group]
         num_sequences, num_tokens = sum(length > 0 for length in lengths), sum(lengths)
-        parts.append(
-            Part(
+        shares.append(
+            StepShare(
                 groups=_segments([len(group) for group in groups]),
                 tokens=_segments(lengths),
                 sequences=slice(sequence, sequence + num_sequences),
@@ -165,14 +165,14 @@ def _parts(by_part: SequenceOf[SequenceOf[tuple[Sample, ...]]]) -> tuple[Part, .
             )
         )
         sequence, token = sequence + num_sequences, token + num_tokens
-    return tuple(parts)
+    return tuple(shares)
 
 
-def _segments(lengths: SequenceOf[int]) -> Segments:
+def _segments(lengths: Sequence[int]) -> Segments:
     return Segments(torch.tensor(lengths, dtype=torch.int64))
 
 
-def _joined(arrays: SequenceOf[np.ndarray], dtype: type) -> Tensor:
+def _joined(arrays: Sequence[np.ndarray], dtype: type) -> Tensor:
     return torch.from_numpy(np.concatenate(arrays).astype(dtype) if arrays else np.zeros(0, dtype))
 
 

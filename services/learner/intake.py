@@ -40,11 +40,11 @@ POLL_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class RankShare:
     """One rank's part of a batch.
 
     Attributes:
-        parts: this rank's groups of each optimiser step.
+        groups_by_step: this rank's groups of each optimiser step.
         batch_ids: of all groups of the batch, in its order.
         num_filtered: groups that were FILTERED so far in the run.
         is_last: no batch follows.
@@ -52,7 +52,7 @@ class Share:
         read_s: time to read the payloads.
     """
 
-    parts: tuple[tuple[Group, ...], ...]
+    groups_by_step: tuple[tuple[Group, ...], ...]
     batch_ids: tuple[str, ...]
     num_filtered: int
     is_last: bool
@@ -61,8 +61,8 @@ class Share:
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """This rank's groups of all parts."""
-        return tuple(group for part in self.parts for group in part)
+        """This rank's groups of all optimiser steps."""
+        return tuple(group for groups in self.groups_by_step for group in groups)
 
 
 class Intake:
@@ -72,7 +72,7 @@ class Intake:
         queue: this rank's own connection to the replay queue.
         ranks: the process group.
         batch_size: groups in a batch.
-        num_parts: optimiser steps in one pass over a batch.
+        steps_per_batch: optimiser steps in one pass over a batch.
         bounds: how far a batch may look past the oldest live group, and how old its samples may be.
         timeout_s: how long the queue may be away. A batch may take longer: all ranks wait anew after this time, so
             that no collective's times out, for as long as ``check`` lets them.
@@ -84,7 +84,7 @@ class Intake:
         queue: BatchIntake,
         ranks: Ranks,
         batch_size: int,
-        num_parts: int,
+        steps_per_batch: int,
         bounds: StalenessWindow,
         timeout_s: float,
         check: Callable[[], None],
@@ -92,7 +92,7 @@ class Intake:
         self._queue = queue
         self._ranks = ranks
         self._batch_size = batch_size
-        self._num_parts = num_parts
+        self._steps_per_batch = steps_per_batch
         self._bounds = bounds
         self._timeout_s = timeout_s
         self._check = check
@@ -113,7 +113,7 @@ class Intake:
         if num_ready or num_pending:
             _logger.info("%d groups are trained again, %d generated again", num_ready + num_pending, num_pending)
 
-    def take(self, step: int, version: PolicyVersion) -> Share | None:
+    def take(self, step: int, version: PolicyVersion) -> RankShare | None:
         """This rank's share of the batch of a step, or None when nothing is left. Collective.
 
         Args:
@@ -132,13 +132,13 @@ class Intake:
         batch = msgpack.unpackb(message)
         if batch is None:
             return None
-        split = split_batch(batch["num_tokens"], self._num_parts, self._ranks.world_size)
+        split = split_batch(batch["num_tokens"], self._steps_per_batch, self._ranks.world_size)
         mine = [shares[self._ranks.rank] for shares in split]
         batch_ids = tuple(batch["group_ids"])
         groups = iter(self.read([batch_ids[index] for indices in mine for index in indices]))
-        parts = tuple(tuple(itertools.islice(groups, len(indices))) for indices in mine)
+        groups_by_step = tuple(tuple(itertools.islice(groups, len(indices))) for indices in mine)
         read_s = time.monotonic() - waited
-        return Share(parts, batch_ids, batch["num_filtered"], batch["is_last"], wait_s=waited - started, read_s=read_s)
+        return RankShare(groups_by_step, batch_ids, batch["num_filtered"], batch["is_last"], waited - started, read_s)
 
     def read(self, group_ids: Sequence[str]) -> tuple[Group, ...]:
         """The payloads of groups of a batch.

@@ -48,7 +48,7 @@ Recompute = Callable[[Sequence[int]], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class ParityMeasurement:
     """What the samples of one rank, or of all, differ by.
 
     Attributes:
@@ -117,13 +117,13 @@ class ParityCheck:
         if num_chosen == 0:  # all samples are of other versions, as they may be in an asynchronous run
             return {}
         local = compare(experience, chosen, recompute(chosen))
-        found = merged(self._ranks.gather_bytes(json.dumps(asdict(local)).encode()))
+        found = merge(self._ranks.gather_bytes(json.dumps(asdict(local)).encode()))
         self._next_step = step + EVERY_STEPS
         if is_first:
             self._judge(found)
         return {"parity/mean": found.mean, "parity/max": found.largest, "parity/tokens": float(found.num_tokens)}
 
-    def _judge(self, found: Comparison) -> None:
+    def _judge(self, found: ParityMeasurement) -> None:
         measured = found.largest if self._is_exact else found.mean
         if measured <= self._tolerance:
             _logger.info(
@@ -162,7 +162,7 @@ def sequences_of(experience: Experience, number: int) -> list[int]:
     ]
 
 
-def compare(experience: Experience, chosen: Sequence[int], logprobs: Tensor) -> Comparison:
+def compare(experience: Experience, chosen: Sequence[int], logprobs: Tensor) -> ParityMeasurement:
     """What engine and learner differ by on some sequences. A token that both forbid differs by 0, one that only one of
     them forbids, or that one of them has no number for, by `MAX_DIFFERENCE`.
 
@@ -171,10 +171,10 @@ def compare(experience: Experience, chosen: Sequence[int], logprobs: Tensor) -> 
         chosen: indices of sequences.
         logprobs: float32 [N], the learner's.
     """
-    speaking = [sample for sample in experience.samples if sample.num_generated_tokens]
+    generated = [sample for sample in experience.samples if sample.num_generated_tokens]
     starts, num_tokens, total, largest, worst = experience.sequence_starts, 0, 0.0, -1.0, ""
     for index in chosen:
-        sample, start = speaking[index], starts[index]
+        sample, start = generated[index], starts[index]
         places = slice(start, start + sample.num_generated_tokens)
         engine, learner = experience.behaviour[places].double(), logprobs[places].double()
         apart = torch.where(engine == learner, 0.0, (engine - learner).abs())
@@ -187,11 +187,16 @@ def compare(experience: Experience, chosen: Sequence[int], logprobs: Tensor) -> 
             worst = (
                 f"token {place} of sample {sample.sample_id}: engine {engine[place]:.4f}, learner {learner[place]:.4f}"
             )
-    return Comparison(num_tokens, total, max(0.0, largest), worst)
+    return ParityMeasurement(num_tokens, total, max(0.0, largest), worst)
 
 
-def merged(parts: Sequence[bytes]) -> Comparison:
+def merge(measurements: Sequence[bytes]) -> ParityMeasurement:
     """The comparison over all ranks."""
-    found = [Comparison(**json.loads(part)) for part in parts]
-    worst = max(found, key=lambda one: one.largest)
-    return Comparison(sum(one.num_tokens for one in found), sum(one.total for one in found), worst.largest, worst.worst)
+    of_ranks = [ParityMeasurement(**json.loads(each)) for each in measurements]
+    worst = max(of_ranks, key=lambda of_rank: of_rank.largest)
+    return ParityMeasurement(
+        num_tokens=sum(of_rank.num_tokens for of_rank in of_ranks),
+        total=sum(of_rank.total for of_rank in of_ranks),
+        largest=worst.largest,
+        worst=worst.worst,
+    )

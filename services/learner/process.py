@@ -24,9 +24,9 @@ from services.learner.bound import staleness_window
 from services.learner.checkpoint import CheckpointStore, Learnables
 from services.learner.control import Control
 from services.learner.intake import Intake
-from services.learner.loop import Loop, Parts
+from services.learner.loop import Loop, LoopResources
 from services.learner.metrics import MetricsFile
-from services.learner.progress import LearnerProgress
+from services.learner.phase import PhaseTracker
 from services.learner.publisher import Publisher
 from services.learner.ranks import Ranks
 from services.learner.start import begin
@@ -54,11 +54,11 @@ def run(config: MeshConfig, name: str) -> int:
     quiet_libraries()
     check_server(config.replay.url, config.replay.timeout_s)
     ranks = Ranks.start(config)
-    progress = LearnerProgress(config.learner.silent_work_timeout_s)
-    control = Control(config, name, progress) if ranks.is_first else None
+    tracker = PhaseTracker(config.learner.silent_work_timeout_s)
+    control = Control(config, name, tracker) if ranks.is_first else None
     try:
         with _signals_raise():
-            _train(config, ranks, progress, control)
+            _train(config, ranks, tracker, control)
             if control is not None:
                 control.wait_over()
     except RunEndedError:
@@ -77,7 +77,7 @@ def run(config: MeshConfig, name: str) -> int:
     return 0
 
 
-def _train(config: MeshConfig, ranks: Ranks, progress: LearnerProgress, control: Control | None) -> None:
+def _train(config: MeshConfig, ranks: Ranks, tracker: PhaseTracker, control: Control | None) -> None:
     """Build the parts in the order of their cost, and run the loop.
 
     The mesh hears of this learner first, so that what the engine takes to load does not look like an absence.
@@ -87,7 +87,7 @@ def _train(config: MeshConfig, ranks: Ranks, progress: LearnerProgress, control:
     (num_steps,) = ranks.max([registration.num_steps if registration is not None else 0])
     started = time.monotonic()
     learnables = Learnables.build(config, ranks)
-    learnables.count_work(progress.moved)
+    learnables.count_work(tracker.moved)
     _logger.info("loaded %s in %.1f s", config.model.path, time.monotonic() - started)
     redis = connect_blocking(config.replay.url, config.replay.timeout_s)
     publisher = Publisher(config, learnables.policy, ranks, control)
@@ -96,7 +96,7 @@ def _train(config: MeshConfig, ranks: Ranks, progress: LearnerProgress, control:
         BatchIntake(redis, config.run.name),
         ranks,
         batch_size=training.prompts_per_step,
-        num_parts=config.learner.steps_per_batch,
+        steps_per_batch=config.learner.steps_per_batch,
         bounds=staleness_window(config),
         timeout_s=config.learner.batch_timeout_s,
         check=control.check if control is not None else lambda: None,
@@ -107,18 +107,18 @@ def _train(config: MeshConfig, ranks: Ranks, progress: LearnerProgress, control:
     trainer = Trainer(config, learnables, ranks, int(num_steps) or training.steps)
     if start.state:
         trainer.load_state(start.state)
-    parts = Parts(
+    resources = LoopResources(
         intake=intake,
         trainer=trainer,
         learnables=learnables,
         publisher=publisher,
         checkpoints=checkpoints,
-        progress=progress,
+        tracker=tracker,
         reporter=control,
         metrics_file=MetricsFile(config.run.folder / "metrics.jsonl") if ranks.is_first else None,
     )
     with contextlib.closing(redis), contextlib.closing(publisher):
-        last_step = Loop(config, parts, start).run()
+        last_step = Loop(config, resources, start).run()
     _logger.info("trained steps %d to %d", start.step + 1, last_step)
 
 

@@ -33,7 +33,7 @@ from services.config import MeshConfig
 from services.learner.arrangement import choose_arrangement
 from services.learner.batching import MicroBatch, TokenColumns, empty_micro_batch, pack, plan_layouts
 from services.learner.checkpoint import Learnables
-from services.learner.experience import Experience, Part, build_experience
+from services.learner.experience import Experience, StepShare, build_experience
 from services.learner.metrics import StepStatistics, StepSums, reduce_statistics
 from services.learner.objective import NUM_SUMS, Objective
 from services.learner.parity import ParityCheck
@@ -79,11 +79,11 @@ class Trainer:
         staleness = config.training.max_staleness
         self._needs_old_pass = config.algorithm.needs_old_pass(staleness, self._num_updates)
 
-    def train(self, parts: Sequence[Sequence[Group]], step: int, learner_number: int) -> StepStatistics:
+    def train(self, groups_by_step: Sequence[Sequence[Group]], step: int, learner_number: int) -> StepStatistics:
         """All optimiser steps on one batch. Collective: every rank calls it with its own share, which may be empty.
 
         Args:
-            parts: this rank's groups of each optimiser step.
+            groups_by_step: this rank's groups of each optimiser step.
             step: number of the batch, from 1.
             learner_number: number of the version the batch starts from.
 
@@ -92,7 +92,7 @@ class Trainer:
             ConfigError: learner and engine do not compute the same policy; see `ParityCheck`.
         """
         started = time.monotonic()
-        experience = build_experience(parts, self._config.has_reference)
+        experience = build_experience(groups_by_step, self._config.has_reference)
         (num_tokens,) = self._ranks.sum([experience.tokens.size])
         if num_tokens == 0:
             raise ReplayError(f"no sample of the batch of step {step} has a generated token")
@@ -227,7 +227,8 @@ class Trainer:
         learner = self._config.learner
         sums, number = StepSums(self._ranks.device), 0
         is_frozen = step <= self._config.algorithm.policy_frozen_steps
-        works = [work for part in experience.parts if (work := self._work(experience, columns, part)) is not None]
+        of_steps = [self._work(experience, columns, share) for share in experience.step_shares]
+        works = [work for work in of_steps if work is not None]
         for _ in range(learner.epochs_per_batch):
             for work in works:
                 if self._critic is not None:
@@ -242,13 +243,13 @@ class Trainer:
         sums.largest_ratio = self._objective.take_largest_ratio()
         return sums
 
-    def _work(self, experience: Experience, columns: TokenColumns, part: Part) -> _Work | None:
+    def _work(self, experience: Experience, columns: TokenColumns, share: StepShare) -> _Work | None:
         """What all optimiser steps on a part share; None where no rank has a token of it. Collective."""
-        (num_tokens,) = self._ranks.sum([part.tokens.size])
+        (num_tokens,) = self._ranks.sum([share.tokens.size])
         if num_tokens == 0:  # the last batch of a run may have fewer groups than parts
             return None
-        layouts, num_passes = self._layouts(experience, range(part.sequences.start, part.sequences.stop))
-        return _Work(layouts, num_passes, num_tokens, self._weigh(columns, part))
+        layouts, num_passes = self._layouts(experience, range(share.sequences.start, share.sequences.stop))
+        return _Work(layouts, num_passes, num_tokens, self._weigh(columns, share))
 
     def _train_policy(
         self, batches: Iterator[MicroBatch], num_passes: int, num_tokens: float, lr: float
@@ -261,22 +262,22 @@ class Trainer:
             self._average.update()
         return result
 
-    def _weigh(self, columns: TokenColumns, part: Part) -> TokenColumns:
+    def _weigh(self, columns: TokenColumns, share: StepShare) -> TokenColumns:
         """The columns with the loss weights, and the mask, of one optimiser step."""
         section = self._config.algorithm
         weights = columns.loss_weights.clone()
         constant = section.loss.constant_tokens or self._config.sampling.max_new_tokens
-        weights[part.columns] = token_weights(
-            section.loss.aggregation, part.tokens, part.groups, constant, self._sum_over_ranks
+        weights[share.columns] = token_weights(
+            section.loss.aggregation, share.tokens, share.groups, constant, self._sum_over_ranks
         )
         kept = columns.is_kept
         if isinstance(section.correction, M2poCorrection):
             assert columns.old is not None
             kept = torch.ones(len(columns.old), dtype=torch.bool)
-            kept[part.columns] = second_moment_mask(
-                columns.old[part.columns],
-                columns.behaviour[part.columns],
-                columns.advantages[part.columns],
+            kept[share.columns] = second_moment_mask(
+                columns.old[share.columns],
+                columns.behaviour[share.columns],
+                columns.advantages[share.columns],
                 section.correction.m2_limit,
                 self._sum_over_ranks,
             )

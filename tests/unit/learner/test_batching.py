@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from rollmesh.models.rows import Batching
 from services.learner.batching import TokenColumns, balance, empty_micro_batch, pack, plan_layouts, split_batch
-from services.learner.experience import Sequence, build_experience
+from services.learner.experience import TokenSequence, build_experience
 from tests.unit.learner.samples import random_groups
 
 
@@ -82,8 +82,8 @@ def test_packed_tensors_line_up_with_the_sequences() -> None:
 
 
 def test_positions_restart_with_every_sequence_and_go_on_through_the_padding() -> None:
-    def sequence(length: int) -> Sequence:
-        return Sequence(np.arange(length, dtype=np.int32), np.array([length - 1], dtype=np.int32))
+    def sequence(length: int) -> TokenSequence:
+        return TokenSequence(np.arange(length, dtype=np.int32), np.array([length - 1], dtype=np.int32))
 
     batch = pack([sequence(6), sequence(3), sequence(2)], [0, 1, 2], ((0,), (1, 2)), _columns(3))
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 0, 1, 2]]
@@ -129,10 +129,10 @@ def test_a_rank_may_have_no_group() -> None:
 
 
 def test_a_batch_is_cut_into_optimiser_steps_in_its_order() -> None:
-    parts = split_batch([10] * 10, num_parts=3, num_ranks=2)
-    assert [sorted(index for share in part for index in share) for part in parts] == [
+    steps = split_batch([10] * 10, num_steps=3, num_ranks=2)
+    assert [sorted(index for share in step for index in share) for step in steps] == [
         [0, 1, 2],
         [3, 4, 5],
         [6, 7, 8, 9],
     ]
-    assert split_batch([10], num_parts=2, num_ranks=1) == [[[]], [[0]]]
+    assert split_batch([10], num_steps=2, num_ranks=1) == [[[]], [[0]]]

@@ -1,32 +1,60 @@
-"""The learner's way to the coordinator, from the side of the thread that trains: it never waits for nothing."""
+"""The learner's way to the coordinator, from the side of the thread that trains: no call waits for ever."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from rollmesh.errors import DeadlineError, InvalidArgumentError, UnavailableError
 from rollmesh.types import PolicyVersion
 from services.learner.control import Control
-from services.learner.intake import Intake
-from services.learner.progress import LearnerProgress
-from services.learner.ranks import Ranks
+from services.learner.phase import PhaseTracker
 from tests.fakes.coordinator import FakeCoordinator
 from tests.unit.learner.samples import mesh_config
 
 V1 = PolicyVersion(0, 1)
+LIMIT_S = 100.0
+REFUSED = InvalidArgumentError("metrics are refused", "metrics")
+
+Training = Callable[[Control, FakeCoordinator], None]
 
 
-def test_a_publish_that_is_under_way_when_the_coordinator_is_lost_ends_with_that_error(tmp_path: Path) -> None:
+def _control(folder: Path, address: str) -> Control:
+    config = mesh_config(folder, folder, coordinator={"address": address})
+    return Control(config, "learner", PhaseTracker(60.0))
+
+
+def _train(folder: Path, training: Training) -> FakeCoordinator:
+    """Run what the step loop does on a thread of its own, between start and stop, against a coordinator."""
+
+    def train(control: Control, coordinator: FakeCoordinator) -> None:
+        control.start()
+        try:
+            training(control, coordinator)
+        finally:
+            control.stop()
+
+    async def scenario() -> FakeCoordinator:
+        coordinator = FakeCoordinator()
+        async with coordinator.serve() as server:
+            await asyncio.to_thread(train, _control(folder, server.address), coordinator)
+        return coordinator
+
+    return asyncio.run(asyncio.wait_for(scenario(), LIMIT_S))
+
+
+def test_a_publish_that_is_under_way_when_the_coordinator_is_lost_ends_with_that_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario() -> None:
         coordinator = FakeCoordinator(member_timeout_s=0.3)
         coordinator.stalled.add("FinishPublish")
         async with coordinator.serve() as server:
-            config = mesh_config(tmp_path, tmp_path, coordinator={"address": server.address})
-            control = Control(config, "learner", LearnerProgress(60.0))
+            control = _control(tmp_path, server.address)
             await asyncio.to_thread(control.start)
             outcome = control.finish_publish(V1, b"d" * 32, "", timeout_s=60.0)
             while not coordinator.num_calls["FinishPublish"]:  # noqa: ASYNC110 (bounded by the test)
@@ -37,97 +65,58 @@ def test_a_publish_that_is_under_way_when_the_coordinator_is_lost_ends_with_that
             control.check()
         control.stop()
 
-    asyncio.run(asyncio.wait_for(scenario(), 100))
+    asyncio.run(asyncio.wait_for(scenario(), LIMIT_S))
+    gc.collect()
+    assert "Task was destroyed" not in caplog.text
 
 
-def test_metrics_that_do_not_arrive_end_no_training_and_the_last_report_has_to_arrive(tmp_path: Path) -> None:
-    def train(control: Control, coordinator: FakeCoordinator) -> None:
-        refused = InvalidArgumentError("metrics are refused", "metrics")
-        control.start()
-        try:
-            coordinator.fail_next("ReportStep", refused, refused, refused)
-            for step in (1, 2, 3):
-                control.report_step(step, V1, {"reward/mean": 0.5})
-            control.report_step(4, V1, {}, is_last=True)
-            coordinator.fail_next("ReportStep", refused)
-            with pytest.raises(InvalidArgumentError, match="metrics are refused"):
-                control.report_step(5, V1, {}, is_last=True)
-        finally:
-            control.stop()
-
-    async def scenario() -> None:
-        coordinator = FakeCoordinator()
-        async with coordinator.serve() as server:
-            config = mesh_config(tmp_path, tmp_path, coordinator={"address": server.address})
-            await asyncio.to_thread(train, Control(config, "learner", LearnerProgress(60.0)), coordinator)
-        assert [call.step for call in coordinator.steps] == [4]
-
-    asyncio.run(asyncio.wait_for(scenario(), 60))
-
-
-def test_a_lost_report_of_metrics_is_counted_and_the_next_one_arrives(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_a_call_without_an_answer_is_cancelled_when_the_learner_stops(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("services.learner.control.REPORT_PATIENCE_S", 0.1)
-
-    def train(control: Control, coordinator: FakeCoordinator) -> None:
-        control.start()
+    def training(control: Control, coordinator: FakeCoordinator) -> None:
         coordinator.stalled.add("ReportStep")
         control.report_step(1, V1, {})
-        coordinator.fail_next("ReportStep", InvalidArgumentError("metrics: not finite"))
-        control.report_step(2, V1, {})
-        assert control.num_lost_reports == 1
+
+    _train(tmp_path, training)
+    gc.collect()
+    assert "Task was destroyed" not in caplog.text
+
+
+def test_reports_that_are_slow_or_refused_end_no_training_and_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def training(control: Control, coordinator: FakeCoordinator) -> None:
+        monkeypatch.setattr("services.learner.control.REPORT_PATIENCE_S", 0.1)
+        coordinator.stalled.add("ReportStep")
+        control.report_step(1, V1, {})
+        control.report_step(2, V1, {})  # finds that the first report takes too long
+        control._settle_report()
+        assert control.num_lost_reports == 2
         coordinator.stalled.clear()
         monkeypatch.setattr("services.learner.control.REPORT_PATIENCE_S", 30.0)
-        control.report_step(3, V1, {})
+        coordinator.fail_next("ReportStep", REFUSED)
+        control.report_step(3, V1, {"reward/mean": 0.5})
         control.report_step(4, V1, {}, is_last=True)
-        assert control.num_lost_reports == 2
-        assert [call.step for call in coordinator.steps][-1] == 4
-        control.stop()
+        assert control.num_lost_reports == 3
 
-    async def scenario() -> None:
-        coordinator = FakeCoordinator()
-        async with coordinator.serve() as server:
-            config = mesh_config(tmp_path, tmp_path, coordinator={"address": server.address})
-            await asyncio.to_thread(train, Control(config, "learner", LearnerProgress(60.0)), coordinator)
-
-    asyncio.run(asyncio.wait_for(scenario(), 100))
+    coordinator = _train(tmp_path, training)
+    assert [call.step for call in coordinator.steps] == [4]
     assert "a step's metrics did not reach the coordinator" in caplog.text
 
 
 def test_the_last_report_is_repeated_until_it_arrives(tmp_path: Path) -> None:
-    def train(control: Control, coordinator: FakeCoordinator) -> None:
-        control.start()
-        coordinator.fail_next("ReportStep", DeadlineError("too slow"), DeadlineError("too slow"))
+    def training(control: Control, coordinator: FakeCoordinator) -> None:
+        coordinator.fail_next("ReportStep", DeadlineError("too slow"), UnavailableError("away"))
         control.report_step(4, V1, {}, is_last=True)
-        assert [call.is_last for call in coordinator.steps] == [True]
-        control.stop()
 
-    async def scenario() -> None:
-        coordinator = FakeCoordinator()
-        async with coordinator.serve() as server:
-            config = mesh_config(tmp_path, tmp_path, coordinator={"address": server.address})
-            await asyncio.to_thread(train, Control(config, "learner", LearnerProgress(60.0)), coordinator)
-
-    asyncio.run(asyncio.wait_for(scenario(), 100))
+    coordinator = _train(tmp_path, training)
+    assert [(call.step, call.is_last) for call in coordinator.steps] == [(4, True)]
 
 
-class QueueThatComesBack:
-    """Does not answer at first, nor says why."""
+def test_a_last_report_that_is_refused_is_an_error(tmp_path: Path) -> None:
+    def training(control: Control, coordinator: FakeCoordinator) -> None:
+        coordinator.fail_next("ReportStep", REFUSED)
+        with pytest.raises(InvalidArgumentError, match="metrics are refused"):
+            control.report_step(5, V1, {}, is_last=True)
 
-    def __init__(self) -> None:
-        self.num_calls = 0
-
-    def take_batch(self, *_: object) -> None:
-        self.num_calls += 1
-        if self.num_calls < 3:
-            raise UnavailableError("Redis does not answer")
-
-
-def test_waiting_for_a_batch_outlives_a_queue_that_is_away_for_a_moment() -> None:
-    queue = QueueThatComesBack()
-    alone = Ranks(0, 1, torch.device("cpu"))
-    assert Intake(queue, alone, 4, 1, 1, timeout_s=30.0, check=lambda: None).take(1) is None  # type: ignore[arg-type]
-    assert queue.num_calls == 3
-    with pytest.raises(DeadlineError, match=r"learner\.batch_timeout_s = 1 passed: Redis does not answer"):
-        Intake(QueueThatComesBack(), alone, 4, 1, 1, timeout_s=1.0, check=lambda: None).take(1)  # type: ignore[arg-type]
+    assert _train(tmp_path, training).steps == []

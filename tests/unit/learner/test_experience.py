@@ -59,15 +59,15 @@ def test_every_token_has_the_version_that_generated_it_and_the_sample_the_oldest
     assert experience.oldest_versions().tolist() == [3, 4]
 
 
-def test_the_parts_of_a_batch_lie_one_after_another() -> None:
+def test_the_shares_of_the_steps_lie_one_after_another() -> None:
     silent = sample(1, response=[90], turns=[(0, 1)])
-    parts = build_experience(
+    shares = build_experience(
         [[group([sample(0), silent])], [], [group([sample(0)], 1), group([sample(0)], 2)]], False
-    ).parts
-    assert [part.sequences for part in parts] == [slice(0, 1), slice(1, 1), slice(1, 3)]
-    assert [part.columns for part in parts] == [slice(0, 3), slice(3, 3), slice(3, 9)]
-    assert [part.tokens.lengths.tolist() for part in parts] == [[3, 0], [], [3, 3]]
-    assert [part.groups.lengths.tolist() for part in parts] == [[2], [], [1, 1]]
+    ).step_shares
+    assert [share.sequences for share in shares] == [slice(0, 1), slice(1, 1), slice(1, 3)]
+    assert [share.columns for share in shares] == [slice(0, 3), slice(3, 3), slice(3, 9)]
+    assert [share.tokens.lengths.tolist() for share in shares] == [[3, 0], [], [3, 3]]
+    assert [share.groups.lengths.tolist() for share in shares] == [[2], [], [1, 1]]
 
 
 @pytest.mark.parametrize(
@@ -89,5 +89,5 @@ def test_a_sample_that_cannot_be_trained_on_is_named(broken: object, needs_refer
 
 def test_no_groups_are_no_problem() -> None:
     experience = build_experience([[], []], needs_reference=True)
-    assert (len(experience.sequences), experience.tokens.size, len(experience.parts)) == (0, 0, 2)
+    assert (len(experience.sequences), experience.tokens.size, len(experience.step_shares)) == (0, 0, 2)
     assert experience.reference is not None

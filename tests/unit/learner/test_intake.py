@@ -7,12 +7,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from rollmesh.errors import DeadlineError, RunEndedError
+from rollmesh.errors import DeadlineError, RunEndedError, UnavailableError
 from rollmesh.replay.intake import Batch, BatchEntry
+from rollmesh.replay.staleness import StalenessWindow
 from rollmesh.types import Group, PolicyVersion, PromptId
 from services.learner.intake import Intake
 from services.learner.ranks import Ranks
 
+V0 = PolicyVersion(0, 0)
 GROUP = Group("train:0:9", PromptId("train", 0, 9), 9, 0, ())
 
 
@@ -28,7 +30,7 @@ class FilteringQueue:
         self.num_waits += 1
         if self.num_waits <= self._batch_after:
             raise DeadlineError("no batch")
-        return Batch(step, (BatchEntry(GROUP.group_id, 9, 7, 1, PolicyVersion(0, 0)),), is_last=False)
+        return Batch(step, (BatchEntry(GROUP.group_id, 9, 7, 1, V0),), is_last=False)
 
     def num_filtered(self) -> int:
         return min(self.num_waits, self._num_filtering)
@@ -38,15 +40,30 @@ class FilteringQueue:
         return [GROUP]
 
 
-def _intake(queue: FilteringQueue, check: Callable[[], None] = lambda: None) -> Intake:
-    alone = Ranks(0, 1, torch.device("cpu"))
-    return Intake(queue, alone, 1, 1, 1, timeout_s=0.1, check=check)  # type: ignore[arg-type]
+class AbsentQueue:
+    """Does not answer the first ``num_absent`` waits for a batch; then nothing is left to train."""
+
+    def __init__(self, num_absent: int) -> None:
+        self._num_absent = num_absent
+        self.num_waits = 0
+
+    def take_batch(self, *_: object) -> None:
+        self.num_waits += 1
+        if self.num_waits <= self._num_absent:
+            raise UnavailableError("Redis does not answer")
+
+
+def _intake(
+    queue: FilteringQueue | AbsentQueue, check: Callable[[], None] = lambda: None, timeout_s: float = 0.1
+) -> Intake:
+    alone, window = Ranks(0, 1, torch.device("cpu")), StalenessWindow(0, 1, 1)
+    return Intake(queue, alone, 1, 1, window, timeout_s=timeout_s, check=check)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("num_filtering", [5, 0])
 def test_a_batch_may_take_longer_than_the_queue_may_be_away(num_filtering: int) -> None:
     queue = FilteringQueue(num_filtering, batch_after=5)
-    share = _intake(queue).take(1)
+    share = _intake(queue).take(1, V0)
     assert share is not None
     assert (share.groups, share.num_filtered) == ((GROUP,), num_filtering)
 
@@ -59,4 +76,15 @@ def test_a_batch_that_does_not_come_ends_the_wait_with_the_run() -> None:
             raise RunEndedError("the run is over: nothing has moved for 600 s")
 
     with pytest.raises(RunEndedError, match="nothing has moved"):
-        _intake(queue, check).take(1)
+        _intake(queue, check).take(1, V0)
+
+
+def test_a_queue_that_is_away_for_a_moment_is_asked_again() -> None:
+    queue = AbsentQueue(num_absent=2)
+    assert _intake(queue, timeout_s=30.0).take(1, V0) is None
+    assert queue.num_waits == 3
+
+
+def test_a_queue_that_stays_away_ends_the_wait_with_its_own_error() -> None:
+    with pytest.raises(DeadlineError, match=r"learner\.batch_timeout_s = 0\.1 passed: Redis does not answer"):
+        _intake(AbsentQueue(num_absent=1000)).take(1, V0)

@@ -15,7 +15,7 @@ import torch
 from rollmesh.errors import ConfigError
 from rollmesh.types import PolicyVersion, VersionSpan
 from services.learner.experience import Experience, build_experience
-from services.learner.parity import EVERY_STEPS, SEQUENCES_PER_RANK, Comparison, ParityCheck, merged
+from services.learner.parity import EVERY_STEPS, SEQUENCES_PER_RANK, ParityCheck, ParityMeasurement, merge
 from services.learner.ranks import Ranks
 from tests.fakes.ranks import RanksWithOthers
 from tests.unit.learner.samples import group, mesh_config, sample
@@ -137,8 +137,8 @@ def test_what_several_ranks_found_is_added_up_and_the_worst_token_is_told() -> N
         b'{"num_tokens": 0, "total": 0.0, "largest": 0.0, "worst": ""}',
         b'{"num_tokens": 1, "total": 0.5, "largest": 0.5, "worst": "b"}',
     ]
-    assert merged(parts) == Comparison(4, 1.0, 0.5, "b")
-    assert merged(parts).mean == 0.25
+    assert merge(parts) == ParityMeasurement(4, 1.0, 0.5, "b")
+    assert merge(parts).mean == 0.25
 
 
 def test_a_log_probability_that_is_no_number_stops_the_run() -> None:

@@ -20,7 +20,7 @@ WITHOUT_A_SIGN = (LearnerPhase.STARTING, LearnerPhase.CHECKPOINTING)
 """Phases that may take long without a sign."""
 
 
-class LearnerProgress:
+class PhaseTracker:
     """What the step loop says and the servicer and the heartbeats answer from; safe to use from several threads.
 
     Args:
