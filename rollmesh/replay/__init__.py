@@ -8,7 +8,7 @@
     learner     ── take_batch, payloads ─────────────────┤   payload:<group>  msgpack, from commit to retirement
                 ── mark_trained, retire ─────────────────┘   indexes, slots, journal, wake-up
 
-One row per group is the truth. `Ledger` (asyncio) and `BatchIntake` (blocking) move rows by one Lua script per
+One row per group is the truth. `Ledger` (asyncio) and `BatchQueue` (blocking) move rows by one Lua script per
 transition, which compares the state and the fencing token, writes the row, appends to the journal and wakes the
 learner; payloads never pass through Lua. The learner is the only one who blocks: it waits for commits, for ends of
 groups in its way and for the closing of the ledger. `keys` is the only place that spells a key.

@@ -161,7 +161,7 @@ class Ledger:
             raise
         return rows
 
-    async def close_intake(self) -> None:
+    async def close(self) -> None:
         """Say that no group will be opened any more, so that the learner takes what is left as its last batch."""
         await self._run("close")
 

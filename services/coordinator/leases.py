@@ -228,7 +228,7 @@ class Dispatcher:
             await self._ledger.open_groups(prompts, self._admission.num_slots, snapshot.num_opened)
             snapshot = await self._ledger.snapshot()
         if not snapshot.is_closed and self._admission.is_complete(snapshot.num_groups, snapshot.num_opened):
-            await self._ledger.close_intake()
+            await self._ledger.close()
         self.snapshot = snapshot
 
     async def _has_memory(self) -> bool:

@@ -23,7 +23,7 @@ from pathlib import Path
 from rollmesh.aio.service import stop_signals
 from rollmesh.errors import RollMeshError
 from rollmesh.replay.accounting import EndState
-from rollmesh.replay.server import EmbeddedServer
+from rollmesh.replay.embedded import EmbeddedRedis
 from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.telemetry.crash import full_disk, report_crash
 from rollmesh.types import MeshStatus, RunState
@@ -78,7 +78,7 @@ class LocalRun:
         server: the run's own Redis; None where the configuration names one.
     """
 
-    def __init__(self, config: MeshConfig, folder: Path, server: EmbeddedServer | None) -> None:
+    def __init__(self, config: MeshConfig, folder: Path, server: EmbeddedRedis | None) -> None:
         self._config = config
         self._folder = folder
         self._server = server

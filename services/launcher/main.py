@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rollmesh.errors import ConfigError
+from rollmesh.replay.embedded import EmbeddedRedis
 from rollmesh.replay.identity import clear_run, refuse_known_run
-from rollmesh.replay.server import EmbeddedServer
 from rollmesh.rpc.channel import Address, parse_address
 from services.config import MeshConfig, ScorerConfig, dump_mesh
 from services.launcher import preflight
@@ -45,7 +45,7 @@ def up(config: MeshConfig, *, should_overwrite: bool) -> int:
         server = None
         if config.replay.url is None:
             server = stack.enter_context(
-                EmbeddedServer.start(folder / "redis", memory_limit_bytes=config.replay.memory_limit_bytes)
+                EmbeddedRedis.start(folder / "redis", memory_limit_bytes=config.replay.memory_limit_bytes)
             )
             config = _with_redis(config, server.url)
         config = assign_ports(config)
@@ -53,7 +53,7 @@ def up(config: MeshConfig, *, should_overwrite: bool) -> int:
         return asyncio.run(_run(config, folder, server))
 
 
-async def _run(config: MeshConfig, folder: Path, server: EmbeddedServer | None) -> int:
+async def _run(config: MeshConfig, folder: Path, server: EmbeddedRedis | None) -> int:
     # Made here because its gRPC channel belongs to the loop that runs when it is made.
     return await LocalRun(config, folder, server).run()
 

@@ -18,8 +18,8 @@ from typing import Any
 from rollmesh.errors import RollMeshError
 from rollmesh.replay.accounting import EndState, account, write_accounting
 from rollmesh.replay.connection import connect
+from rollmesh.replay.embedded import EmbeddedRedis
 from rollmesh.replay.ledger import Ledger
-from rollmesh.replay.server import EmbeddedServer
 
 ACCOUNTING = "accounting.json"
 ACCOUNTING_TIMEOUT_S = 30.0
@@ -97,7 +97,7 @@ def equation(books: Books) -> str:
     )
 
 
-async def complete_accounting(folder: Path, run_id: str, url: str, server: EmbeddedServer | None) -> Books:
+async def complete_accounting(folder: Path, run_id: str, url: str, server: EmbeddedRedis | None) -> Books:
     """The accounting that the coordinator wrote; where it could not, the accounting that Redis gives now.
 
     Args:
@@ -116,7 +116,7 @@ async def complete_accounting(folder: Path, run_id: str, url: str, server: Embed
         async with asyncio.timeout(ACCOUNTING_TIMEOUT_S):
             if server is None or server.is_running:
                 return await _read_ledger(url, run_id)
-            with await asyncio.to_thread(EmbeddedServer.start, folder / "redis", ACCOUNTING_TIMEOUT_S / 2) as again:
+            with await asyncio.to_thread(EmbeddedRedis.start, folder / "redis", ACCOUNTING_TIMEOUT_S / 2) as again:
                 return await _read_ledger(again.url, run_id)
     except TimeoutError:
         return {"missing": f"Redis did not give the ledger within {ACCOUNTING_TIMEOUT_S:g} s"}

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rollmesh.replay.connection import check_server, without_password
-from rollmesh.replay.server import find_binary
+from rollmesh.replay.embedded import find_binary
 from services.config import MeshConfig, ScorerConfig
 from services.launcher.address_check import check_addresses
 from services.launcher.deepspeed_check import check_deepspeed

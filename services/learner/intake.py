@@ -2,7 +2,7 @@
 
 ::
 
-    Redis ──take_batch──► rank 0 ──entries (ids, tokens)──► all ranks: the same balanced split
+    Redis ──take_batch──► rank 0 ──rows (ids, tokens)─────► all ranks: the same balanced split
       └───────────────────────── payloads ────────────────► each rank reads its own share
 
 Rank 0 alone changes the ledger. The other ranks wait in a broadcast until it has a batch or the run has ended.
@@ -21,7 +21,7 @@ import msgpack
 
 from rollmesh.aio.awake import AwakeClock
 from rollmesh.errors import DeadlineError, UnavailableError
-from rollmesh.replay.intake import BatchIntake
+from rollmesh.replay.batches import BatchQueue
 from rollmesh.replay.staleness import StalenessWindow
 from rollmesh.types import Group, PolicyVersion
 from services.learner.batching import split_batch
@@ -81,7 +81,7 @@ class Intake:
 
     def __init__(
         self,
-        queue: BatchIntake,
+        queue: BatchQueue,
         ranks: Ranks,
         batch_size: int,
         steps_per_batch: int,
@@ -100,7 +100,7 @@ class Intake:
         self._clock = AwakeClock(LOOK_LIMIT_S)
 
     def possible_starts(self) -> range:
-        """See `BatchIntake.possible_starts`. For rank 0."""
+        """See `BatchQueue.possible_starts`. For rank 0."""
         return self._patiently(self._queue.possible_starts)
 
     def take_over(self, step: int) -> None:
@@ -149,7 +149,7 @@ class Intake:
         return tuple(self._patiently(lambda: self._queue.payloads(group_ids)))
 
     def _wait(self, step: int, version: PolicyVersion) -> bytes:
-        """Rank 0: the batch's entries as msgpack, null where nothing is left; nothing if the time is up, and then
+        """Rank 0: the batch's rows as msgpack, null where nothing is left; nothing if the time is up, and then
         everybody waits anew."""
         deadline = self._clock() + self._timeout_s
         while True:
@@ -177,8 +177,8 @@ class Intake:
         return bytes(
             msgpack.packb(
                 {
-                    "group_ids": [entry.group_id for entry in batch.entries],
-                    "num_tokens": [entry.num_tokens for entry in batch.entries],
+                    "group_ids": [row.group_id for row in batch.rows],
+                    "num_tokens": [row.num_tokens for row in batch.rows],
                     "num_filtered": self._num_filtered,
                     "is_last": batch.is_last,
                 }

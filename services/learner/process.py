@@ -15,8 +15,8 @@ import transformers
 
 from rollmesh.aio import stop_signals
 from rollmesh.errors import RollMeshError, RunEndedError
+from rollmesh.replay.batches import BatchQueue
 from rollmesh.replay.connection import check_server, connect_blocking
-from rollmesh.replay.intake import BatchIntake
 from rollmesh.telemetry import logs
 from rollmesh.telemetry.crash import describe_crash
 from services.config import MeshConfig
@@ -93,7 +93,7 @@ def _train(config: MeshConfig, ranks: Ranks, tracker: PhaseTracker, control: Con
     publisher = Publisher(config, learnables.policy, ranks, control)
     training = config.training
     intake = Intake(
-        BatchIntake(redis, config.run.name),
+        BatchQueue(redis, config.run.name),
         ranks,
         batch_size=training.prompts_per_step,
         steps_per_batch=config.learner.steps_per_batch,

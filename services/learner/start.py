@@ -80,7 +80,7 @@ def choose_step(saved: Sequence[int], possible: range) -> int:
 
     Args:
         saved: steps of the complete checkpoints. The model as it was given is the checkpoint of step 0.
-        possible: steps after which the ledger still has all groups, from `BatchIntake.possible_starts`.
+        possible: steps after which the ledger still has all groups, from `BatchQueue.possible_starts`.
 
     Raises:
         ConfigError: there is none.

@@ -25,11 +25,11 @@ from pathlib import Path
 import numpy as np
 
 from rollmesh.replay.accounting import account
+from rollmesh.replay.batches import BatchQueue
 from rollmesh.replay.connection import connect, connect_blocking
-from rollmesh.replay.intake import BatchIntake
+from rollmesh.replay.embedded import EmbeddedRedis
 from rollmesh.replay.ledger import Ledger
 from rollmesh.replay.rows import GroupRow
-from rollmesh.replay.server import EmbeddedServer
 from rollmesh.types import Group, PolicyVersion, PromptId, Sample, Score, StopReason, Turn, VersionSpan
 
 BATCH, SLOTS = 64, 128
@@ -59,7 +59,7 @@ class SimulatedRun:
         self._url = url
         self._step = 0
         self._blocking = connect_blocking(url, 30.0)
-        self._intake = BatchIntake(self._blocking, RUN_ID)
+        self._queue = BatchQueue(self._blocking, RUN_ID)
 
     async def readings(self, every: int) -> AsyncIterator[Reading]:
         """Run, and read the memory about every so many groups and at the end.
@@ -90,7 +90,7 @@ class SimulatedRun:
             first = snapshot.num_opened
             count = min(SLOTS - snapshot.num_slots_used, self._num_groups - first)
             if count == 0:
-                await ledger.close_intake()
+                await ledger.close()
                 return
             prompts = [PromptId("train", 0, index) for index in range(first, first + count)]
             await ledger.open_groups(prompts, SLOTS, first)
@@ -112,18 +112,18 @@ class SimulatedRun:
         """All batches that are there; their versions are committed, and a checkpoint covers every tenth."""
         is_closed = (await ledger.snapshot()).is_closed
         for _ in range(3 * SLOTS // BATCH if is_closed else 1):
-            batch = self._intake.take_batch(self._step + 1, BATCH, BATCH + 1, 10.0)
+            batch = self._queue.take_batch(self._step + 1, BATCH, BATCH + 1, 10.0)
             if batch is None:
                 break
             self._step += 1
-            self._intake.payloads([entry.group_id for entry in batch.entries])
-            self._intake.mark_trained(self._step)
+            self._queue.payloads([row.group_id for row in batch.rows])
+            self._queue.mark_trained(self._step)
             await ledger.release_slots(self._step)
             if self._step % STEPS_PER_CHECKPOINT == 0 or batch.is_last:
-                self._intake.retire(self._step)
+                self._queue.retire(self._step)
 
     def _read(self, num_groups: int) -> Reading:
-        self._intake.retire(self._step)
+        self._queue.retire(self._step)
         return Reading(num_groups, int(self._blocking.info("memory")["used_memory_dataset"]), self._blocking.dbsize())
 
 
@@ -163,7 +163,7 @@ def main(arguments: list[str]) -> int:
     num_groups = int(arguments[0]) if arguments else 100_000
     folder = Path(tempfile.mkdtemp(prefix="bench-memory-"))
     try:
-        with EmbeddedServer.start(folder) as server:
+        with EmbeddedRedis.start(folder) as server:
             readings = asyncio.run(_print(server.url, num_groups))
     finally:
         shutil.rmtree(folder, ignore_errors=True)

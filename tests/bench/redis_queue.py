@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 import uvloop
 
+from rollmesh.replay.batches import BatchQueue
 from rollmesh.replay.codec import encode_group
 from rollmesh.replay.connection import connect, connect_blocking
-from rollmesh.replay.intake import BatchIntake
+from rollmesh.replay.embedded import EmbeddedRedis
 from rollmesh.replay.ledger import CommitOutcome, Ledger
-from rollmesh.replay.server import EmbeddedServer
 from rollmesh.types import Group, PromptId
 from tests.bench.figures import Figure, median
 from tests.bench.payloads import NUM_SAMPLES, PROMPT_TOKENS, RESPONSE_TOKENS, make_group
@@ -48,7 +48,7 @@ def run(quick: bool) -> list[Figure]:
     folder = Path(tempfile.mkdtemp(prefix="bench-redis-"))
     try:
         with (
-            EmbeddedServer.start(folder) as server,
+            EmbeddedRedis.start(folder) as server,
             Peer(["-m", "tests.bench.redis_queue", server.url]) as consumer,
         ):
             bench = _Queue(server.url, consumer, NUM_GROUPS)
@@ -133,16 +133,16 @@ def consume(url: str) -> None:
     redis = connect_blocking(url, 5.0)
     for line in sys.stdin:
         question = json.loads(line)
-        intake = BatchIntake(redis, question["run_id"])
+        queue = BatchQueue(redis, question["run_id"])
         say(is_ready=True)
         num_groups = question["num_groups"]
         for step in range(1, num_groups // BATCH + 1):
-            batch = intake.take_batch(step, BATCH, BATCH + 1, 30.0)
+            batch = queue.take_batch(step, BATCH, BATCH + 1, 30.0)
             assert batch is not None
-            groups = intake.payloads([entry.group_id for entry in batch.entries])
+            groups = queue.payloads([row.group_id for row in batch.rows])
             assert len(groups) == BATCH
-            intake.mark_trained(step)
-            intake.retire(step)
+            queue.mark_trained(step)
+            queue.retire(step)
         say(num_groups=num_groups)
 
 

@@ -25,9 +25,9 @@ from typing import Any
 
 from rollmesh.data.render import load_tokenizer
 from rollmesh.replay.connection import connect
+from rollmesh.replay.embedded import EmbeddedRedis
 from rollmesh.replay.ledger import Ledger
 from rollmesh.replay.rows import GroupRow
-from rollmesh.replay.server import EmbeddedServer
 from rollmesh.types import GroupState, Lease, LeaseKind, PolicyVersion, PromptId, SamplingSpec
 from services.config import MeshConfig, dump_mesh, load_mesh
 from services.rollout.engine import Engine
@@ -137,7 +137,7 @@ class WorkerRig:
 async def running_worker(folder: Path, overrides: Sequence[str]) -> AsyncIterator[WorkerRig]:
     """The demo's worker without reference service; ``overrides`` are of its mesh file."""
     async with contextlib.AsyncExitStack() as stack:
-        redis_server = stack.enter_context(EmbeddedServer.start(folder / "redis"))
+        redis_server = stack.enter_context(EmbeddedRedis.start(folder / "redis"))
         coordinator = FakeCoordinator(heartbeat_interval_s=1.0, member_timeout_s=60.0)
         server = await stack.enter_async_context(coordinator.serve())
         settings = [

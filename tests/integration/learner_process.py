@@ -16,8 +16,8 @@ import psutil
 
 from rollmesh.aio.supervisor import Supervisor
 from rollmesh.replay.connection import connect
+from rollmesh.replay.embedded import EmbeddedRedis
 from rollmesh.replay.ledger import Ledger
-from rollmesh.replay.server import EmbeddedServer
 from rollmesh.types import Heartbeat, PolicyVersion, PromptId, PublishOutcome, RunState, WeightEpoch, WeightPlan
 from rollmesh.v1 import coordinator_pb2 as pb
 from rollmesh.weights.group import WeightGroup
@@ -129,7 +129,7 @@ class Mesh(FakeCoordinator):
                 (group,) = random_groups(1, 4, seed=index, first_prompt=index, version=version)
                 await self._ledger.commit(group, row.fencing_token)
         if num_wanted == self._num_groups and not await self._ledger.is_closed():
-            await self._ledger.close_intake()
+            await self._ledger.close()
 
     async def ReportStep(self, request: pb.ReportStepRequest, context: Any) -> pb.ReportStepResponse:
         call = control.report_step_from_proto(request)
@@ -182,7 +182,7 @@ class Learner:
 async def learner_process(folder: Path, num_groups: int, **sections: dict[str, Any]) -> AsyncIterator[Learner]:
     """A mesh whose learner has been started. ``sections`` are laid over the tiny model's configuration."""
     # A socket's path is short; the folders of pytest are not.
-    with EmbeddedServer.start(folder / "redis") as server:
+    with EmbeddedRedis.start(folder / "redis") as server:
         redis = connect(server.url, 5.0)
         ledger = Ledger(redis, "learner-test")
         mesh = Mesh(ledger, num_groups)

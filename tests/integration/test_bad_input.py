@@ -19,7 +19,7 @@ import redis
 import yaml
 
 from rollmesh.replay.connection import connect_blocking
-from rollmesh.replay.server import find_binary
+from rollmesh.replay.embedded import find_binary
 from tests.integration.mesh_runs import DEMO, REPOSITORY, MeshRun, finish_mesh, processes_of, start_mesh
 
 IN_TIME_S = 10.0

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from rollmesh.replay.connection import connect
+from rollmesh.replay.embedded import EmbeddedRedis
 from rollmesh.replay.ledger import Ledger
-from rollmesh.replay.server import EmbeddedServer
 from rollmesh.types import PromptId
 from services.config import MeshConfig, dump_mesh, load_mesh
 from services.launcher import local_run
@@ -33,7 +33,7 @@ IDLE = tethered([sys.executable, "-c", "import time; time.sleep(300)"])
 class _Mesh:
     """A local run under test."""
 
-    def __init__(self, config: MeshConfig, folder: Path, server: EmbeddedServer) -> None:
+    def __init__(self, config: MeshConfig, folder: Path, server: EmbeddedRedis) -> None:
         self.config, self.folder, self.server = config, folder, server
         self.run = LocalRun(config, folder, server)
 
@@ -77,7 +77,7 @@ def _end(
     path = folder / "mesh.yaml"
     path.write_text(json.dumps(tree))
 
-    async def scenario(server: EmbeddedServer) -> tuple[int, _Mesh]:
+    async def scenario(server: EmbeddedRedis) -> tuple[int, _Mesh]:
         config = load_mesh(path, [f"replay.url={server.url}"])
         config = assign_ports(config)
         path.write_text(dump_mesh(config))
@@ -87,7 +87,7 @@ def _end(
         await blow(mesh)
         return await ending, mesh
 
-    with EmbeddedServer.start(folder / "redis") as server:
+    with EmbeddedRedis.start(folder / "redis") as server:
         return asyncio.run(asyncio.wait_for(scenario(server), 100))
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from rollmesh.replay.server import EmbeddedServer
+from rollmesh.replay.embedded import EmbeddedRedis
 from tests.unit.coordinator.harness import Mesh, Worker, mesh_config, running_mesh
 
 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with EmbeddedServer.start(tmp_path_factory.mktemp("redis")) as server:
+    with EmbeddedRedis.start(tmp_path_factory.mktemp("redis")) as server:
         yield server.url
 
 

@@ -17,8 +17,8 @@ from rollmesh.aio.awake import AwakeClock, boot_time
 from rollmesh.aio.supervisor import Supervisor
 from rollmesh.config import validate
 from rollmesh.data.datasets import open_dataset
+from rollmesh.replay.batches import Batch, BatchQueue
 from rollmesh.replay.connection import connect, connect_blocking
-from rollmesh.replay.intake import Batch, BatchIntake
 from rollmesh.replay.ledger import CommitOutcome, Ledger
 from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.rpc.lease_stream import LeaseStream
@@ -143,7 +143,7 @@ class Mesh:
         self.stack = AsyncExitStack()
         self.learner = CoordinatorClient(address, "learner")
         assert config.replay.url is not None
-        self.intake = BatchIntake(connect_blocking(config.replay.url, 5.0), config.run.name)
+        self.queue = BatchQueue(connect_blocking(config.replay.url, 5.0), config.run.name)
 
     async def join_learner(self) -> None:
         await self.learner.register(self.config.run.name, Role.LEARNER, "127.0.0.1:1")
@@ -177,9 +177,9 @@ class Mesh:
 
     async def train(self, step: int) -> Batch:
         """The learner's step: take a batch and mark it trained."""
-        batch = await asyncio.to_thread(self.intake.take_batch, step, self.config.training.prompts_per_step, 1, WAIT_S)
+        batch = await asyncio.to_thread(self.queue.take_batch, step, self.config.training.prompts_per_step, 1, WAIT_S)
         assert batch is not None
-        await asyncio.to_thread(self.intake.mark_trained, step)
+        await asyncio.to_thread(self.queue.mark_trained, step)
         return batch
 
     async def until(self, holds: Callable[[], bool]) -> None:
@@ -250,7 +250,7 @@ async def work_through(mesh: Mesh, worker: Worker, steps: int, batch: int, is_al
         for lease in await worker.take(batch):
             assert await mesh.commit(lease, step - 1) is CommitOutcome.ACCEPTED
         taken = await mesh.train(step)
-        batches.append([entry.group_id for entry in taken.entries])
+        batches.append([row.group_id for row in taken.rows])
         assert (await mesh.publish(step)).is_committed
         await mesh.learner.report_step(step, PolicyVersion(0, step), {"reward/mean": 0.5}, is_all and step == steps)
     return batches

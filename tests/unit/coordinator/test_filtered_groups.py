@@ -30,8 +30,8 @@ def test_each_filtered_group_is_replaced_at_once_while_the_slots_are_full(with_w
         for lease in kept:
             await mesh.commit(lease)
         batch = await mesh.train(1)
-        assert [entry.group_id for entry in batch.entries] == [lease.group_id for lease in kept]
-        assert await asyncio.to_thread(mesh.intake.num_filtered) == 6
+        assert [row.group_id for row in batch.rows] == [lease.group_id for lease in kept]
+        assert await asyncio.to_thread(mesh.queue.num_filtered) == 6
         assert len({lease.prompt_id for lease in replaced + kept}) == 8
 
     with_worker(body)
@@ -49,8 +49,8 @@ def test_what_was_accepted_is_trained_in_a_last_partial_batch_when_the_data_ends
             others += await worker.take(1)
         await _filter(mesh, others.pop())
         last = await mesh.train(1)
-        assert ([entry.group_id for entry in last.entries], last.is_last) == ([kept.group_id], True)
-        await asyncio.to_thread(mesh.intake.retire, 1)
+        assert ([row.group_id for row in last.rows], last.is_last) == ([kept.group_id], True)
+        await asyncio.to_thread(mesh.queue.retire, 1)
         await mesh.publish(1)
         await mesh.learner.report_step(1, PolicyVersion(0, 1), {}, True)
         assert mesh.coordinator.run.state is RunState.FINISHED
@@ -74,7 +74,7 @@ def test_a_run_whose_groups_are_all_filtered_ends_with_the_data_and_without_a_st
         for _ in range(6):
             (lease,) = await worker.take(1)
             await _filter(mesh, lease)
-        assert await asyncio.to_thread(mesh.intake.take_batch, 1, 2, 1, WAIT_S) is None
+        assert await asyncio.to_thread(mesh.queue.take_batch, 1, 2, 1, WAIT_S) is None
         assert mesh.coordinator.shortfall({GroupState.FILTERED: 6}) == "", "the run goes on"
         await mesh.learner.report_step(0, PolicyVersion(0, 0), {}, True)
         assert mesh.coordinator.run.state is RunState.FINISHED

@@ -18,8 +18,8 @@ import pytest
 
 from rollmesh.errors import ConfigError
 from rollmesh.replay.connection import connect
+from rollmesh.replay.embedded import EmbeddedRedis
 from rollmesh.replay.ledger import Ledger
-from rollmesh.replay.server import EmbeddedServer
 from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.rpc.server import Server
 from rollmesh.types import Announcement, GroupState, PolicyVersion, PromptId, Role, RunState
@@ -158,7 +158,7 @@ def test_a_redis_that_goes_away_fails_the_run_with_one_sentence(tmp_path: Path) 
 
     with socket.create_server(("127.0.0.1", 0)) as probe:
         address = {"address": f"127.0.0.1:{probe.getsockname()[1]}"}
-    with EmbeddedServer.start(tmp_path / "redis") as server:
+    with EmbeddedRedis.start(tmp_path / "redis") as server:
         replay = {"outage_timeout_s": 0.5}
         config = mesh_config(tmp_path, server.url, coordinator=address, replay=replay)
         with coordinator_process(config, tmp_path) as process:

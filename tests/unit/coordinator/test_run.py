@@ -136,7 +136,7 @@ def test_the_intake_closes_with_a_smaller_last_batch(with_worker: Callable[..., 
         await work_through(mesh, worker, steps=1, batch=2, is_all=False)
         await mesh.commit((await worker.take(1))[0], 1)
         last = await mesh.train(2)
-        assert (len(last.entries), last.is_last) == (1, True)
+        assert (len(last.rows), last.is_last) == (1, True)
 
     with_worker(body, num_rows=3)
 
@@ -151,7 +151,7 @@ def test_a_failed_group_is_replaced_by_the_next_prompt(with_worker: Callable[...
         await mesh.commit(second)
         await mesh.commit(third)
         batch = await mesh.train(1)
-        assert [entry.sequence for entry in batch.entries] == [1, 2]
+        assert [row.sequence for row in batch.rows] == [1, 2]
 
     with_worker(body)
 

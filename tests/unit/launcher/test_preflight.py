@@ -11,8 +11,8 @@ import yaml
 
 from rollmesh.errors import ConfigError
 from rollmesh.replay.connection import connect_blocking
+from rollmesh.replay.embedded import EmbeddedRedis
 from rollmesh.replay.keys import Keys
-from rollmesh.replay.server import EmbeddedServer
 from services.config import MeshConfig, load_mesh
 from services.launcher import prompt_check
 from services.launcher.address_check import reserve_any
@@ -304,7 +304,7 @@ def test_a_port_that_is_chosen_is_none_that_a_connection_may_get() -> None:
 def test_keys_of_an_earlier_run_of_the_name_are_refused_and_cleared_on_request(
     tree: Tree, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with EmbeddedServer.start(tmp_path / "redis") as server:
+    with EmbeddedRedis.start(tmp_path / "redis") as server:
         config = _load(tree, tmp_path, f"replay.url={server.url}")
         free_name(config, should_overwrite=False)
         client = connect_blocking(server.url, 5.0)

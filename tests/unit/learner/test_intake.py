@@ -8,13 +8,28 @@ import pytest
 import torch
 
 from rollmesh.errors import DeadlineError, RunEndedError, UnavailableError
-from rollmesh.replay.intake import Batch, BatchEntry
+from rollmesh.replay.batches import Batch
+from rollmesh.replay.rows import GroupRow
 from rollmesh.replay.staleness import StalenessWindow
-from rollmesh.types import Group, PolicyVersion, PromptId
+from rollmesh.types import Group, GroupState, PolicyVersion, PromptId
 from services.learner.intake import Intake
 from services.learner.ranks import Ranks
 
 V0 = PolicyVersion(0, 0)
+ROW = GroupRow(
+    group_id="train:0:9",
+    prompt_id=PromptId("train", 0, 9),
+    sequence=9,
+    state=GroupState.BATCHED,
+    attempt=0,
+    fencing_token=1,
+    member="rollout-0",
+    reason="",
+    num_samples=1,
+    num_tokens=7,
+    oldest_version=V0,
+    step=1,
+)
 GROUP = Group("train:0:9", PromptId("train", 0, 9), 9, 0, ())
 
 
@@ -30,7 +45,7 @@ class FilteringQueue:
         self.num_waits += 1
         if self.num_waits <= self._batch_after:
             raise DeadlineError("no batch")
-        return Batch(step, (BatchEntry(GROUP.group_id, 9, 7, 1, V0),), is_last=False)
+        return Batch(step, (ROW,), is_last=False)
 
     def num_filtered(self) -> int:
         return min(self.num_waits, self._num_filtering)

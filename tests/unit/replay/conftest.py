@@ -11,20 +11,20 @@ import pytest
 import redis
 
 from rollmesh.replay.connection import connect_blocking
-from rollmesh.replay.server import EmbeddedServer
+from rollmesh.replay.embedded import EmbeddedRedis
 from rollmesh.types import Group, PolicyVersion, PromptId, Sample, Score, StopReason, Turn, VersionSpan
 
 _run_numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer.start(tmp_path_factory.mktemp("redis")) as server:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
+    with EmbeddedRedis.start(tmp_path_factory.mktemp("redis")) as server:
         yield server
 
 
 @pytest.fixture
-def url(server: EmbeddedServer) -> str:
+def url(server: EmbeddedRedis) -> str:
     return server.url
 
 

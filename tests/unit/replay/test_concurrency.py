@@ -7,8 +7,8 @@ import random
 from collections import Counter
 from collections.abc import Callable
 
+from rollmesh.replay.batches import Batch, BatchQueue
 from rollmesh.replay.connection import connect, connect_blocking
-from rollmesh.replay.intake import Batch, BatchIntake
 from rollmesh.replay.ledger import CommitOutcome, Ledger
 from rollmesh.types import Group, GroupState, PromptId
 
@@ -20,14 +20,14 @@ LEASE_TTL_S = 0.15
 def learn(url: str, run_id: str) -> list[Batch]:
     """Takes, reads, trains and retires until nothing is left."""
     client = connect_blocking(url, 5.0)
-    intake = BatchIntake(client, run_id)
+    queue = BatchQueue(client, run_id)
     batches: list[Batch] = []
-    while batch := intake.take_batch(len(batches) + 1, BATCH_SIZE, WINDOW, timeout_s=30):
+    while batch := queue.take_batch(len(batches) + 1, BATCH_SIZE, WINDOW, timeout_s=30):
         batches.append(batch)
-        groups = intake.payloads([entry.group_id for entry in batch.entries])
-        assert [group.sequence for group in groups] == [entry.sequence for entry in batch.entries]
-        intake.mark_trained(batch.step)
-        intake.retire(batch.step)
+        groups = queue.payloads([row.group_id for row in batch.rows])
+        assert [group.sequence for group in groups] == [row.sequence for row in batch.rows]
+        queue.mark_trained(batch.step)
+        queue.retire(batch.step)
         if batch.is_last:
             break
     client.close()
@@ -44,7 +44,7 @@ async def coordinate(ledger: Ledger, is_over: asyncio.Event) -> int:
         if wanted:
             await ledger.open_groups([PromptId("train", 0, i) for i in wanted], num_slots=NUM_SLOTS)
         elif not snapshot.is_closed:
-            await ledger.close_intake()
+            await ledger.close()
         await ledger.expire_leases()
         await ledger.release_slots(through_step=10**6)
         await asyncio.sleep(0.005)
@@ -96,7 +96,7 @@ def test_every_group_is_trained_once_while_workers_are_late_forgetful_and_repeti
         return batches, opened.result(), states
 
     batches, most_slots, states = asyncio.run(main())
-    trained = [entry.sequence for batch in batches for entry in batch.entries]
+    trained = [row.sequence for batch in batches for row in batch.rows]
     assert sorted(trained) == list(range(NUM_GROUPS))
     assert states == [GroupState.RETIRED] * NUM_GROUPS
     assert [batch.is_last for batch in batches] == [False] * (len(batches) - 1) + [True]

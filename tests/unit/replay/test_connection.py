@@ -12,21 +12,21 @@ import redis
 from redis import exceptions
 
 from rollmesh.errors import ConfigError, ReplayError, UnavailableError
+from rollmesh.replay.batches import BatchQueue
 from rollmesh.replay.connection import check_server, connect, connect_blocking, translated
-from rollmesh.replay.intake import BatchIntake
+from rollmesh.replay.embedded import EmbeddedRedis
 from rollmesh.replay.ledger import Ledger
-from rollmesh.replay.server import EmbeddedServer
 from rollmesh.types import Group, GroupState, PromptId
 
 
 @pytest.fixture
-def own_server(short_folder: Path) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer.start(short_folder) as server:
+def own_server(short_folder: Path) -> Iterator[EmbeddedRedis]:
+    with EmbeddedRedis.start(short_folder) as server:
         yield server
 
 
 @pytest.fixture
-def client(own_server: EmbeddedServer) -> Iterator[redis.Redis]:
+def client(own_server: EmbeddedRedis) -> Iterator[redis.Redis]:
     client = connect_blocking(own_server.url, 5.0)
     yield client
     client.close()
@@ -43,7 +43,7 @@ def test_a_server_that_cannot_be_reached_is_refused_without_showing_the_password
 
 
 def test_a_server_that_misses_a_deadline_is_asked_again(
-    own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+    own_server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.kill(own_server.pid, signal.SIGSTOP)
     tries = itertools.count()
@@ -94,14 +94,14 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
         check_server(url, 0.5)
 
 
-def test_a_replica_is_refused(own_server: EmbeddedServer, client: redis.Redis) -> None:
+def test_a_replica_is_refused(own_server: EmbeddedRedis, client: redis.Redis) -> None:
     client.replicaof("127.0.0.1", "1")
     with pytest.raises(ConfigError, match="is a replica"):
         check_server(own_server.url, 5.0)
 
 
 def test_a_server_that_drops_keys_is_refused_only_while_its_memory_is_limited(
-    own_server: EmbeddedServer, client: redis.Redis
+    own_server: EmbeddedRedis, client: redis.Redis
 ) -> None:
     client.config_set("maxmemory-policy", "allkeys-lru")
     client.config_set("maxmemory", "0")
@@ -139,11 +139,11 @@ def test_errors_worth_another_try_are_told_from_the_others(
 
 
 def test_full_memory_refuses_a_commit_whole_and_the_learner_can_still_make_room(
-    own_server: EmbeddedServer, client: redis.Redis, make_group: Callable[..., Group]
+    own_server: EmbeddedRedis, client: redis.Redis, make_group: Callable[..., Group]
 ) -> None:
     async def scenario() -> None:
         connection = connect(own_server.url, 5.0)
-        ledger, intake = Ledger(connection, "run"), BatchIntake(client, "run")
+        ledger, queue = Ledger(connection, "run"), BatchQueue(client, "run")
         await ledger.open_groups([PromptId("train", 0, index) for index in range(3)])
         first, second, third = await ledger.lease("rollout-0", 60, 3)
         await ledger.commit(make_group(first.prompt_id), first.fencing_token)
@@ -157,9 +157,9 @@ def test_full_memory_refuses_a_commit_whole_and_the_learner_can_still_make_room(
             await ledger.open_groups([PromptId("train", 0, 3)])
         assert (await ledger.snapshot()).num_opened == 3
 
-        assert intake.take_batch(1, 1, 1, 1.0) is not None
-        assert intake.mark_trained(1) == 1
-        assert intake.retire(1) == 1
+        assert queue.take_batch(1, 1, 1, 1.0) is not None
+        assert queue.mark_trained(1) == 1
+        assert queue.retire(1) == 1
         assert await ledger.give_back(third.group_id, third.fencing_token, "full") is GroupState.PENDING
 
         client.config_set("maxmemory", "0")

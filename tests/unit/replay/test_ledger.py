@@ -73,8 +73,8 @@ def test_a_closed_ledger_opens_nothing_new_but_answers_for_what_it_has(url: str,
     async def scenario(ledger: Ledger) -> None:
         await ledger.open_groups(PROMPTS[:2])
         assert not await ledger.is_closed()
-        await ledger.close_intake()
-        await ledger.close_intake()
+        await ledger.close()
+        await ledger.close()
         assert await ledger.is_closed()
         assert len(await ledger.open_groups(PROMPTS[:2])) == 2
         with pytest.raises(RunEndedError):

@@ -14,8 +14,8 @@ import redis
 from rollmesh.errors import DeadlineError, ReplayError, SupersededError
 from rollmesh.replay import scripts
 from rollmesh.replay.accounting import account
+from rollmesh.replay.batches import Batch, BatchQueue
 from rollmesh.replay.connection import connect, connect_blocking
-from rollmesh.replay.intake import Batch, BatchIntake
 from rollmesh.replay.keys import Keys
 from rollmesh.replay.ledger import Ledger, RecordedVersion
 from rollmesh.replay.staleness import StalenessWindow
@@ -117,7 +117,7 @@ class Schedule:
         self.client = connect(url, 5.0)
         self.ledger = Ledger(self.client, run_id, max_attempts=MAX_ATTEMPTS)
         self.raw: redis.Redis = connect_blocking(url, 5.0)
-        self.intake = BatchIntake(self.raw, run_id)
+        self.queue = BatchQueue(self.raw, run_id)
         self.run_id, self.keys = run_id, Keys(run_id)
         self.make_group = make_group
         self.model = Model()
@@ -132,7 +132,7 @@ class Schedule:
         self.saved_step, self.saved_version = 0, PolicyVersion(0, 0)
         self.has_gone_back = False
         self.num_trained_again = 0
-        self.intake.take_over(0)
+        self.queue.take_over(0)
 
     def run(self, num_actions: int) -> None:
         actions: dict[Callable[[], None], int] = {
@@ -170,7 +170,7 @@ class Schedule:
         self.save()
         self.retire()
         self.check()
-        assert self.intake.take_batch(self.step, BATCH_SIZE, WINDOW, timeout_s=0) is None
+        assert self.queue.take_batch(self.step, BATCH_SIZE, WINDOW, timeout_s=0) is None
         assert {group.state for group in self.model.groups} <= {S.RETIRED, S.FAILED, S.FILTERED}
         assert self.raw.zcard(self.keys.slots) == 0
 
@@ -239,7 +239,7 @@ class Schedule:
             self.model.end_attempt(self.model.groups[sequence], MAX_ATTEMPTS)
 
     def close(self) -> None:
-        self.call("close_intake")
+        self.call("close")
         self.model.is_closed = True
 
     def commit_version(self) -> None:
@@ -319,7 +319,7 @@ class Schedule:
             assert batch is None
             return
         assert batch is not None
-        assert [entry.sequence for entry in batch.entries] == expected
+        assert [row.sequence for row in batch.rows] == expected
         if step < self.step:
             return
         self.no_sample_is_older_than_the_bound(batch)
@@ -332,10 +332,10 @@ class Schedule:
 
     def take_batch(self, step: int) -> Batch | None:
         lowest = self.version.number - BOUNDS.bound
-        return self.intake.take_batch(step, BATCH_SIZE, WINDOW, 0, self.version.lineage, lowest)
+        return self.queue.take_batch(step, BATCH_SIZE, WINDOW, 0, self.version.lineage, lowest)
 
     def no_sample_is_older_than_the_bound(self, batch: Batch) -> None:
-        ages = [self.version.number - entry.oldest_version.number for entry in batch.entries]
+        ages = [self.version.number - row.oldest_version.number for row in batch.rows]
         assert max(ages) <= BOUNDS.bound
         assert min(ages) >= 0
 
@@ -344,7 +344,7 @@ class Schedule:
             return
         self.num_marked += 1
         for _ in range(2):
-            assert self.intake.mark_trained(self.num_marked) == len(self.model.batches[self.num_marked])
+            assert self.queue.mark_trained(self.num_marked) == len(self.model.batches[self.num_marked])
         for sequence in self.model.batches[self.num_marked]:
             self.model.groups[sequence].state = S.TRAINED
         self.version = self.version.next()
@@ -356,7 +356,7 @@ class Schedule:
     def retire(self) -> None:
         covered = [i for step in range(1, self.saved_step + 1) for i in self.model.batches.get(step, [])]
         retired = [self.model.groups[i] for i in covered if self.model.groups[i].state is S.TRAINED]
-        assert self.intake.retire(self.saved_step) == len(retired)
+        assert self.queue.retire(self.saved_step) == len(retired)
         for group in retired:
             group.state, group.payload_token = S.RETIRED, None
         self.num_retired += len(retired)
@@ -364,12 +364,12 @@ class Schedule:
 
     def go_back(self) -> None:
         """The learner dies. Another one takes over from the last checkpoint and publishes what it has."""
-        former, self.intake = self.intake, BatchIntake(self.raw, self.run_id)
+        former, self.queue = self.queue, BatchQueue(self.raw, self.run_id)
         step, num_marked = self.saved_step, self.num_marked
         later = [i for number, batch in self.model.batches.items() if number > step for i in batch]
-        taken_over = self.intake.take_over(step)
+        taken_over = self.queue.take_over(step)
         assert taken_over == (len(later), 0)
-        assert self.intake.take_over(step) == (0, 0)
+        assert self.queue.take_over(step) == (0, 0)
         for call in (lambda: former.take_batch(step + 1, 1, 1, 0), lambda: former.mark_trained(step + 1)):
             with pytest.raises(SupersededError, match="another learner has taken the queue over"):
                 call()

@@ -11,7 +11,7 @@ import pytest
 from rollmesh.errors import ConfigError
 from rollmesh.replay import memory, scripts
 from rollmesh.replay.connection import check_server, connect_blocking
-from rollmesh.replay.server import EmbeddedServer
+from rollmesh.replay.embedded import EmbeddedRedis
 from tests.bench.redis_memory import ALLOWED_GROWTH, Reading, SimulatedRun, growth
 
 
@@ -29,7 +29,7 @@ def test_the_memory_of_a_run_is_flat(tmp_path: Path) -> None:
     async def readings(url: str) -> list[Reading]:
         return [reading async for reading in SimulatedRun(url, 5000).readings(every=1250)]
 
-    with EmbeddedServer.start(tmp_path) as server:
+    with EmbeddedRedis.start(tmp_path) as server:
         measured = asyncio.run(asyncio.wait_for(readings(server.url), 300))
     assert [reading.num_groups // 1000 for reading in measured] == [1, 2, 3, 5]
     assert growth(measured) <= ALLOWED_GROWTH
@@ -52,7 +52,7 @@ def test_memory_is_short_before_the_limit_and_never_without_one(used: int, limit
 
 
 def test_the_servers_limit_is_that_of_the_configuration(tmp_path: Path) -> None:
-    with EmbeddedServer.start(tmp_path, memory_limit_bytes=100 * 1024 * 1024) as server:
+    with EmbeddedRedis.start(tmp_path, memory_limit_bytes=100 * 1024 * 1024) as server:
         client = connect_blocking(server.url, 5.0)
         assert memory.RedisMemory.of(client.info("memory")).limit_bytes == 100 * 1024 * 1024
         check_server(server.url, 5.0)

@@ -9,9 +9,9 @@ import pytest
 import redis
 
 from rollmesh.errors import DeadlineError, ReplayError, SupersededError
-from rollmesh.replay import intake as intake_module
+from rollmesh.replay import batches as batches_module
+from rollmesh.replay.batches import BatchQueue
 from rollmesh.replay.connection import connect, connect_blocking
-from rollmesh.replay.intake import BatchIntake
 from rollmesh.replay.keys import Keys
 from rollmesh.replay.ledger import CommitOutcome, Ledger, RecordedVersion
 from rollmesh.replay.rows import GroupRow
@@ -38,8 +38,8 @@ class Mesh:
         self.runner.close()
         self.raw.close()
 
-    def learner(self) -> BatchIntake:
-        return BatchIntake(self.raw, self.run_id)
+    def learner(self) -> BatchQueue:
+        return BatchQueue(self.raw, self.run_id)
 
     def open(self, count: int) -> None:
         self.runner.run(self.ledger.open_groups([PromptId("train", 0, index) for index in range(count)]))
@@ -53,14 +53,14 @@ class Mesh:
             outcome = self.runner.run(self.ledger.commit(group, row.fencing_token))
             assert outcome is CommitOutcome.ACCEPTED
 
-    def train(self, learner: BatchIntake, *steps: int) -> list[list[int]]:
+    def train(self, learner: BatchQueue, *steps: int) -> list[list[int]]:
         """Take and train steps; returns the places of their groups."""
         places = []
         for step in steps:
             batch = learner.take_batch(step, BATCH, WINDOW, timeout_s=0)
             assert batch is not None
             learner.mark_trained(step)
-            places.append([entry.sequence for entry in batch.entries])
+            places.append([row.sequence for row in batch.rows])
         return places
 
     def states(self) -> list[GroupState]:
@@ -152,7 +152,7 @@ def test_no_learner_goes_back_behind_a_step_of_which_some_groups_have_retired(
     mesh.generate(4)
     former = mesh.learner()
     mesh.train(former, 1, 2)
-    monkeypatch.setattr(intake_module, "_MOVED_PER_CALL", 1)
+    monkeypatch.setattr(batches_module, "_MOVED_PER_CALL", 1)
     monkeypatch.setattr(former, "_run", fail_after(former._run, 3))
     with pytest.raises(ConnectionError):
         former.retire(2)
@@ -185,7 +185,7 @@ def test_a_take_over_that_was_cut_short_is_repeated(mesh: Mesh, monkeypatch: pyt
     mesh.open(6)
     mesh.generate(6)
     mesh.train(mesh.learner(), 1, 2, 3)
-    monkeypatch.setattr(intake_module, "_MOVED_PER_CALL", 2)
+    monkeypatch.setattr(batches_module, "_MOVED_PER_CALL", 2)
     cut_short = mesh.learner()
     monkeypatch.setattr(cut_short, "_run", fail_after(cut_short._run, 1))
     with pytest.raises(ConnectionError):
@@ -200,7 +200,7 @@ def test_two_learners_that_take_over_at_once_leave_one_in_charge(mesh: Mesh, mon
     mesh.open(4)
     mesh.generate(4)
     mesh.train(mesh.learner(), 1, 2)
-    monkeypatch.setattr(intake_module, "_MOVED_PER_CALL", 1)
+    monkeypatch.setattr(batches_module, "_MOVED_PER_CALL", 1)
     one, other = mesh.learner(), mesh.learner()
     call = one._run
 
@@ -232,7 +232,7 @@ def test_groups_of_the_lineage_that_was_left_are_trained_inside_the_bound_and_el
     assert learner.take_batch(1, BATCH, WINDOW, 0, version.lineage, version.number - 2) is not None
     kept = learner.take_batch(2, BATCH, WINDOW, 0, version.lineage, version.number - 2)
     assert kept is not None
-    assert [entry.oldest_version for entry in kept.entries] == [PolicyVersion(0, 4)] * 2
+    assert [row.oldest_version for row in kept.rows] == [PolicyVersion(0, 4)] * 2
 
 
 def test_no_more_groups_are_generated_at_a_time_than_there_are_slots_before_them(mesh: Mesh) -> None:
@@ -252,7 +252,7 @@ def test_a_ledger_that_was_closed_is_open_again(mesh: Mesh) -> None:
     mesh.open(2)
     mesh.generate(2)
     mesh.train(mesh.learner(), 1)
-    mesh.runner.run(mesh.ledger.close_intake())
+    mesh.runner.run(mesh.ledger.close())
     mesh.learner().take_over(1)
     assert not mesh.runner.run(mesh.ledger.is_closed())
     mesh.runner.run(mesh.ledger.open_groups([PromptId("train", 0, 2)]))

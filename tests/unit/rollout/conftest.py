@@ -7,14 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from rollmesh.replay.server import EmbeddedServer
+from rollmesh.replay.embedded import EmbeddedRedis
 
 _run_numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with EmbeddedServer.start(tmp_path_factory.mktemp("redis")) as server:
+    with EmbeddedRedis.start(tmp_path_factory.mktemp("redis")) as server:
         yield server.url
 
 

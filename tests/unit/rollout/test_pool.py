@@ -9,8 +9,8 @@ import pytest
 
 from rollmesh.algorithms.config import FilterSection
 from rollmesh.errors import RollMeshError
+from rollmesh.replay.batches import BatchQueue
 from rollmesh.replay.connection import connect_blocking
-from rollmesh.replay.intake import BatchIntake
 from rollmesh.types import (
     GroupState,
     InvalidSample,
@@ -74,8 +74,8 @@ def test_what_is_committed_is_what_was_generated_and_scored(redis_url: str, run_
             assert {call.query_text for call in reward.calls} == {"prompt 7" + "A" * n for n in (3, 4, 5)}
 
     asyncio.run(scenario())
-    intake = BatchIntake(connect_blocking(redis_url, 5.0), run_id)
-    (group,) = intake.payloads(["train:0:7"])
+    queue = BatchQueue(connect_blocking(redis_url, 5.0), run_id)
+    (group,) = queue.payloads(["train:0:7"])
     assert [sample.index for sample in group.samples] == [0, 1, 2]
     assert [sample.sample_id for sample in group.samples] == [f"train:0:7/{index}/0" for index in range(3)]
     assert [len(sample.response_token_ids) for sample in group.samples] == [3, 4, 5]

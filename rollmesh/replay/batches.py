@@ -25,7 +25,7 @@ from rollmesh.replay.connection import translate_errors
 from rollmesh.replay.keys import Keys
 from rollmesh.replay.rows import GroupRow, parse_row
 from rollmesh.replay.scripts import source
-from rollmesh.types import Group, GroupState, PolicyVersion
+from rollmesh.types import Group, GroupState
 
 _LONGEST_WAIT_S = 2.0
 """The longest blocking read. It ends before the socket's timeout, at which the client would report a failure."""
@@ -36,22 +36,11 @@ _MOVED_PER_CALL = 100
 
 
 @dataclass(frozen=True, slots=True)
-class BatchEntry:
-    """One group of a batch, without its payload. ``num_tokens`` counts prompts and responses."""
-
-    group_id: str
-    sequence: int
-    num_tokens: int
-    num_samples: int
-    oldest_version: PolicyVersion
-
-
-@dataclass(frozen=True, slots=True)
 class Batch:
     """The groups of one step, in the order of the line. ``is_last``: no batch follows."""
 
     step: int
-    entries: tuple[BatchEntry, ...]
+    rows: tuple[GroupRow, ...]
     is_last: bool
 
 
@@ -63,7 +52,7 @@ class TakenOver(NamedTuple):
     num_pending: int
 
 
-class BatchIntake:
+class BatchQueue:
     """The queue of one run, seen by the learner.
 
     Every method may raise UnavailableError (Redis is away: try again), ReplayError, and SupersededError (another
@@ -154,7 +143,7 @@ class BatchIntake:
                 if answer == b"end":
                     return None
                 if answer == b"batch":
-                    return Batch(step, tuple(_entry(parse_row(row)) for row in rest[1:]), bool(rest[0]))
+                    return Batch(step, tuple(_parse_committed(row) for row in rest[1:]), bool(rest[0]))
                 self._sleep_until_woken(deadline)
             except UnavailableError as error:
                 unavailable = error
@@ -251,7 +240,8 @@ class BatchIntake:
             raise
 
 
-def _entry(row: GroupRow) -> BatchEntry:
+def _parse_committed(reply: Sequence[bytes]) -> GroupRow:
+    row = parse_row(reply)
     if row.oldest_version is None:
         raise ReplayError(f"group {row.group_id} is in a batch but was never committed")
-    return BatchEntry(row.group_id, row.sequence, row.num_tokens, row.num_samples, row.oldest_version)
+    return row

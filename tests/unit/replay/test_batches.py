@@ -10,9 +10,9 @@ import pytest
 import redis
 
 from rollmesh.errors import DeadlineError, ReplayError
-from rollmesh.replay import intake as intake_module
+from rollmesh.replay import batches as batches_module
+from rollmesh.replay.batches import Batch, BatchQueue
 from rollmesh.replay.connection import connect, connect_blocking
-from rollmesh.replay.intake import Batch, BatchIntake
 from rollmesh.replay.keys import Keys
 from rollmesh.replay.ledger import CommitOutcome, Ledger
 from rollmesh.replay.rows import GroupRow
@@ -70,113 +70,113 @@ def line(url: str, run_id: str, make_group: MakeGroup) -> Iterator[Line]:
 
 
 @pytest.fixture
-def intake(raw: redis.Redis, run_id: str) -> BatchIntake:
-    return BatchIntake(raw, run_id)
+def queue(raw: redis.Redis, run_id: str) -> BatchQueue:
+    return BatchQueue(raw, run_id)
 
 
 @pytest.fixture
-def patient_intake(url: str, run_id: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchIntake]:
+def patient_queue(url: str, run_id: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchQueue]:
     """One that looks again only when it is woken."""
-    monkeypatch.setattr(intake_module, "_LONGEST_WAIT_S", 60.0)
+    monkeypatch.setattr(batches_module, "_LONGEST_WAIT_S", 60.0)
     client = connect_blocking(url, 120.0)
-    yield BatchIntake(client, run_id)
+    yield BatchQueue(client, run_id)
     client.close()
 
 
 def sequences(batch: Batch | None) -> list[int]:
     assert batch is not None
-    return [entry.sequence for entry in batch.entries]
+    return [row.sequence for row in batch.rows]
 
 
-def assert_no_batch(intake: BatchIntake, step: int, size: int, window: int) -> None:
+def assert_no_batch(queue: BatchQueue, step: int, size: int, window: int) -> None:
     with pytest.raises(DeadlineError):
-        intake.take_batch(step, size, window, timeout_s=0)
+        queue.take_batch(step, size, window, timeout_s=0)
 
 
-def test_a_straggler_is_overtaken_by_exactly_one_less_than_the_window(line: Line, intake: BatchIntake) -> None:
+def test_a_straggler_is_overtaken_by_exactly_one_less_than_the_window(line: Line, queue: BatchQueue) -> None:
     window = 4
     line.open(10)
     line.finish(*range(1, 10))
-    taken = [sequences(intake.take_batch(step, 1, window, 1.0)) for step in (1, 2, 3)]
+    taken = [sequences(queue.take_batch(step, 1, window, 1.0)) for step in (1, 2, 3)]
     assert taken == [[1], [2], [3]]
-    assert_no_batch(intake, 4, 1, window)
+    assert_no_batch(queue, 4, 1, window)
     line.finish(0)
-    assert sequences(intake.take_batch(4, 3, window, 1.0)) == [0, 4, 5]
+    assert sequences(queue.take_batch(4, 3, window, 1.0)) == [0, 4, 5]
 
 
-def test_a_window_of_one_is_strict_first_in_first_out(line: Line, intake: BatchIntake) -> None:
+def test_a_window_of_one_is_strict_first_in_first_out(line: Line, queue: BatchQueue) -> None:
     line.open(4)
     line.finish(3, 1, 2)
-    assert_no_batch(intake, 1, 1, 1)
+    assert_no_batch(queue, 1, 1, 1)
     line.finish(0)
-    assert sequences(intake.take_batch(1, 4, 1, 1.0)) == [0, 1, 2, 3]
+    assert sequences(queue.take_batch(1, 4, 1, 1.0)) == [0, 1, 2, 3]
 
 
-def test_a_batch_that_cannot_be_filled_changes_nothing(line: Line, intake: BatchIntake) -> None:
+def test_a_batch_that_cannot_be_filled_changes_nothing(line: Line, queue: BatchQueue) -> None:
     line.open(4)
     line.finish(0, 1, 3)
     before = line.snapshot()
-    assert_no_batch(intake, 1, 3, 1)
+    assert_no_batch(queue, 1, 3, 1)
     assert line.snapshot() == before
     line.finish(2)
-    assert sequences(intake.take_batch(1, 3, 1, 1.0)) == [0, 1, 2]
+    assert sequences(queue.take_batch(1, 3, 1, 1.0)) == [0, 1, 2]
 
 
-def test_a_group_that_failed_no_longer_holds_the_window_back(line: Line, intake: BatchIntake) -> None:
+def test_a_group_that_failed_no_longer_holds_the_window_back(line: Line, queue: BatchQueue) -> None:
     line.open(4)
     line.finish(1, 2, 3)
-    assert_no_batch(intake, 1, 3, 2)
+    assert_no_batch(queue, 1, 3, 2)
     line.fail(0)
-    assert sequences(intake.take_batch(1, 3, 2, 1.0)) == [1, 2, 3]
+    assert sequences(queue.take_batch(1, 3, 2, 1.0)) == [1, 2, 3]
 
 
-def test_a_step_gets_the_same_batch_when_it_asks_again(line: Line, intake: BatchIntake) -> None:
+def test_a_step_gets_the_same_batch_when_it_asks_again(line: Line, queue: BatchQueue) -> None:
     line.open(4)
     line.finish(0, 1, 2, 3)
-    first = intake.take_batch(1, 2, 1, 1.0)
-    assert intake.take_batch(1, 2, 1, 1.0) == first
-    assert sequences(intake.take_batch(2, 2, 1, 1.0)) == [2, 3]
-    assert intake.take_batch(1, 2, 1, 1.0) == first
+    first = queue.take_batch(1, 2, 1, 1.0)
+    assert queue.take_batch(1, 2, 1, 1.0) == first
+    assert sequences(queue.take_batch(2, 2, 1, 1.0)) == [2, 3]
+    assert queue.take_batch(1, 2, 1, 1.0) == first
 
 
-def test_the_last_batch_may_be_partial_once_the_ledger_is_closed(line: Line, intake: BatchIntake) -> None:
+def test_the_last_batch_may_be_partial_once_the_ledger_is_closed(line: Line, queue: BatchQueue) -> None:
     line.open(5)
     line.finish(0, 1, 2, 3)
-    first = intake.take_batch(1, 3, 5, 1.0)
+    first = queue.take_batch(1, 3, 5, 1.0)
     assert first is not None
     assert not first.is_last
-    line.close_intake()
-    assert_no_batch(intake, 2, 3, 5)  # one is still being worked on
+    line.close()
+    assert_no_batch(queue, 2, 3, 5)  # one is still being worked on
     line.finish(4)
-    last = intake.take_batch(2, 3, 5, 1.0)
+    last = queue.take_batch(2, 3, 5, 1.0)
     assert last is not None
     assert (sequences(last), last.is_last) == ([3, 4], True)
-    assert intake.take_batch(2, 3, 5, 1.0) == last
-    assert intake.take_batch(3, 3, 5, 1.0) is None
+    assert queue.take_batch(2, 3, 5, 1.0) == last
+    assert queue.take_batch(3, 3, 5, 1.0) is None
 
 
-def test_a_full_batch_is_the_last_when_the_closed_ledger_has_nothing_left(line: Line, intake: BatchIntake) -> None:
+def test_a_full_batch_is_the_last_when_the_closed_ledger_has_nothing_left(line: Line, queue: BatchQueue) -> None:
     line.open(4)
-    line.close_intake()
+    line.close()
     line.finish(0, 1, 2, 3)
-    batches = [intake.take_batch(step, 2, 1, 1.0) for step in (1, 2)]
+    batches = [queue.take_batch(step, 2, 1, 1.0) for step in (1, 2)]
     assert [batch is not None and batch.is_last for batch in batches] == [False, True]
 
 
-def test_there_is_no_batch_when_all_that_was_left_has_failed(line: Line, intake: BatchIntake) -> None:
+def test_there_is_no_batch_when_all_that_was_left_has_failed(line: Line, queue: BatchQueue) -> None:
     line.open(1)
-    line.close_intake()
+    line.close()
     line.fail(0)
-    assert intake.take_batch(1, 2, 1, 1.0) is None
+    assert queue.take_batch(1, 2, 1, 1.0) is None
 
 
 def test_a_waiting_learner_is_woken_by_the_commit_that_completes_its_batch(
-    line: Line, patient_intake: BatchIntake, raw: redis.Redis, run_id: str
+    line: Line, patient_queue: BatchQueue, raw: redis.Redis, run_id: str
 ) -> None:
     line.open(2)
     line.finish(0)
     taken: list[list[int]] = []
-    learner = threading.Thread(target=lambda: taken.append(sequences(patient_intake.take_batch(1, 2, 1, 20.0))))
+    learner = threading.Thread(target=lambda: taken.append(sequences(patient_queue.take_batch(1, 2, 1, 20.0))))
     learner.start()
     time.sleep(0.2)
     assert not taken
@@ -186,99 +186,99 @@ def test_a_waiting_learner_is_woken_by_the_commit_that_completes_its_batch(
     assert raw.llen(Keys(run_id).wake) <= 1
 
 
-def test_a_waiting_learner_is_woken_by_the_closing_of_the_ledger(line: Line, patient_intake: BatchIntake) -> None:
+def test_a_waiting_learner_is_woken_by_the_closing_of_the_ledger(line: Line, patient_queue: BatchQueue) -> None:
     line.open(1)
     line.finish(0)
-    closer = threading.Timer(0.1, line.close_intake)
+    closer = threading.Timer(0.1, line.close)
     closer.start()
-    batch = patient_intake.take_batch(1, 2, 1, 20.0)
+    batch = patient_queue.take_batch(1, 2, 1, 20.0)
     closer.join()
     assert sequences(batch) == [0]
 
 
-def test_the_deadline_names_what_the_batch_waits_for(line: Line, intake: BatchIntake) -> None:
+def test_the_deadline_names_what_the_batch_waits_for(line: Line, queue: BatchQueue) -> None:
     line.open(3)
     line.finish(2)
     started_at = time.monotonic()
     with pytest.raises(DeadlineError, match=r"no batch of 2 groups for step 7 in 0\.2 s: 0 pending, 2 leased, 1 ready"):
-        intake.take_batch(7, 2, 1, timeout_s=0.2)
+        queue.take_batch(7, 2, 1, timeout_s=0.2)
     assert 0.2 <= time.monotonic() - started_at < 20
 
 
 def test_a_server_that_stays_away_ends_in_the_deadline(run_id: str) -> None:
     client = connect_blocking("unix:///nowhere/redis.sock", 0.5)
     with pytest.raises(DeadlineError, match="Redis does not answer"):
-        BatchIntake(client, run_id).take_batch(1, 2, 1, timeout_s=0.3)
+        BatchQueue(client, run_id).take_batch(1, 2, 1, timeout_s=0.3)
 
 
-def test_payloads_come_back_in_the_order_asked_for(line: Line, intake: BatchIntake) -> None:
+def test_payloads_come_back_in_the_order_asked_for(line: Line, queue: BatchQueue) -> None:
     line.open(40)
     line.finish(*range(40))
-    batch = intake.take_batch(1, 40, 1, 1.0)
+    batch = queue.take_batch(1, 40, 1, 1.0)
     assert batch is not None
-    wanted = list(reversed(batch.entries))
-    groups = intake.payloads([entry.group_id for entry in wanted])
+    wanted = list(reversed(batch.rows))
+    groups = queue.payloads([row.group_id for row in wanted])
     assert [group.sequence for group in groups] == list(range(39, -1, -1))
-    assert [group.num_tokens for group in groups] == [entry.num_tokens for entry in wanted]
-    assert [len(group.samples) for group in groups] == [entry.num_samples for entry in wanted]
-    assert intake.payloads([]) == []
+    assert [group.num_tokens for group in groups] == [row.num_tokens for row in wanted]
+    assert [len(group.samples) for group in groups] == [row.num_samples for row in wanted]
+    assert queue.payloads([]) == []
 
 
-def test_a_batch_of_more_groups_than_one_command_takes_moves_whole(line: Line, intake: BatchIntake) -> None:
+def test_a_batch_of_more_groups_than_one_command_takes_moves_whole(line: Line, queue: BatchQueue) -> None:
     size = 1100
     line.open(size)
     line.finish_together(size)
-    assert sequences(intake.take_batch(1, size, window=1, timeout_s=1)) == list(range(size))
+    assert sequences(queue.take_batch(1, size, window=1, timeout_s=1)) == list(range(size))
     assert line.snapshot().num_groups[GroupState.BATCHED] == size
-    assert intake.mark_trained(1) == size
+    assert queue.mark_trained(1) == size
     assert line.snapshot().num_groups[GroupState.TRAINED] == size
     assert line.release_slots(1) == size
-    assert intake.retire(1) == size
+    assert queue.retire(1) == size
     assert line.snapshot().num_groups[GroupState.RETIRED] == size
 
 
-def test_a_missing_or_damaged_payload_is_named(line: Line, intake: BatchIntake, raw: redis.Redis, run_id: str) -> None:
+def test_a_missing_or_damaged_payload_is_named(line: Line, queue: BatchQueue, raw: redis.Redis, run_id: str) -> None:
     line.open(2)
     line.finish(0, 1)
-    batch = intake.take_batch(1, 2, 1, 1.0)
+    batch = queue.take_batch(1, 2, 1, 1.0)
     assert batch is not None
-    first, second = (entry.group_id for entry in batch.entries)
-    keys: dict[str, Any] = {entry: raw.hget(Keys(run_id).row(entry), "payload") for entry in (first, second)}
+    first, second = (row.group_id for row in batch.rows)
+    keys: dict[str, Any] = {group_id: raw.hget(Keys(run_id).row(group_id), "payload") for group_id in (first, second)}
     raw.delete(keys[first])
     raw.set(keys[second], b"\x93 what?")
     with pytest.raises(ReplayError, match=f"group {first} has no payload"):
-        intake.payloads([first])
+        queue.payloads([first])
     with pytest.raises(ReplayError, match=f"payload of group {second} cannot be read"):
-        intake.payloads([second])
+        queue.payloads([second])
 
 
-def test_slots_come_back_when_the_version_is_committed_not_when_trained(line: Line, intake: BatchIntake) -> None:
+def test_slots_come_back_when_the_version_is_committed_not_when_trained(line: Line, queue: BatchQueue) -> None:
     line.open(6)
     line.finish(*range(6))
     for step in (1, 2):
-        intake.take_batch(step, 2, 1, 1.0)
+        queue.take_batch(step, 2, 1, 1.0)
     assert line.release_slots(1) == 0
-    assert [intake.mark_trained(1), intake.mark_trained(1)] == [2, 2]
+    assert [queue.mark_trained(1), queue.mark_trained(1)] == [2, 2]
     assert line.snapshot().num_slots_used == 6
     assert line.release_slots(1) == 2
     assert line.release_slots(1) == 0
-    intake.mark_trained(2)
+    queue.mark_trained(2)
     assert line.snapshot().num_slots_used == 4
     assert line.release_slots(2) == 2
 
 
 def test_retirement_drops_payloads_of_covered_steps_and_keeps_the_rows(
-    line: Line, intake: BatchIntake, raw: redis.Redis, run_id: str
+    line: Line, queue: BatchQueue, raw: redis.Redis, run_id: str
 ) -> None:
     line.open(6)
     line.finish(*range(6))
     for step in (1, 2, 3):
-        intake.take_batch(step, 2, 1, 1.0)
-    intake.mark_trained(1)
-    intake.mark_trained(2)
-    assert intake.retire(1) == 2
-    assert intake.retire(9) == 2  # step 3 is not trained yet
-    assert intake.retire(9) == 0
+        queue.take_batch(step, 2, 1, 1.0)
+    queue.mark_trained(1)
+    queue.mark_trained(2)
+    assert queue.retire(1) == 2
+    assert queue.retire(9) == 2  # step 3 is not trained yet
+    assert queue.retire(9) == 0
     assert len(list(raw.scan_iter(f"*{{{run_id}}}:payload:*"))) == 2
     row = line.row("train:0:0")
     assert (row.state, row.step, row.num_samples) == (GroupState.RETIRED, 1, 2)
@@ -286,29 +286,29 @@ def test_retirement_drops_payloads_of_covered_steps_and_keeps_the_rows(
 
 
 def test_a_commit_repeated_after_retirement_leaves_nothing_behind(
-    line: Line, intake: BatchIntake, raw: redis.Redis, run_id: str, make_group: MakeGroup
+    line: Line, queue: BatchQueue, raw: redis.Redis, run_id: str, make_group: MakeGroup
 ) -> None:
     line.open(1)
     line.finish(0)
-    intake.take_batch(1, 1, 1, 1.0)
-    intake.mark_trained(1)
-    intake.retire(1)
+    queue.take_batch(1, 1, 1, 1.0)
+    queue.mark_trained(1)
+    queue.retire(1)
     row = line.row("train:0:0")
     assert line.commit(make_group(row.prompt_id), row.fencing_token) is CommitOutcome.DUPLICATE
     assert not list(raw.scan_iter(f"*{{{run_id}}}:payload:*"))
 
 
-def test_a_step_without_a_batch_cannot_be_trained(intake: BatchIntake) -> None:
+def test_a_step_without_a_batch_cannot_be_trained(queue: BatchQueue) -> None:
     with pytest.raises(ReplayError, match="step 3 was marked trained"):
-        intake.mark_trained(3)
+        queue.mark_trained(3)
 
 
 def test_a_commit_that_leaves_too_few_groups_for_a_batch_does_not_wake_the_learner(
-    line: Line, intake: BatchIntake, raw: redis.Redis, run_id: str
+    line: Line, queue: BatchQueue, raw: redis.Redis, run_id: str
 ) -> None:
     line.open(3)
     with pytest.raises(DeadlineError):
-        intake.take_batch(1, 2, 1, timeout_s=0.05)
+        queue.take_batch(1, 2, 1, timeout_s=0.05)
     raw.delete(Keys(run_id).wake)
     line.finish(0)
     assert not raw.exists(Keys(run_id).wake)
@@ -317,12 +317,12 @@ def test_a_commit_that_leaves_too_few_groups_for_a_batch_does_not_wake_the_learn
 
 
 def test_the_last_commit_of_a_closed_ledger_wakes_the_learner_for_less_than_a_batch(
-    line: Line, intake: BatchIntake, raw: redis.Redis, run_id: str
+    line: Line, queue: BatchQueue, raw: redis.Redis, run_id: str
 ) -> None:
     line.open(1)
-    line.close_intake()
+    line.close()
     with pytest.raises(DeadlineError):
-        intake.take_batch(1, 2, 1, timeout_s=0.05)
+        queue.take_batch(1, 2, 1, timeout_s=0.05)
     raw.delete(Keys(run_id).wake)
     line.finish(0)
     assert raw.exists(Keys(run_id).wake)

