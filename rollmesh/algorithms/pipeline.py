@@ -27,18 +27,18 @@ from rollmesh.algorithms.whitening import RunningMoments, whiten
 
 @dataclass(frozen=True, slots=True)
 class Trajectories:
-    """What advantages are made of: S samples of G groups with N generated tokens.
+    """The samples from which advantages are computed: S samples of G groups with N generated tokens.
 
     Attributes:
-        rewards: float64 [S], as scored.
+        rewards: float64 [S], as the reward service scored them.
         groups: the samples of each group.
-        tokens: the generated tokens of each sample; some may have none.
-        offsets: int64 [N], place of each generated token in its response, environment tokens counted.
-        versions: int64 [S], number of the oldest policy version in each sample.
-        is_truncated: bool [S], cut at the limit of tokens.
-        kl: float [N], what each token's estimated divergence from the reference costs, its coefficient included; None
-            charges nothing.
-        values: float [N], the critic's, before each generated token; None without critic.
+        tokens: the generated tokens of each sample; a sample may have none.
+        offsets: int64 [N], place of each generated token in its response, counted with the environment's tokens.
+        versions: int64 [S], number of the oldest policy version in each sample; 0 for a sample without tokens.
+        is_truncated: bool [S], whether the sample ended at the limit of tokens.
+        kl: float [N], coefficient × estimated divergence from the reference, subtracted from each token's reward; None
+            subtracts nothing.
+        values: float [N], the critic's value of the state before each generated token; None without a critic.
     """
 
     rewards: Tensor

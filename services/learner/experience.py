@@ -1,9 +1,10 @@
-"""From groups as they come out of the queue to the sequences and per-token columns that are trained on.
+"""From the groups of a batch to the token sequences and per-token columns that the learner trains on.
 
 ::
 
-    optimiser steps ─► groups ─► samples that may be trained ─► TokenSequence, one per sample with generated tokens
-                                                               └─► columns [N], over all generated tokens of this rank
+    groups of each optimiser step ─► samples that were not aborted ─┬─► trajectories: what advantages are made of
+                                                                    ├─► a TokenSequence for each sample with tokens
+                                                                    └─► columns [N] over this rank's generated tokens
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rollmesh.algorithms.pipeline import Trajectories
 from rollmesh.algorithms.segments import Segments
 from rollmesh.errors import ReplayError
 from rollmesh.types import Group, Int32Array, Sample, StopReason
@@ -23,11 +25,11 @@ from rollmesh.types import Group, Int32Array, Sample, StopReason
 
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
-    """One sample as the learner sees it.
+    """The tokens of one sample, prompt and response together.
 
     Attributes:
         token_ids: int32 [T], prompt and response.
-        positions: int32 [G], where the generated tokens stand in ``token_ids``; greater than 0.
+        positions: int32 [G], places of the generated tokens in ``token_ids``; greater than 0.
     """
 
     token_ids: Int32Array
@@ -36,13 +38,13 @@ class TokenSequence:
 
 @dataclass(frozen=True, slots=True)
 class StepShare:
-    """The share of one optimiser step in a batch: consecutive samples, sequences and tokens.
+    """What one optimiser step uses of a rank's batch: consecutive samples, sequences and tokens.
 
     Attributes:
-        groups: the samples of each group.
-        tokens: the generated tokens of each sample, those without any included.
-        sequences: where the part's sequences begin and end among all.
-        columns: where its tokens begin and end in the columns.
+        groups: the samples of each group of the step.
+        tokens: the generated tokens of each sample of the step; a sample may have none.
+        sequences: range of the step's sequences in `Experience.sequences`.
+        columns: range of the step's tokens in the columns of the batch.
     """
 
     groups: Segments
@@ -53,102 +55,108 @@ class StepShare:
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """One rank's part of a batch. S samples of G groups, N generated tokens.
+    """One rank's share of a batch, ready to be trained on. S samples of G groups, N generated tokens.
 
     Attributes:
-        sequences: those with at least one generated token.
-        kept: the samples that count, group after group.
-        datasources: of each group; empty for none.
-        step_shares: the optimiser steps' shares, in order.
-        groups: the samples of each group.
-        tokens: the generated tokens of each sample.
-        offsets: int64 [N], place of each generated token in its response.
-        behaviour: float32 [N], log-probabilities as the engine sampled them.
-        reference: float32 [N], the reference's; None where there is none.
+        trajectories: the samples as the advantages see them, without KL and values: `Trainer` adds these two later.
+        sequences: the samples with at least one generated token, in order.
+        samples_by_group: the samples of each group that were not aborted.
+        datasources: name of each group's data source; empty where the data names none.
+        step_shares: what each optimiser step uses, in order.
+        behaviour: float32 [N], log-probabilities that the engine recorded as it sampled.
+        reference: float32 [N], log-probabilities of the reference model; None where the run has no reference.
         version_numbers: int64 [N], number of the policy version that generated each token.
     """
 
+    trajectories: Trajectories
     sequences: tuple[TokenSequence, ...]
-    kept: tuple[tuple[Sample, ...], ...]
+    samples_by_group: tuple[tuple[Sample, ...], ...]
     datasources: tuple[str, ...]
     step_shares: tuple[StepShare, ...]
-    groups: Segments
-    tokens: Segments
-    offsets: Tensor
     behaviour: Tensor
     reference: Tensor | None
     version_numbers: Tensor
 
     @property
     def samples(self) -> list[Sample]:
-        return [sample for group in self.kept for sample in group]
+        """The S samples, group after group."""
+        return [sample for group in self.samples_by_group for sample in group]
+
+    @property
+    def samples_with_tokens(self) -> list[Sample]:
+        """The sample of each of `sequences`."""
+        return [sample for sample in self.samples if sample.num_generated_tokens]
+
+    @property
+    def num_tokens(self) -> int:
+        """N, the generated tokens."""
+        return self.trajectories.tokens.size
 
     @property
     def sequence_starts(self) -> list[int]:
-        """Where each sequence's tokens begin in the columns."""
+        """For each sequence, the place of its first generated token in the columns. Lengths 3, 2 and 4 give 0, 3, 5."""
         lengths = [len(sequence.positions) for sequence in self.sequences]
         return [0, *itertools.accumulate(lengths)][:-1]
 
-    def rewards(self) -> Tensor:
-        """float64 [S]."""
-        return torch.tensor([s.score.reward for s in self.samples if s.score], dtype=torch.float64)
-
-    def oldest_versions(self) -> Tensor:
-        """int64 [S]; 0 for a sample without generated tokens."""
-        return torch.tensor(
-            [s.oldest_version.number if s.version_spans else 0 for s in self.samples], dtype=torch.int64
-        )
-
-    def is_truncated(self) -> Tensor:
-        """bool [S]."""
-        return torch.tensor([s.stop_reason is StopReason.LENGTH for s in self.samples], dtype=torch.bool)
-
 
 def build_experience(groups_by_step: Sequence[Sequence[Group]], needs_reference: bool) -> Experience:
-    """Drop aborted samples and line up the arrays.
+    """Drop the aborted samples and join the arrays of the others.
 
     Args:
-        groups_by_step: this rank's groups of each optimiser step; any of them may be empty.
-        needs_reference: reference log-probabilities are used.
+        groups_by_step: this rank's groups of each optimiser step; a step may have none.
+        needs_reference: whether the objective uses the reference's log-probabilities.
 
     Raises:
-        ReplayError: a sample has no score, no prompt, an array of the wrong length, or no reference log-probabilities
-            where they are needed.
+        ReplayError: a sample has no score, an empty prompt, an array of the wrong length, or no reference
+            log-probabilities although the objective needs them.
     """
-    by_step = [[_finished(group) for group in groups] for groups in groups_by_step]
-    kept = tuple(samples for groups in by_step for samples in groups)
-    samples = [sample for group in kept for sample in group]
+    by_step = [[_not_aborted(group) for group in groups] for groups in groups_by_step]
+    samples_by_group = tuple(samples for groups in by_step for samples in groups)
+    samples = [sample for group in samples_by_group for sample in group]
     for sample in samples:
         _check(sample, needs_reference)
-    generated = [sample for sample in samples if sample.num_generated_tokens]
-    actions = [np.flatnonzero(sample.action_mask) for sample in generated]
+    with_tokens = [sample for sample in samples if sample.num_generated_tokens]
+    offsets = [np.flatnonzero(sample.action_mask) for sample in with_tokens]
     sequences = tuple(
         TokenSequence(
             token_ids=np.concatenate([sample.prompt_token_ids, sample.response_token_ids]),
             positions=(places + len(sample.prompt_token_ids)).astype(np.int32),
         )
-        for sample, places in zip(generated, actions, strict=True)
+        for sample, places in zip(with_tokens, offsets, strict=True)
     )
     reference = None
     if needs_reference:
-        of_actions = [_reference(s)[places] for s, places in zip(generated, actions, strict=True)]
-        reference = _joined(of_actions, np.float32)
+        of_generated = [_reference(s)[places] for s, places in zip(with_tokens, offsets, strict=True)]
+        reference = _joined(of_generated, np.float32)
     return Experience(
+        trajectories=_trajectories(samples_by_group, samples, _joined(offsets, np.int64)),
         sequences=sequences,
-        kept=kept,
+        samples_by_group=samples_by_group,
         datasources=tuple(group.datasource for groups in groups_by_step for group in groups),
         step_shares=_step_shares(by_step),
-        groups=_segments([len(group) for group in kept]),
-        tokens=_segments([sample.num_generated_tokens for sample in samples]),
-        offsets=_joined(actions, np.int64),
-        behaviour=_joined([sample.behaviour_logprobs for sample in generated], np.float32),
+        behaviour=_joined([sample.behaviour_logprobs for sample in with_tokens], np.float32),
         reference=reference,
-        version_numbers=_joined([_version_numbers(sample) for sample in generated], np.int64),
+        version_numbers=_joined([_version_numbers(sample) for sample in with_tokens], np.int64),
     )
 
 
-def _finished(group: Group) -> tuple[Sample, ...]:
+def _not_aborted(group: Group) -> tuple[Sample, ...]:
     return tuple(sample for sample in group.samples if sample.stop_reason is not StopReason.ABORTED)
+
+
+def _trajectories(
+    samples_by_group: Sequence[Sequence[Sample]], samples: Sequence[Sample], offsets: Tensor
+) -> Trajectories:
+    """Return the samples without KL and values. The oldest version of a sample without generated tokens is 0."""
+    oldest = [s.oldest_version.number if s.version_spans else 0 for s in samples]
+    return Trajectories(
+        rewards=torch.tensor([s.score.reward for s in samples if s.score], dtype=torch.float64),
+        groups=_segments([len(group) for group in samples_by_group]),
+        tokens=_segments([sample.num_generated_tokens for sample in samples]),
+        offsets=offsets,
+        versions=torch.tensor(oldest, dtype=torch.int64),
+        is_truncated=torch.tensor([s.stop_reason is StopReason.LENGTH for s in samples], dtype=torch.bool),
+    )
 
 
 def _step_shares(by_step: Sequence[Sequence[tuple[Sample, ...]]]) -> tuple[StepShare, ...]:
@@ -177,12 +185,13 @@ def _joined(arrays: Sequence[np.ndarray], dtype: type) -> Tensor:
 
 
 def _version_numbers(sample: Sample) -> np.ndarray:
+    """Return the number of the version that generated each token, int64 [G]."""
     spans = sample.version_spans
     return np.repeat([span.version.number for span in spans], [span.length for span in spans])
 
 
 def _reference(sample: Sample) -> np.ndarray:
-    assert sample.reference_logprobs is not None  # checked before
+    assert sample.reference_logprobs is not None  # `_check` has refused the sample otherwise
     return sample.reference_logprobs
 
 

@@ -128,7 +128,7 @@ def reduce_statistics(
 
 def _details(experience: Experience) -> Details:
     details = Details()
-    for samples, datasource in zip(experience.kept, experience.datasources, strict=True):
+    for samples, datasource in zip(experience.samples_by_group, experience.datasources, strict=True):
         for sample in samples:
             if sample.score is not None:
                 score = sample.score
@@ -201,8 +201,8 @@ def _critic_metrics(sums: Tensor, norms: Sequence[float]) -> dict[str, float]:
 def _sample_sums(experience: Experience, result: Advantages, ages: np.ndarray[Any, np.dtype[np.int64]]) -> list[float]:
     """The values of `_SAMPLE_SUMS`."""
     samples = experience.samples
-    rewards = [[s.score.reward for s in group if s.score] for group in experience.kept]
-    versions = [{span.version for s in group for span in s.version_spans} for group in experience.kept]
+    rewards = [[s.score.reward for s in group if s.score] for group in experience.samples_by_group]
+    versions = [{span.version for s in group for span in s.version_spans} for group in experience.samples_by_group]
     return [
         len(samples),
         sum(map(sum, rewards)),

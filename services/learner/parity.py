@@ -171,10 +171,10 @@ def compare(experience: Experience, chosen: Sequence[int], logprobs: Tensor) -> 
         chosen: indices of sequences.
         logprobs: float32 [N], the learner's.
     """
-    generated = [sample for sample in experience.samples if sample.num_generated_tokens]
+    samples = experience.samples_with_tokens
     starts, num_tokens, total, largest, worst = experience.sequence_starts, 0, 0.0, -1.0, ""
     for index in chosen:
-        sample, start = generated[index], starts[index]
+        sample, start = samples[index], starts[index]
         places = slice(start, start + sample.num_generated_tokens)
         engine, learner = experience.behaviour[places].double(), logprobs[places].double()
         apart = torch.where(engine == learner, 0.0, (engine - learner).abs())

@@ -23,7 +23,7 @@ from torch import Tensor
 from rollmesh.algorithms.aggregate import token_weights
 from rollmesh.algorithms.corrections.m2po import second_moment_mask
 from rollmesh.algorithms.kl import KLController, kl_estimate
-from rollmesh.algorithms.pipeline import Advantages, Trajectories, estimate_advantages, shape_rewards
+from rollmesh.algorithms.pipeline import Advantages, estimate_advantages, shape_rewards
 from rollmesh.algorithms.variants import M2poCorrection
 from rollmesh.algorithms.whitening import RunningMoments
 from rollmesh.errors import ReplayError
@@ -93,7 +93,7 @@ class Trainer:
         """
         started = time.monotonic()
         experience = build_experience(groups_by_step, self._config.has_reference)
-        (num_tokens,) = self._ranks.sum([experience.tokens.size])
+        (num_tokens,) = self._ranks.sum([experience.num_tokens])
         if num_tokens == 0:
             raise ReplayError(f"no sample of the batch of step {step} has a generated token")
         columns, result = self._prepare(experience, learner_number)
@@ -135,7 +135,7 @@ class Trainer:
 
     def _prepare(self, experience: Experience, learner_number: int) -> tuple[TokenColumns, Advantages]:
         """What is computed once for the batch: old log-probabilities and values, rewards, advantages."""
-        nothing = torch.zeros(experience.tokens.size)
+        nothing = torch.zeros(experience.num_tokens)
         columns = TokenColumns(
             behaviour=experience.behaviour,
             advantages=nothing,
@@ -161,16 +161,7 @@ class Trainer:
         if experience.reference is not None and section.kl.place == "reward":
             assert old is not None
             kl = self._kl.coef * kl_estimate(section.kl.estimator, old, experience.reference)
-        batch = Trajectories(
-            rewards=experience.rewards(),
-            groups=experience.groups,
-            tokens=experience.tokens,
-            offsets=experience.offsets,
-            versions=experience.oldest_versions(),
-            is_truncated=experience.is_truncated(),
-            kl=kl,
-            values=values,
-        )
+        batch = replace(experience.trajectories, kl=kl, values=values)
         if section.reward.normalize:
             self._moments = self._moments.merged(batch.rewards, self._sum_over_ranks)
         rewards = shape_rewards(batch, section.reward, self._config.sampling.max_new_tokens, self._moments)
@@ -193,8 +184,9 @@ class Trainer:
             return over_tokens
         assert columns.old is not None
         assert columns.reference is not None
-        means = experience.tokens.means(kl_estimate(kl.estimator, columns.old, columns.reference).double())
-        total, count = self._ranks.sum([float(means.sum()), int((~experience.tokens.is_empty).sum())])
+        tokens = experience.trajectories.tokens
+        means = tokens.means(kl_estimate(kl.estimator, columns.old, columns.reference).double())
+        total, count = self._ranks.sum([float(means.sum()), int((~tokens.is_empty).sum())])
         return total / count
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
@@ -202,8 +194,8 @@ class Trainer:
 
     def _evaluate(self, experience: Experience, columns: TokenColumns) -> tuple[Tensor | None, Tensor | None]:
         """Log-probabilities of the policy and values of the critic before the first step, each float32 [N]."""
-        old = torch.zeros(experience.tokens.size) if self._needs_old_pass else None
-        values = torch.zeros(experience.tokens.size) if self._critic is not None else None
+        old = torch.zeros(experience.num_tokens) if self._needs_old_pass else None
+        values = torch.zeros(experience.num_tokens) if self._critic is not None else None
         layouts, num_passes = self._layouts(experience, range(len(experience.sequences)))
         for batch in self._micro_batches(experience, layouts, num_passes, columns):
             if old is not None:
@@ -216,7 +208,7 @@ class Trainer:
         """Log-probabilities of some sequences under the policy as it is, float32 [N], 0 elsewhere. Collective."""
         if columns.old is not None:
             return columns.old
-        logprobs = torch.zeros(experience.tokens.size)
+        logprobs = torch.zeros(experience.num_tokens)
         layouts, num_passes = self._layouts(experience, indices)
         for batch in self._micro_batches(experience, layouts, num_passes, columns):
             logprobs[batch.places] = self._policy.logprobs(batch).cpu()

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from rollmesh.algorithms.pipeline import Trajectories, estimate_advantages
+from rollmesh.algorithms.pipeline import estimate_advantages
 from rollmesh.models.loading import load_causal_lm
 from rollmesh.types import Group
 from services.config import MeshConfig
@@ -74,16 +74,8 @@ def _config(model: Path, folder: Path) -> MeshConfig:
 
 def _micro_batches(config: MeshConfig, groups: Sequence[Group]) -> list[MicroBatch]:
     experience = build_experience([groups], needs_reference=False)
-    rewards = experience.rewards()
-    batch = Trajectories(
-        rewards,
-        experience.groups,
-        experience.tokens,
-        experience.offsets,
-        experience.oldest_versions(),
-        experience.is_truncated(),
-    )
-    advantages = estimate_advantages(batch, rewards, config.algorithm.advantage, None).advantages
+    batch = experience.trajectories
+    advantages = estimate_advantages(batch, batch.rewards, config.algorithm.advantage, None).advantages
     columns = TokenColumns(
         experience.behaviour, advantages, torch.zeros_like(advantages).double(), experience.version_numbers
     )

@@ -39,7 +39,7 @@ def _config(model: Path, folder: Path, **learner: Any) -> MeshConfig:
 def _batches(budget: int, num_empty: int = 0) -> tuple[list[MicroBatch], int]:
     """Micro-batches of one step, with old values and returns; and its generated tokens."""
     experience = build_experience([random_groups(4, 4)], False)
-    count = experience.tokens.size
+    count = experience.num_tokens
     generator = torch.Generator().manual_seed(0)
     columns = TokenColumns(
         behaviour=torch.full((count,), -4.0),

@@ -53,7 +53,7 @@ def test_packed_logprobs_equal_those_of_each_sequence_alone(
     config = mesh_config(model, tmp_path, learner={"attention": attention}, sampling={"temperature": 0.8})
     engine = PolicyEngine(config, ranks)
     experience = build_experience([random_groups(5, 4, lengths=(1, 30))], False)
-    sequences, nothing = experience.sequences, torch.zeros(experience.tokens.size)
+    sequences, nothing = experience.sequences, torch.zeros(experience.num_tokens)
     columns = TokenColumns(nothing, nothing, nothing.double(), nothing.long())
     plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     for layout in plan_layouts([len(s.token_ids) for s in sequences], 300, batching):

@@ -121,7 +121,7 @@ def _own(policy: PolicyEngine, group: Group) -> Group:
 def _logprobs(policy: PolicyEngine, sample: Sample) -> torch.Tensor:
     """float32 [G], of the generated tokens under the policy as it is now."""
     experience = build_experience([[Group("alone", sample.prompt_id, 0, 0, (sample,))]], False)
-    nothing = torch.zeros(experience.tokens.size)
+    nothing = torch.zeros(experience.num_tokens)
     columns = TokenColumns(nothing, nothing, nothing.double(), nothing.long())
     return policy.logprobs(pack(experience.sequences, [0], ((0,),), columns, Batching.SINGLE)).cpu()
 

@@ -60,7 +60,7 @@ def test_packed_tensors_line_up_with_the_sequences() -> None:
     experience = build_experience([random_groups(3, 3)], needs_reference=False)
     sequences, starts = experience.sequences, experience.sequence_starts
     (layout,) = plan_layouts([len(s.token_ids) for s in sequences], 1000)
-    batch = pack(sequences, starts, layout, _columns(experience.tokens.size))
+    batch = pack(sequences, starts, layout, _columns(experience.num_tokens))
     order = [index for row in layout for index in row]
     assert batch.tokens.lengths.tolist() == [len(sequences[index].positions) for index in order]
     flat_ids, flat_positions = batch.input_ids.reshape(-1), batch.position_ids.reshape(-1)
@@ -78,7 +78,7 @@ def test_packed_tensors_line_up_with_the_sequences() -> None:
         assert batch.columns.versions_apart[part].tolist() == places
         start = part.stop
     assert start == len(batch.targets)
-    assert sorted(batch.places.tolist()) == list(range(experience.tokens.size))
+    assert sorted(batch.places.tolist()) == list(range(experience.num_tokens))
 
 
 def test_positions_restart_with_every_sequence_and_go_on_through_the_padding() -> None:

@@ -106,8 +106,8 @@ def test_packed_values_equal_those_of_each_sequence_alone(policy: Path, tmp_path
     _reward_model(policy, tmp_path / "reward")
     model = load_critic(_config(policy, tmp_path, tmp_path / "reward"), CPU)
     experience = build_experience([random_groups(3, 4, lengths=(1, 30))], False)
-    sequences, columns = experience.sequences, _columns(experience.tokens.size)
-    packed, alone = torch.zeros(experience.tokens.size), []
+    sequences, columns = experience.sequences, _columns(experience.num_tokens)
+    packed, alone = torch.zeros(experience.num_tokens), []
     with torch.no_grad():
         for layout in plan_layouts([len(s.token_ids) for s in sequences], 200, batching):
             batch = pack(sequences, experience.sequence_starts, layout, columns, batching)

@@ -29,24 +29,24 @@ def test_only_generated_tokens_are_trained_in_a_sample_of_several_turns() -> Non
     assert sequence.token_ids[sequence.positions].tolist() == [10, 11, 12]
     assert experience.reference is not None
     assert experience.reference.tolist() == [0.0, 1.0, 4.0, 0.0, 0.0, 0.0]
-    assert experience.offsets.tolist() == [0, 1, 4, 0, 1, 2]
+    assert experience.trajectories.offsets.tolist() == [0, 1, 4, 0, 1, 2]
     assert experience.behaviour[:3].tolist() == [-1.0, -2.0, -3.0]
 
 
 def test_an_aborted_sample_is_left_out() -> None:
     aborted = sample(0, reward=100.0, stop=StopReason.ABORTED)
     experience = _build(group([aborted, sample(1, reward=1.0), sample(2, reward=0.0)]))
-    assert [s.index for s in experience.kept[0]] == [1, 2]
-    assert experience.rewards().tolist() == [1.0, 0.0]
-    assert experience.groups.lengths.tolist() == [2]
+    assert [s.index for s in experience.samples_by_group[0]] == [1, 2]
+    assert experience.trajectories.rewards.tolist() == [1.0, 0.0]
+    assert experience.trajectories.groups.lengths.tolist() == [2]
 
 
 def test_a_sample_without_generated_tokens_counts_for_its_group_but_is_not_trained() -> None:
     silent = sample(0, response=[90], turns=[(0, 1)], reward=0.0)
     experience = _build(group([silent, sample(1, reward=1.0)]))
     assert len(experience.sequences) == 1
-    assert experience.tokens.lengths.tolist() == [0, 3]
-    assert experience.rewards().tolist() == [0.0, 1.0]
+    assert experience.trajectories.tokens.lengths.tolist() == [0, 3]
+    assert experience.trajectories.rewards.tolist() == [0.0, 1.0]
     assert experience.sequence_starts == [0]
 
 
@@ -56,7 +56,7 @@ def test_every_token_has_the_version_that_generated_it_and_the_sample_the_oldest
     )
     experience = _build(group([mixed, sample(1, version=4)]))
     assert experience.version_numbers.tolist() == [3, 5, 5, 4, 4, 4]
-    assert experience.oldest_versions().tolist() == [3, 4]
+    assert experience.trajectories.versions.tolist() == [3, 4]
 
 
 def test_the_shares_of_the_steps_lie_one_after_another() -> None:
@@ -89,5 +89,5 @@ def test_a_sample_that_cannot_be_trained_on_is_named(broken: object, needs_refer
 
 def test_no_groups_are_no_problem() -> None:
     experience = build_experience([[], []], needs_reference=True)
-    assert (len(experience.sequences), experience.tokens.size, len(experience.step_shares)) == (0, 0, 2)
+    assert (len(experience.sequences), experience.num_tokens, len(experience.step_shares)) == (0, 0, 2)
     assert experience.reference is not None

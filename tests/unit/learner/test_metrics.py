@@ -20,10 +20,10 @@ CPU = torch.device("cpu")
 
 def _statistics(groups: Sequence[Group], learner_number: int = 3, largest_ratio: float = 1.0) -> StepStatistics:
     experience = build_experience([groups], needs_reference=False)
-    nothing, sums = torch.zeros(experience.tokens.size), StepSums(CPU)
+    nothing, sums = torch.zeros(experience.num_tokens), StepSums(CPU)
     sums.policy_norms.append(1.0)
     sums.largest_ratio = largest_ratio
-    result = Advantages(nothing, nothing, experience.rewards())
+    result = Advantages(nothing, nothing, experience.trajectories.rewards)
     return reduce_statistics(experience, result, sums, learner_number, Ranks(0, 1, CPU))
 
 

@@ -20,7 +20,7 @@ TOKENS_PER_MICRO_BATCH = 80
 
 def _batched(policy: PolicyModel, experience: Experience, batching: Batching) -> Tensor:
     """Log-probabilities of all generated tokens, by way of the learner's micro-batches."""
-    sequences, nothing = experience.sequences, torch.zeros(experience.tokens.size)
+    sequences, nothing = experience.sequences, torch.zeros(experience.num_tokens)
     columns = TokenColumns(nothing, nothing, nothing.double(), nothing.long())
     found = nothing.clone()
     for layout in plan_layouts([len(s.token_ids) for s in sequences], TOKENS_PER_MICRO_BATCH, batching):
