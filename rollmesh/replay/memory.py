@@ -1,4 +1,4 @@
-"""How much memory Redis may use, and when admission has to wait for it."""
+"""How much memory Redis may use, and when the coordinator has to wait for memory before it opens groups."""
 
 from __future__ import annotations
 

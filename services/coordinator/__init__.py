@@ -4,7 +4,8 @@
 
     servicer ──► Coordinator ──┬── Members      who is there, and which version each serves
     (protobuf)   (domain)      ├── Run          STARTING → RUNNING → FINISHING → FINISHED | FAILED
-                               ├── Publisher    ANNOUNCE, PREPARE, TRANSFER, VERIFY, COMMIT of one version at a time
+                               ├── PublishDriver  ANNOUNCE, PREPARE, TRANSFER, VERIFY, COMMIT of one version
+                               │                at a time
                                ├── Dispatcher   frees slots, opens groups, hands out leases against credits
                                ├── Evaluator    held-out rounds, which pin a version
                                └── Watch        the clock: expired leases, silent members, failed groups, stalls

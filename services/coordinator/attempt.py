@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from rollmesh.errors import DeadlineError, RollMeshError, UnavailableError, WeightTransferError
 from rollmesh.types import Announcement, PolicyVersion, PublishOutcome, ReceiveReport, WeightEpoch
 from services.coordinator.members import Member
-from services.coordinator.peers import Party
+from services.coordinator.rollout_clients import Party
 
 MAX_NAMES = 4
 """Workers that a sentence names."""

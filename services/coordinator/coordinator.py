@@ -32,10 +32,11 @@ from services.coordinator.admission import Admission
 from services.coordinator.evaluation import Evaluator
 from services.coordinator.leases import Dispatcher, LeaseLine
 from services.coordinator.members import Member, Members, heartbeat_interval_s
-from services.coordinator.progress import TokenMeter, View, waiting_for
-from services.coordinator.publish import Publisher
+from services.coordinator.publish import PublishDriver
 from services.coordinator.renewals import Renewals
 from services.coordinator.run import Run
+from services.coordinator.token_meter import TokenMeter
+from services.coordinator.waiting import View, waiting_for
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Coordinator:
         admission: Admission,
         dispatcher: Dispatcher,
         renewals: Renewals,
-        publisher: Publisher,
+        publish_driver: PublishDriver,
         evaluator: Evaluator | None,
         meter: TokenMeter,
         heartbeat_interval_s: float,
@@ -72,7 +73,7 @@ class Coordinator:
         self.members = members
         self.dispatcher = dispatcher
         self.renewals = renewals
-        self.publisher = publisher
+        self.publish_driver = publish_driver
         self.evaluator = evaluator
         self.quiet_s = 0.0
         self._ledger = ledger
@@ -186,18 +187,18 @@ class Coordinator:
         self.dispatcher.wake()
 
     async def begin_publish(self, name: str, incarnation: str, announcement: Announcement) -> WeightEpoch:
-        """See `Publisher.begin`; besides, raises UnknownMemberError, InvalidArgumentError and RunEndedError."""
+        """See `PublishDriver.begin`; besides, raises UnknownMemberError, InvalidArgumentError and RunEndedError."""
         self._require_learner(name, incarnation)
         if self.run.state.is_over:
             raise RunEndedError(self.run.failure or "the run is finished")
-        return await self.publisher.begin(announcement)
+        return await self.publish_driver.begin(announcement)
 
     async def finish_publish(
         self, name: str, incarnation: str, version: PolicyVersion, digest: bytes, failure: str
     ) -> PublishOutcome:
-        """See `Publisher.finish`; besides, raises UnknownMemberError and InvalidArgumentError."""
+        """See `PublishDriver.finish`; besides, raises UnknownMemberError and InvalidArgumentError."""
         self._require_learner(name, incarnation)
-        return await self.publisher.finish(version, digest, failure)
+        return await self.publish_driver.finish(version, digest, failure)
 
     def report_step(self, name: str, incarnation: str, step: int, metrics: Mapping[str, float], is_last: bool) -> None:
         """The learner's metrics of one step. Repeating it is harmless.
@@ -214,7 +215,7 @@ class Coordinator:
         self.dispatcher.wake()
 
     async def before_commit(self, version: PolicyVersion, step: int) -> None:
-        """The first engine is about to load a version, which ``step`` made; called by the publisher.
+        """The first engine is about to load a version, which ``step`` made; called by the `PublishDriver`.
 
         Raises:
             UnavailableError: Redis cannot be told, and a learner that resumed would not know of the version's tokens.
@@ -222,14 +223,17 @@ class Coordinator:
         await self._ledger.record_version(version, step)
 
     def on_commit(self, version: PolicyVersion, step: int) -> None:
-        """A version serves now; called by the publisher."""
+        """A version serves now; called by the `PublishDriver`."""
         self.run.commit(version, step)
         if self.evaluator is not None:
             self.evaluator.on_commit(version, step)
         self.dispatcher.wake()
 
     async def on_tainted(self, member: Member, reason: str) -> None:
-        """A member's load failed midway; called by the publisher. Another member may still load the next version."""
+        """Drop a member whose load failed midway; called by the `PublishDriver`.
+
+        Another member may still load the next version.
+        """
         logger.error("dropped %s: %s", member.name, reason, extra={"member": member.name})
         if self.members.remove(member.name, member.incarnation, is_banned=True) is not None:
             await self._lose(member)
@@ -279,7 +283,7 @@ class Coordinator:
             self.run.state,
             self.run.step,
             self.run.committed_version,
-            self.publisher.stage,
+            self.publish_driver.stage,
             self.members.num_generated_tokens,
             self.members.num_moves,
             None if snapshot is None else (tuple(snapshot.num_groups.items()), snapshot.num_opened),
@@ -327,7 +331,7 @@ class Coordinator:
             learner_phase=None if learner is None else learner.report.phase,
             num_rollouts=len(self.members.rollouts),
             num_serving=sum(self.dispatcher.is_serving(member) for member in self.members.rollouts),
-            publish_stage=self.publisher.stage,
+            publish_stage=self.publish_driver.stage,
             num_groups={} if snapshot is None else snapshot.num_groups,
             num_slots=self._admission.num_slots,
             num_slots_used=0 if snapshot is None else snapshot.num_slots_used,

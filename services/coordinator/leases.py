@@ -63,8 +63,8 @@ class LeaseLine:
         self.credits -= 1
         self._leases.put_nowait(lease)
 
-    def doubt(self) -> None:
-        """The ledger may have leased to the member what this line was not given to send."""
+    def suspect_lost_leases(self) -> None:
+        """Note that the member may hold leases that never reached this line: the ledger's answer was lost."""
         self.is_unsure = True
         self._repeated.clear()
 
@@ -180,7 +180,7 @@ class Dispatcher:
                 pause_s, is_reachable = POLL_S, True
             except UnavailableError as error:
                 if is_reachable:
-                    logger.warning("admission stands still: %s", error)
+                    logger.warning("no group is opened or leased until Redis answers: %s", error)
                 pause_s, is_reachable = RETRY_S, False
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
@@ -285,7 +285,7 @@ class Dispatcher:
                 rows = await self._ledger.lease(line.member.name, self._lease_ttl_s, share, self._admission.num_slots)
                 leases = [lease for row in rows for lease in await self._train_lease(row, self._lease_ttl_s)]
             except UnavailableError:
-                line.doubt()
+                line.suspect_lost_leases()
                 raise
             for lease in leases:
                 if line.is_open:

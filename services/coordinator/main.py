@@ -35,14 +35,15 @@ from services.config import MeshConfig
 from services.coordinator.admission import Admission
 from services.coordinator.coordinator import Coordinator
 from services.coordinator.evaluation import EvaluationRound, Evaluator
+from services.coordinator.evaluation_log import EvaluationLog
 from services.coordinator.leases import Dispatcher
 from services.coordinator.members import Clock, Members
-from services.coordinator.progress import EvaluationLog, TokenMeter
 from services.coordinator.prompts import EVAL, TRAIN, PromptBook
-from services.coordinator.publish import Publisher, PublishSettings
+from services.coordinator.publish import PublishDriver, PublishSettings
 from services.coordinator.renewals import Renewals
 from services.coordinator.run import Run
 from services.coordinator.servicer import CoordinatorServicer
+from services.coordinator.token_meter import TokenMeter
 from services.coordinator.versions import VersionBook
 from services.coordinator.watch import ASLEEP_S, Watch
 
@@ -110,7 +111,7 @@ async def serve(config: MeshConfig, train: PromptDataset, evaluation: PromptData
                     async with linger:
                         await stop.wait()
             await _write_books(coordinator, ledger, config.run.folder / "accounting.json")
-            await coordinator.publisher.close()
+            await coordinator.publish_driver.close()
             await _release(claim, coordinator.run.state)
     finally:
         await redis.aclose()
@@ -175,7 +176,7 @@ def build(
         if evaluator is not None:
             await evaluator.until_unpinned()
 
-    publisher = Publisher(
+    publish_driver = PublishDriver(
         members,
         VersionBook(),
         settings,
@@ -193,7 +194,7 @@ def build(
         admission,
         dispatcher,
         Renewals(ledger, evaluator, section.lease_ttl_s),
-        publisher,
+        publish_driver,
         evaluator,
         TokenMeter(clock),
         section.heartbeat_interval_s,

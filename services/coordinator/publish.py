@@ -2,7 +2,7 @@
 
 ::
 
-    learner                      Publisher                               rollout workers
+    learner                      PublishDriver                           rollout workers
       BeginPublish ──────────────►  wait for the pinned evaluation, for workers
                                     PREPARE ─────────────────────────────► all at once; who fails is left out and
                                                                            the rest is prepared for a smaller epoch
@@ -39,6 +39,7 @@ from rollmesh.errors import (
     TaintedError,
     UnavailableError,
 )
+from rollmesh.rpc.rollout_client import RolloutClient
 from rollmesh.types import (
     Announcement,
     CommitReport,
@@ -51,7 +52,7 @@ from rollmesh.types import (
 from rollmesh.wire.weights import EncodedPlan, encode_plan
 from services.coordinator.attempt import Attempt, names_of, no_worker_ready, transfer_problem
 from services.coordinator.members import Clock, Member, Members
-from services.coordinator.peers import Party, Peers, RolloutPeer, call_all
+from services.coordinator.rollout_clients import Party, RolloutClients, call_all
 from services.coordinator.versions import VersionBook
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class PublishSettings:
     commit_timeout_s: float
 
 
-class Publisher:
+class PublishDriver:
     """One publish at a time.
 
     Args:
@@ -97,7 +98,7 @@ class Publisher:
         members: Members,
         versions: VersionBook,
         settings: PublishSettings,
-        connect: Callable[[str], RolloutPeer],
+        connect: Callable[[str], RolloutClient],
         until_unpinned: Callable[[], Awaitable[None]],
         before_commit: Callable[[PolicyVersion, int], Awaitable[None]],
         on_commit: Callable[[PolicyVersion, int], None],
@@ -113,7 +114,7 @@ class Publisher:
         self._on_tainted = on_tainted
         self._clock = clock
         self._started_s = clock()
-        self._peers = Peers(connect)
+        self._clients = RolloutClients(connect)
         self._attempt: Attempt | None = None
         self._plan: EncodedPlan | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -176,7 +177,7 @@ class Publisher:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._peers.close()
+        await self._clients.close()
 
     async def _begin(self, attempt: Attempt) -> WeightEpoch:
         attempt.stage = "the evaluation of the serving version"
@@ -231,13 +232,13 @@ class Publisher:
         ranks and world size depend on who is in."""
         announced, timeout_s = attempt.announcement, self._settings.prepare_timeout_s
         plan = await self._encoded(announced.plan)
-        parties = tuple((m.name, m.incarnation, m.num_weight_ranks) for m in members)
-        epoch = self._versions.epoch_for(parties, announced.store_host, announced.store_port)
+        epoch_members = tuple((m.name, m.incarnation, m.num_weight_ranks) for m in members)
+        epoch = self._versions.epoch_for(epoch_members, announced.store_host, announced.store_port)
         attempt.parties = []
         rank = 1
         for member in members:
             is_member = functools.partial(self._is_member, member)
-            attempt.parties.append(Party(member, await self._peers.of(member), rank, is_member))
+            attempt.parties.append(Party(member, await self._clients.of(member), rank, is_member))
             rank += member.num_weight_ranks
         attempt.stage = f"to prepare for version {announced.version}"
         answers = await call_all(

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from rollmesh.errors import SupersededError
 from rollmesh.types import PolicyVersion, PublishOutcome, WeightEpoch
 
-Party = tuple[str, str, int]
-"""Name, incarnation and number of processes of one member of a weight epoch."""
+EpochMember = tuple[str, str, int]
+"""Name, incarnation and number of processes of one rollout worker in a weight epoch."""
 
 
 @dataclass
@@ -22,7 +22,7 @@ class VersionBook:
     committed: PolicyVersion | None = None
     epoch: WeightEpoch | None = None
     outcomes: dict[PolicyVersion, PublishOutcome] = field(default_factory=dict)
-    _parties: tuple[Party, ...] = ()
+    _members: tuple[EpochMember, ...] = ()
     _is_sound: bool = False
 
     def check_new(self, version: PolicyVersion) -> None:
@@ -30,17 +30,17 @@ class VersionBook:
         if self.committed is not None and version <= self.committed:
             raise SupersededError(f"version {version} cannot be published: version {self.committed} serves")
 
-    def epoch_for(self, parties: tuple[Party, ...], store_host: str, store_port: int) -> WeightEpoch:
-        """The current epoch if it is sound and these parties are its members, otherwise a new one.
+    def epoch_for(self, members: tuple[EpochMember, ...], store_host: str, store_port: int) -> WeightEpoch:
+        """The current epoch if it is sound and ``members`` are its members, otherwise a new one.
 
         The learner is rank 0 of each epoch.
         """
-        world_size = 1 + sum(num_ranks for _, _, num_ranks in parties)
+        world_size = 1 + sum(num_ranks for _, _, num_ranks in members)
         number = 0 if self.epoch is None else self.epoch.number
         wanted = WeightEpoch(number, store_host, store_port, world_size)
-        if self.epoch is None or not self._is_sound or self._parties != parties or self.epoch != wanted:
+        if self.epoch is None or not self._is_sound or self._members != members or self.epoch != wanted:
             wanted = WeightEpoch(number + 1, store_host, store_port, world_size)
-        self.epoch, self._parties, self._is_sound = wanted, parties, True
+        self.epoch, self._members, self._is_sound = wanted, members, True
         return wanted
 
     def break_epoch(self) -> None:

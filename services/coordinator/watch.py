@@ -23,7 +23,7 @@ from rollmesh.types import RunState
 from services.coordinator.admission import failed_too_often
 from services.coordinator.coordinator import Coordinator
 from services.coordinator.members import Clock
-from services.coordinator.progress import waiting_for
+from services.coordinator.waiting import waiting_for
 
 logger = logging.getLogger(__name__)
 

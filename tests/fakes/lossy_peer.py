@@ -34,7 +34,7 @@ def _nothing_is_lost(step: str, call: int) -> Loss:
 
 @dataclass
 class LossyPeer:
-    """What `services.coordinator.peers.RolloutPeer` describes.
+    """Answers as a `rollmesh.rpc.rollout_client.RolloutClient` does.
 
     Attributes:
         engine: behind the protocol.

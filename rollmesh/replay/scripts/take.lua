@@ -30,8 +30,8 @@ end
 -- For commits, which need not wake the learner for less. May fail with memory full, where commits fail as well.
 if redis.call('HGET', meta, 'batch_size') ~= ARGV[4] then redis.pcall('HSET', meta, 'batch_size', ARGV[4]) end
 
--- A learner that went back to a checkpoint meets groups of the lineage that it left. Those that are older than the bound
--- allows are generated again. Within one lineage admission sees to the bound, and the learner checks it.
+-- A learner that went back to a checkpoint meets groups of the lineage that it left. Groups that are older than the
+-- bound allows are generated again. Within one lineage the number of slots keeps the bound, and the learner checks it.
 if lineage > 0 then
   local is_any_too_old = false
   local first = redis.call('ZRANGE', index.ready, 0, size - 1, 'WITHSCORES')

@@ -211,7 +211,7 @@ async def running_mesh(config: MeshConfig) -> AsyncIterator[Mesh]:
                 await mesh.join_learner()
                 yield mesh
             coordinator.dispatcher.close_all()
-            await coordinator.publisher.close()
+            await coordinator.publish_driver.close()
     finally:
         await redis.aclose()
 

@@ -11,7 +11,7 @@ import pytest
 from rollmesh.errors import RollMeshError, TaintedError, UnavailableError
 from rollmesh.types import Announcement, MemberReport, PolicyVersion, PublishOutcome, Role, TensorSpec, WeightPlan
 from services.coordinator.members import Member, Members
-from services.coordinator.publish import Publisher, PublishSettings
+from services.coordinator.publish import PublishDriver, PublishSettings
 from services.coordinator.versions import VersionBook
 from tests.fakes.lossy_peer import Loss, LossyPeer
 from tests.fakes.virtual_time import run_virtual
@@ -26,7 +26,7 @@ SETTINGS = PublishSettings(
 
 
 class Mesh:
-    """A publisher, its members, and their peers by name; the members beat only if told to."""
+    """A publish driver, its members, and their peers by name; the members beat only if told to."""
 
     def __init__(self, peers: Mapping[str, LossyPeer]) -> None:
         clock = asyncio.get_running_loop().time
@@ -39,7 +39,7 @@ class Mesh:
         self.is_redis_away = False
         for name in self.peers:
             self.members.register(name, Role.ROLLOUT, f"{name}-1", name, 1)
-        self.publisher = Publisher(
+        self.publish_driver = PublishDriver(
             self.members,
             self.versions,
             SETTINGS,
@@ -53,13 +53,13 @@ class Mesh:
 
     async def publish(self, version: PolicyVersion) -> PublishOutcome:
         await self.begin(version)
-        return await self.publisher.finish(version, DIGEST)
+        return await self.publish_driver.finish(version, DIGEST)
 
     async def begin(self, version: PolicyVersion) -> None:
         for member in self.members.rollouts:
             await asyncio.sleep(0.001)
             self.members.heartbeat(member.name, member.incarnation, MemberReport())
-        await self.publisher.begin(Announcement(version, version.number, PLAN, "127.0.0.1", 29500, 30.0))
+        await self.publish_driver.begin(Announcement(version, version.number, PLAN, "127.0.0.1", 29500, 30.0))
 
     def version_of(self, name: str) -> PolicyVersion | None:
         member = self.members.get(name)
@@ -88,7 +88,7 @@ def run(scenario: Callable[[Mesh], Awaitable[None]], *names: str) -> Mesh:
         mesh = Mesh({name: LossyPeer() for name in names or ("a", "b")})
         assert (await mesh.publish(OLD)).members == tuple(sorted(mesh.peers))
         await scenario(mesh)
-        await mesh.publisher.close()
+        await mesh.publish_driver.close()
         for peer in mesh.peers.values():
             await peer.protocol.close()
         return mesh
@@ -212,7 +212,7 @@ def test_a_worker_that_is_no_member_any_more_is_not_waited_for() -> None:
     async def scenario(mesh: Mesh) -> None:
         mesh.peers["a"].loss = lambda step, _: Loss.REQUEST if step == "commit" else Loss.NONE
         await mesh.begin(NEW)
-        finishing = asyncio.ensure_future(mesh.publisher.finish(NEW, DIGEST))
+        finishing = asyncio.ensure_future(mesh.publish_driver.finish(NEW, DIGEST))
         await asyncio.sleep(10.0)
         mesh.members.remove("a", "a-1")
         assert (await finishing).members == ("b",)
@@ -237,7 +237,7 @@ def test_a_failure_to_begin_is_not_remembered_as_the_answer_to_the_next_call() -
         await asyncio.sleep(0.01)
         gone.cancel()
         await asyncio.sleep(1.0)
-        assert mesh.publisher.stage == ""
+        assert mesh.publish_driver.stage == ""
         assert (await mesh.publish(NEW)).members == ("a", "b")
 
     run(scenario)
@@ -249,7 +249,7 @@ def test_a_begin_that_fails_by_a_fault_of_ours_can_be_begun_again() -> None:
         with pytest.raises(RuntimeError, match="a fault of ours"):
             await mesh.begin(NEW)
         with pytest.raises(RollMeshError, match="begin it first"):
-            await mesh.publisher.finish(NEW, DIGEST)
+            await mesh.publish_driver.finish(NEW, DIGEST)
         assert (await mesh.publish(NEW)).members == ("a", "b")
 
     run(scenario)

@@ -22,7 +22,7 @@ from rollmesh.replay.accounting import account
 from rollmesh.replay.ledger import CommitOutcome
 from rollmesh.replay.memory import RedisMemory
 from rollmesh.types import GroupState, Lease, LeaseKind, MemberReport, PolicyVersion, Registration, Role, RunState
-from services.coordinator.progress import waiting_for
+from services.coordinator.waiting import waiting_for
 from tests.unit.coordinator.harness import (
     Mesh,
     Worker,

@@ -1,83 +1,11 @@
-"""What a person sees of the run: throughput, evaluation results, and what it waits for."""
+"""The sentence that says who in the mesh waits for whom."""
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from rollmesh.telemetry.json_lines import JsonLines
-from rollmesh.types import EvaluationResult, GroupState, LearnerPhase, RunState
-from services.coordinator.members import Clock
-
-WINDOW_S = 10.0
-
-
-class TokenMeter:
-    """Generated tokens per second over the last `WINDOW_S`, from a running total.
-
-    A pause that fills the whole window, such as the time before the first tokens, is no part of the speed after it:
-    constant generation reads the same from its first seconds on.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._totals: deque[tuple[float, int]] = deque()
-
-    def observe(self, num_tokens: int) -> None:
-        now = self._clock()
-        if self._totals and self._totals[0][1] == num_tokens:
-            self._totals.clear()
-        self._totals.append((now, num_tokens))
-        while len(self._totals) > 2 and self._totals[1][0] <= now - WINDOW_S:
-            self._totals.popleft()
-
-    @property
-    def tokens_per_s(self) -> float:
-        if len(self._totals) < 2:
-            return 0.0
-        (first_s, first), (last_s, last) = self._totals[0], self._totals[-1]
-        return (last - first) / (last_s - first_s) if last_s > first_s else 0.0
-
-
-class EvaluationLog:
-    """`evaluations.jsonl` in the run folder: one object per finished round.
-
-    Args:
-        path: of the file. The rounds of an earlier coordinator stay in the file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file = JsonLines(path)
-        entries = self._file.read()
-        self.steps: list[int] = [entry["step"] for entry in entries]
-        """Steps of the rounds in the file."""
-        elapsed_s = float(entries[-1].get("time/since_start_s", 0.0)) if entries else 0.0
-        self._started = time.monotonic() - elapsed_s
-
-    def cut(self, after_step: int) -> None:
-        """Drop the rounds of later steps: a learner went back behind them."""
-        self._file.keep(lambda entry: entry["step"] <= after_step)
-
-    def append(self, result: EvaluationResult, num_other_versions: int) -> None:
-        """Write one line."""
-        self._file.append(
-            {
-                "version": str(result.version),
-                "step": result.step,
-                "num_prompts": result.num_prompts,
-                "num_failed": result.num_failed,
-                "pass_at_1": result.pass_at_1,
-                "pass_at_1_stderr": result.pass_at_1_stderr,
-                "mean_generated_tokens": result.mean_generated_tokens,
-                "truncation_rate": result.truncation_rate,
-                "num_other_versions": num_other_versions,
-                **result.details,
-                "time/since_start_s": round(time.monotonic() - self._started, 3),
-            }
-        )
+from rollmesh.types import GroupState, LearnerPhase, RunState
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from rollmesh.errors import DeadlineError, RollMeshError, UnavailableError
 from rollmesh.rpc.retry import retry
+from rollmesh.rpc.rollout_client import RolloutClient
 from rollmesh.types import Announcement, CommitReport, PolicyVersion, ReceiveReport, WeightEpoch
 from rollmesh.wire.weights import EncodedPlan
 from services.coordinator.members import Member
@@ -25,61 +26,38 @@ PREPARE_PATIENCE_S = 3.0
 and a worker that has died does not hold the others up for longer."""
 
 
-class RolloutPeer(Protocol):
-    """The engine's half of the weight protocol, as `rollmesh.rpc.rollout_client.RolloutClient` speaks it."""
-
-    async def prepare(
-        self,
-        version: PolicyVersion,
-        plan: EncodedPlan,
-        epoch: WeightEpoch,
-        rank: int,
-        transfer_deadline_s: float,
-        *,
-        timeout_s: float,
-    ) -> None: ...
-
-    async def receive(self, version: PolicyVersion, *, timeout_s: float) -> ReceiveReport: ...
-
-    async def commit(self, version: PolicyVersion, *, timeout_s: float) -> CommitReport: ...
-
-    async def abort(self, version: PolicyVersion, reason: str, *, timeout_s: float) -> None: ...
-
-    async def close(self) -> None: ...
-
-
 @dataclass(frozen=True)
 class Party:
     """One worker in one publish. Each call raises UnavailableError or DeadlineError if no answer came.
 
     Attributes:
         member: the worker.
-        peer: its client.
+        client: calls the worker.
         rank: of its first process in the weight epoch.
         is_member: whether the worker still belongs to the run.
     """
 
     member: Member
-    peer: RolloutPeer
+    client: RolloutClient
     rank: int
     is_member: Callable[[], bool]
 
     async def prepare(self, announced: Announcement, plan: EncodedPlan, epoch: WeightEpoch, timeout_s: float) -> None:
         def call(left_s: float) -> Awaitable[None]:
             deadline_s = announced.transfer_deadline_s
-            return self.peer.prepare(announced.version, plan, epoch, self.rank, deadline_s, timeout_s=left_s)
+            return self.client.prepare(announced.version, plan, epoch, self.rank, deadline_s, timeout_s=left_s)
 
         await self._ask(call, timeout_s, PREPARE_PATIENCE_S)
 
     async def receive(self, version: PolicyVersion, timeout_s: float) -> ReceiveReport:
-        return await self._ask(lambda left_s: self.peer.receive(version, timeout_s=left_s), timeout_s, timeout_s)
+        return await self._ask(lambda left_s: self.client.receive(version, timeout_s=left_s), timeout_s, timeout_s)
 
     async def commit(self, version: PolicyVersion, timeout_s: float) -> CommitReport:
-        return await self._ask(lambda left_s: self.peer.commit(version, timeout_s=left_s), timeout_s, timeout_s)
+        return await self._ask(lambda left_s: self.client.commit(version, timeout_s=left_s), timeout_s, timeout_s)
 
     async def abort(self, version: PolicyVersion, reason: str, timeout_s: float) -> None:
         """Made once: where it gets lost, the worker drops the version at its next preparation."""
-        await self._ask(lambda left_s: self.peer.abort(version, reason, timeout_s=left_s), timeout_s, patience_s=0.0)
+        await self._ask(lambda left_s: self.client.abort(version, reason, timeout_s=left_s), timeout_s, patience_s=0.0)
 
     async def _ask(self, call: Callable[[float], Awaitable[T]], timeout_s: float, patience_s: float) -> T:
         """Make a call until the worker answers. ``patience_s`` bounds the time in which a broken call is repeated."""
@@ -96,33 +74,33 @@ class Party:
             raise DeadlineError(f"no answer within {timeout_s:g} s") from error
 
 
-class Peers:
+class RolloutClients:
     """One client per worker, kept as long as its incarnation lives.
 
     Args:
         connect: makes the client of an address.
     """
 
-    def __init__(self, connect: Callable[[str], RolloutPeer]) -> None:
+    def __init__(self, connect: Callable[[str], RolloutClient]) -> None:
         self._connect = connect
-        self._by_name: dict[str, tuple[str, RolloutPeer]] = {}
+        self._by_name: dict[str, tuple[str, RolloutClient]] = {}
 
-    async def of(self, member: Member) -> RolloutPeer:
+    async def of(self, member: Member) -> RolloutClient:
         """The client of a worker; a new one where the worker is a new incarnation."""
         known = self._by_name.get(member.name)
         if known is not None and known[0] == member.incarnation:
             return known[1]
         if known is not None:
             await known[1].close()
-        peer = self._connect(member.address)
-        self._by_name[member.name] = (member.incarnation, peer)
-        return peer
+        client = self._connect(member.address)
+        self._by_name[member.name] = (member.incarnation, client)
+        return client
 
     async def close(self) -> None:
         """Close all clients."""
         while self._by_name:
-            _, (_, peer) = self._by_name.popitem()
-            await peer.close()
+            _, (_, client) = self._by_name.popitem()
+            await client.close()
 
 
 async def call_all(calls: dict[str, Coroutine[Any, Any, T]], pending: set[str]) -> dict[str, T | RollMeshError]:
