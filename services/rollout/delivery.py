@@ -1,14 +1,14 @@
-"""How a lease ends: committed, reported, given back or left out.
+"""Ends leases: commits, reports, gives back or leaves out the group of a lease.
 
 ::
 
     train     samples ──► Ledger.commit ────────────► READY        evaluate  samples ──► ReportEvaluation
               failure ──► Ledger.give_back ─────────► PENDING | FAILED       failure ──► ReportEvaluation(failure)
-              not to be trained, by its scores or its prompt ──► Ledger.filter_group ──► FILTERED
+              left out because of its scores or prompt ──► Ledger.filter_group ──► FILTERED
 
-Every call may be repeated without harm, so each is repeated while Redis or the coordinator is away, for as long as a
-lease lives without a renewal. After that there is nobody to tell, and the worker ends. A lease that is over by then
-belongs to somebody else: its group is dropped with a line in the log.
+Every call is safe to repeat. Delivery repeats a call while Redis or the coordinator is away, for as long as a lease
+lives without a renewal. After this time nobody can take the result, and the worker ends. A lease that is over by then
+belongs to another worker: delivery drops the group and logs a line.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Delivery:
     Every method may raise UnavailableError or DeadlineError: Redis or the coordinator stayed away for too long.
 
     Args:
-        ledger: of the run.
-        evaluations: where evaluation groups go.
-        timeout_s: how long each call is repeated while Redis or the coordinator is away.
-        filter_section: which groups are not trained on.
+        ledger: the run's ledger.
+        evaluations: the coordinator, which takes the results of evaluation groups.
+        timeout_s: time for which each call is repeated while Redis or the coordinator is away.
+        filter_section: the rules that say which groups are not trained on.
     """
 
     def __init__(
@@ -53,8 +53,11 @@ class Delivery:
         self._filter_section = filter_section
 
     async def deliver(self, lease: Lease, samples: Sequence[Sample]) -> bool:
-        """Hand in the samples of a complete group, unless they are filtered; True if they are (or were already)
-        taken."""
+        """Hand in the samples of a complete group, unless the filter leaves the group out.
+
+        Returns:
+            Whether the ledger or the coordinator has the samples, from this call or from an earlier one.
+        """
         if lease.kind is LeaseKind.EVALUATE:
             return await self._report(lease, [_evaluation_sample(sample) for sample in samples], "")
         if (reason := filter_reason(samples, self._filter_section)) is not None:
@@ -71,7 +74,7 @@ class Delivery:
         return outcome is not CommitOutcome.FENCED
 
     async def give_back(self, lease: Lease, reason: str, *, is_final: bool = False) -> None:
-        """The group failed; ``is_final`` where another try would fail in the same way."""
+        """Give a failed group back. ``is_final`` says that another try would fail in the same way."""
         _logger.warning(
             "group is given back%s: %s", " for good" if is_final else "", reason, extra={"group": lease.group_id}
         )
@@ -86,7 +89,7 @@ class Delivery:
             _log_dropped(lease)
 
     async def leave_out(self, lease: Lease, reason: str) -> None:
-        """The configuration says that this group is not to be trained; that is no failure."""
+        """End the lease of a group that the configuration leaves out of training. This is no failure."""
         _logger.info("group is left out: %s", reason, extra={"group": lease.group_id})
         if lease.kind is LeaseKind.EVALUATE:
             await self._report(lease, [], reason)
@@ -98,8 +101,10 @@ class Delivery:
             _log_dropped(lease)
 
     async def hand_back(self, leases: Sequence[Lease], reason: str, timeout_s: float) -> None:
-        """Return leases that the worker cannot finish, through no fault of theirs: none is FAILED by this. Who leaves
-        cannot insist: what is not returned in time expires. Evaluation leases end when the worker leaves."""
+        """Return the leases that a closing worker cannot finish. The groups are not to blame, so none becomes FAILED.
+
+        A lease that is not returned within ``timeout_s`` expires. Evaluation leases end when the worker leaves.
+        """
         returned = [self._hand_back(lease, reason) for lease in leases if lease.kind is LeaseKind.TRAIN]
         try:
             async with asyncio.timeout(timeout_s):

@@ -1,6 +1,6 @@
-"""One sample: a rendered prompt, a stretch of generation, and every token with the version that made it.
+"""Generates one sample: a rendered prompt goes in; tokens come out, each with the policy version that made it.
 
-Tokens go in and tokens come out; what the engine generated is never tokenised again.
+The generated tokens are never tokenised again.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ async def run_episode(
     """Generate the sample at ``index`` of a leased group, in one turn.
 
     Args:
-        engine: who generates.
-        lease: the group.
-        index: which of its samples.
-        prompt_token_ids: the rendered prompt, [P].
-        prompt_column: the same as an array, shared by the group's samples.
+        engine: generates the tokens.
+        lease: the lease of the group.
+        index: the position of the sample in the group, from 0.
+        prompt_token_ids: the tokens of the rendered prompt, [P].
+        prompt_column: the same tokens as an array, int32 [P]; the samples of the group share the array.
+
+    Returns:
+        The sample, not yet scored.
     """
     sampling = lease.sampling
     sample_id = f"{lease.group_id}/{index}/{lease.attempt}"
-    # The token tells two leases of one group apart, should both be under way in one engine for a moment.
+    # One engine may work on two leases of a group for a moment. The fencing token tells the two apart.
     request_id = f"{sample_id}/{lease.fencing_token}"
     seed = sampling.seed + index if sampling.seed else 0
     completion = await engine.generate(request_id, prompt_token_ids, sampling, seed)

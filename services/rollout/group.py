@@ -26,21 +26,22 @@ from services.rollout.episode import run_episode
 from services.rollout.scoring import Scorer
 
 MIN_SAMPLES = {LeaseKind.TRAIN: 2, LeaseKind.EVALUATE: 1}
-"""Valid samples that a group needs. The samples of a group to train on are compared with each other, so two have to be
-valid. An evaluation averages the valid samples. A group that is leased with fewer samples needs all of them."""
+"""The number of valid samples that a group needs. Training compares the samples of a group with each other, so two
+samples have to be valid. An evaluation averages the valid samples. A group that has fewer samples than this needs all
+of them."""
 
 
 class TooFewSamplesError(RollMeshError):
-    """So many samples of the group were invalid that trying it again makes no sense."""
+    """Too few samples of the group are valid, and another try would not help."""
 
 
 class GenerationCutShortError(RollMeshError):
-    """The engine gave up a sample before its end."""
+    """The engine gave up a sample before the sample was complete."""
 
 
 @dataclass
 class GenerationCounts:
-    """What the worker has done and is doing, for heartbeats and the status call."""
+    """Counts of the worker's samples, tokens and groups, for the heartbeats and the status call."""
 
     num_samples_generating: int = 0
     num_generated_tokens: int = 0
@@ -49,15 +50,15 @@ class GenerationCounts:
 
 
 class GroupRunner:
-    """Produces groups; keeps nothing between them.
+    """Produces groups. Keeps no state between two groups.
 
     Args:
-        engine: generates.
-        scorer: scores.
-        renderers: by the kind of lease, because held-out prompts may come with settings of their own.
-        tokenizer: decodes what the reward server is to read.
-        has_reference: whether groups to train on need the reference's log-probabilities.
-        counts: counted into.
+        engine: generates the samples.
+        scorer: scores the samples.
+        renderers: one renderer for each kind of lease, because held-out prompts may have settings of their own.
+        tokenizer: decodes the text that the reward server reads.
+        has_reference: whether training groups need the reference's log-probabilities.
+        counts: the runner counts its samples and tokens here.
     """
 
     def __init__(
@@ -78,14 +79,17 @@ class GroupRunner:
         self._counts = counts
 
     async def run(self, lease: Lease) -> tuple[Sample, ...]:
-        """The scored samples of one group. The first sample that fails ends the others.
+        """Generate and score the samples of one group. The first sample that fails cancels the others.
+
+        Returns:
+            The valid samples, in the order of their indices.
 
         Raises:
-            InvalidArgumentError: the prompt cannot be rendered, or the engine can never take it.
+            InvalidArgumentError: the prompt cannot be rendered, or the engine can never accept the prompt.
             ConfigError: the data section does not fit the prompt.
             ScoringFailedError: a sample got no score.
             GenerationCutShortError: the engine gave up a sample.
-            TooFewSamplesError: invalid samples left too few.
+            TooFewSamplesError: too few samples are valid.
         """
         prompt = self._renderers[lease.kind].render(lease.prompt_json, str(lease.prompt_id))
         column = np.asarray(prompt.token_ids, dtype=np.int32)
@@ -96,7 +100,7 @@ class GroupRunner:
                     for index in range(lease.num_samples)
                 ]
         except BaseExceptionGroup as failures:
-            # The first is the cause: what failed after it was being cancelled.
+            # The first failure is the cause: the later ones happened while the other samples were being cancelled.
             raise failures.exceptions[0] from None
         return _valid(lease, [task.result() for task in running])
 

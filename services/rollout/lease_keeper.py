@@ -1,4 +1,4 @@
-"""Keeps the leases of a worker alive while its work moves, and ends the work on those that are over.
+"""Renews the leases of a worker while its work moves, and ends the work on a lease that is over.
 
 ::
 
@@ -7,12 +7,13 @@
                               └── heard: renewed, the limit moves on ─────────┤
                                          over, the limit is now ──────────────┘
 
-Work on a lease ends early for one of three reasons: the coordinator says that the lease is over, no renewal was
-answered for the lease's whole life, or the worker's work has stood still. Long work is no reason.
+The keeper ends the work on a lease early for one of three reasons: the coordinator says that the lease is over, the
+coordinator has answered no renewal for the lease's whole life, or the worker's work has stood still. Long work is no
+reason.
 
-Standing still is judged for the worker as a whole: while its engine makes tokens or its samples get scores, a group
-that has none yet waits for its turn. A group that the engine has forgotten holds no work up for ever: it keeps its
-slot, the mesh runs out of slots behind it, and then the worker does stand still.
+The keeper judges the worker as a whole, not each group: while the engine makes tokens or samples get scores, a group
+without tokens waits for its turn. A group that the engine has forgotten cannot block the run for ever: the group keeps
+its slot, the mesh runs out of slots, the worker then stands still, and the keeper ends the work.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from rollmesh.errors import RollMeshError
 from rollmesh.types import Heartbeat, Lease, LeaseKey, MemberReport
 
 RENEWED_BELOW = 2 / 3
-"""A lease is renewed once less than this part of its life is left, so that some renewals may be lost."""
+"""The keeper renews a lease when less than this part of the lease's life is left. Some renewals may then be lost."""
 
 
 class LeaseOverError(RollMeshError):
@@ -34,8 +35,15 @@ class LeaseOverError(RollMeshError):
 
 
 @dataclass(eq=False)
-class _Held:
-    """``ends_s`` and ``since_s`` are times of the keeper's two clocks, that of the loop and the one it was given."""
+class _HeldLease:
+    """A lease under way, and the time limit of the work on it.
+
+    Attributes:
+        limit: ends the work.
+        ends_s: the time at which the lease ends, by the event loop's clock.
+        since_s: the time at which the work began, by the clock that the keeper was given.
+        reason: why the work ends when the limit is reached.
+    """
 
     limit: asyncio.Timeout
     ends_s: float
@@ -57,9 +65,10 @@ class LeaseKeeper:
     """The leases on which a worker works, by key. Belongs to the running event loop.
 
     Args:
-        ttl_s: life of a lease from its renewal.
-        stall_timeout_s: work that has stood still for so long is given up.
-        clock: seconds, for standing still; without those that the process slept through.
+        ttl_s: the life of a lease in seconds, counted from its renewal.
+        stall_timeout_s: the keeper ends work that has stood still for this time.
+        clock: returns seconds; measures how long the work stands still. The clock leaves out the time for which the
+            process itself was stopped.
     """
 
     def __init__(self, ttl_s: float, stall_timeout_s: float, clock: Callable[[], float]) -> None:
@@ -67,21 +76,21 @@ class LeaseKeeper:
         self._stall_timeout_s = stall_timeout_s
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._held: dict[LeaseKey, _Held] = {}
+        self._held: dict[LeaseKey, _HeldLease] = {}
         self._num_moves = 0
         self._moved_s = clock()
         self._asked_s = self._loop.time()
 
     @asynccontextmanager
     async def keep(self, lease: Lease) -> AsyncIterator[None]:
-        """Renews the lease as long as the block lasts.
+        """Renew the lease as long as the block lasts.
 
         Raises:
-            LeaseOverError: the lease ended first; the block was cancelled.
+            LeaseOverError: the lease ended before the block did; the block was cancelled.
         """
         limit = asyncio.timeout(lease.ttl_s)
         reason = "its lease was not renewed in time"
-        held = _Held(limit, self._loop.time() + lease.ttl_s, self._clock(), reason)
+        held = _HeldLease(limit, self._loop.time() + lease.ttl_s, self._clock(), reason)
         try:
             async with limit:
                 self._held[lease.key] = held
@@ -94,10 +103,11 @@ class LeaseKeeper:
             self._held.pop(lease.key, None)
 
     def renewals(self, num_moves: int) -> tuple[LeaseKey, ...]:
-        """The leases that the next heartbeat is to renew; ends the work on all that stand still.
+        """Return the leases that the next heartbeat has to renew. End the work on the leases that stand still.
 
         Args:
-            num_moves: differs from the last call's where the worker's work has moved since.
+            num_moves: a count that changes when the worker's work moves. The keeper compares the count with the count
+                of the last call.
         """
         now_s, self._asked_s = self._clock(), self._loop.time()
         if num_moves != self._num_moves:
@@ -112,7 +122,10 @@ class LeaseKeeper:
         return tuple(due)
 
     def heard(self, report: MemberReport, heartbeat: Heartbeat) -> None:
-        """The coordinator has answered a heartbeat. Its word that a lease is over may come one heartbeat late."""
+        """Take the answer to a heartbeat: move the ends of renewed leases, and end the work on ended leases.
+
+        The coordinator may say one heartbeat late that a lease is over.
+        """
         for key in report.renewals:
             if (held := self._held.get(key)) is not None:
                 held.move_end(self._asked_s + self._ttl_s)

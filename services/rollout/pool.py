@@ -1,4 +1,4 @@
-"""The groups that a worker has open, and the credits it grants for more.
+"""Works on the open groups of a worker, and grants the coordinator credits for further groups.
 
 ::
 
@@ -6,9 +6,9 @@
                             │   (render, generate, score)
                  at most `max_open_groups` credits and open groups together
 
-There is no batch and no barrier: whenever a group ends, however long others take, the next lease may come. A group task
-waits for the scorers and Redis with a deadline each, and for the engine as long as its lease lives, which
-`lease_keeper` renews while the worker's work moves.
+There is no batch and no barrier: when a group ends, the next lease may come, however long other groups take. A group's
+task waits for the scorers and for Redis with a deadline each. The task waits for the engine as long as its lease lives;
+`lease_keeper` renews the lease while the worker's work moves.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _logger = logging.getLogger(__name__)
 
 
 class GroupPool:
-    """Works on leases until it is closed.
+    """Works on leases until the pool is closed.
 
     Args:
-        runner: makes a group's samples.
+        runner: makes the samples of a group.
         delivery: ends leases.
         keeper: renews leases.
-        counts: counted into.
-        max_open_groups: leases held, or asked for, at the same time.
+        counts: the pool counts the committed groups here.
+        max_open_groups: the most leases that are held or asked for at the same time.
     """
 
     def __init__(
@@ -62,11 +62,12 @@ class GroupPool:
         return len(self._open)
 
     async def run(self, source: LeaseStream) -> None:
-        """Take leases and work on them. Returns when no more leases come, because the pool is closed or the run is
-        over, and the open groups have ended.
+        """Take leases and work on them. Return when no more leases come and the open groups have ended.
+
+        No more leases come when the pool is closed or the run is over.
 
         Raises:
-            RollMeshError: the coordinator, Redis, the engine or the configuration makes it impossible to go on.
+            RollMeshError: the coordinator, Redis, the engine or the configuration makes further work impossible.
         """
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -81,16 +82,16 @@ class GroupPool:
 
         Args:
             running: the task of `run`.
-            source: what it takes leases from.
-            grace_s: may be 0.
-            reason: why, for the ledger.
+            source: the stream that `run` takes leases from.
+            grace_s: seconds; may be 0.
+            reason: why the worker closes; the ledger records the reason.
         """
         self._is_closing = True
         await source.close()
         if grace_s > 0 and not running.done():
             await asyncio.wait({running}, timeout=grace_s)
         running.cancel()
-        # Also one by one: `run` may have been past the point where its cancellation reaches them.
+        # Also cancel each group: `run` may be past the point at which its cancellation reaches the groups.
         for _, task in self._open.values():
             task.cancel()
         await asyncio.wait({running}, timeout=_CANCEL_TIMEOUT_S)
@@ -124,7 +125,7 @@ class GroupPool:
             source.grant(1)
 
     async def _settle(self, lease: Lease) -> None:
-        """Work on a group and end its lease, one way or another."""
+        """Work on a group, and end its lease whatever happens to the group."""
         try:
             async with self._keeper.keep(lease):
                 samples = await self._runner.run(lease)
@@ -144,6 +145,6 @@ class GroupPool:
 
 
 _CANCEL_TIMEOUT_S = 5.0
-"""How long cancelled groups may take to leave the engine."""
+"""Time that cancelled groups may take to leave the engine."""
 _HAND_BACK_TIMEOUT_S = 3.0
-"""How long handing back may hold up a worker that leaves."""
+"""Time for which handing leases back may delay a worker that leaves."""

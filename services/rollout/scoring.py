@@ -1,14 +1,15 @@
-"""The way of a finished sample to its score: one reward, and with KL on, the reference's log-probabilities.
+"""Scores a finished sample: gets its reward, and the reference's log-probabilities where the KL penalty is on.
 
 ::
 
     Sample ──► reward server ───► Score ──────────────┐
-        │                    ───► InvalidSample ──────┼──► Sample with score, or why there is none
+        │                    ───► InvalidSample ──────┼──► Sample with score, or InvalidSample
         └────► reference (KL) ──► log-probs [R] ──────┘
 
-Both are asked at the same time, over one stream each. What a scorer answers is final, except a `RetryableFailure`: it
-is tried again after the delay that the scorer names, until ``attempts`` tries or ``timeout_s`` are used up, and then
-the sample has failed. A scorer that cannot be reached uses up time but no tries. No failure ever becomes a reward.
+The scorer asks both servers at the same time, over one stream each. Every answer is final except a `RetryableFailure`.
+After a `RetryableFailure` the scorer waits for the delay that the server names and tries again. The sample fails when
+``attempts`` tries or ``timeout_s`` are used up. A server that cannot be reached uses up time but no tries. No failure
+ever becomes a reward.
 """
 
 from __future__ import annotations
@@ -38,17 +39,19 @@ AnswerT = TypeVar("AnswerT")
 
 
 class ScoringFailedError(RollMeshError):
-    """A sample got no score within its tries and its time."""
+    """A sample got no score within the allowed tries and time."""
 
 
 class Scorer:
-    """Scores samples, many at a time.
+    """Scores many samples at the same time.
 
     Args:
-        reward: where scores come from.
-        reference: where the frozen policy's log-probabilities come from; None where none are wanted.
-        attempts: tries of one sample with each of them.
-        timeout_s: for all tries of one sample together, from when it ended; one try may take its share of it.
+        reward: the client of the reward server.
+        reference: the client of the reference, which computes the frozen policy's log-probabilities; None where the
+            run needs none.
+        attempts: tries that one sample has with each server.
+        timeout_s: time for all tries of one sample with one server. It starts when the sample is complete. One try may
+            take ``timeout_s / attempts``: with 120 s and 3 tries, 40 s.
     """
 
     def __init__(
@@ -59,17 +62,17 @@ class Scorer:
         self._ask_reward = reward.score
         self._ask_reference = None if reference is None else reference.compute_logprobs
         self.num_scoring = 0
-        """Samples that wait for an answer."""
+        """The number of samples that wait for an answer."""
 
     async def score(self, call: ScoreCall, reference_temperature: float | None) -> Sample | InvalidSample:
-        """The sample of ``call`` with its score, and its reference log-probabilities if wanted.
+        """Return the sample of ``call`` with its score, and with the reference's log-probabilities where wanted.
 
         Args:
-            call: the sample and what the reward server is told with it.
-            reference_temperature: the temperature that the sample was drawn with; None asks no reference.
+            call: the sample, and the texts that the reward server gets with it.
+            reference_temperature: the temperature that the sample was drawn with; None does not ask the reference.
 
         Raises:
-            ScoringFailedError: tries or time are used up; the message carries the scorer's last reason.
+            ScoringFailedError: the tries or the time are used up; the message gives the server's last reason.
         """
         self.num_scoring += 1
         try:
@@ -106,8 +109,8 @@ def _with_score(
 
 
 class _Attempts:
-    """The tries with one scorer, and what its log says of them: the beginning and the end of an outage, not every
-    sample that it keeps waiting."""
+    """The tries with one server. The log shows the beginning and the end of an outage, and not every sample that waits
+    for the server."""
 
     _BACKOFF = Backoff(initial_s=0.05, maximum_s=2.0)
 
@@ -119,7 +122,7 @@ class _Attempts:
         self._outage = ""
 
     async def get(self, sample_id: str, ask: Callable[[float], Awaitable[AnswerT | RetryableFailure]]) -> AnswerT:
-        """Ask until there is an answer. Raises ScoringFailedError when tries or time are used up."""
+        """Ask until the server answers. Raises ScoringFailedError when the tries or the time are used up."""
         reason = ""
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -134,15 +137,17 @@ class _Attempts:
         except TimeoutError:
             why = self._outage or reason
             problem = f"the {self._scorer} gave no {self._answer} within {self._timeout_s:g} s" + (why and f": {why}")
-            raise ScoringFailedError(f"{problem}; see what keeps it, or raise rollout.scoring_timeout_s") from None
+            raise ScoringFailedError(
+                f"{problem}; find out what delays the server, or raise rollout.scoring_timeout_s"
+            ) from None
         tries = "try" if self._attempts == 1 else "tries"
         problem = f"the {self._scorer} gave no {self._answer} in {self._attempts} {tries}: {reason}"
-        raise ScoringFailedError(f"{problem}; correct that, or raise rollout.scoring_attempts")
+        raise ScoringFailedError(f"{problem}; correct the cause, or raise rollout.scoring_attempts")
 
     async def _ask_reachable(
         self, sample_id: str, ask: Callable[[float], Awaitable[AnswerT | RetryableFailure]]
     ) -> AnswerT | RetryableFailure:
-        """One try: the first answer, or missed deadline, of a scorer that can be reached."""
+        """Make one try: wait until the server can be reached, and return its first answer or a missed deadline."""
         pauses = self._BACKOFF.pauses()
         while True:
             try:

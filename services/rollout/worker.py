@@ -1,4 +1,4 @@
-"""One rollout worker, put together: from its registration to the end of its last group.
+"""Composes one rollout worker, and runs it from its registration to the end of its last group.
 
 ::
 
@@ -7,9 +7,9 @@
                                       │         └──► scorer ──► reward, reference
                 ◄──evaluations──── delivery ──► ledger (Redis)
 
-It works until it is told to stop, the run is over, or something fails for good. Then, in this order: no more credits;
-finish the open groups or hand them back; close the scorers' streams; leave the run, with the failure if there was one;
-stop serving; close what is left. The engine is its owner's.
+The worker works until somebody tells it to stop, the run is over, or a failure is final. Then the worker, in this
+order, grants no more credits, finishes the open groups or hands them back, closes the scorers' streams, leaves the run
+(with the failure if there was one), stops serving, and closes its connections. The caller owns the engine and stops it.
 """
 
 from __future__ import annotations
@@ -46,18 +46,20 @@ from services.rollout.weight_protocol import WeightProtocol
 _logger = logging.getLogger(__name__)
 
 _STOP_GRACE_S = 3.0
-"""What open groups get to end in when the worker is told to stop while the run goes on."""
+"""Time that open groups get to end when somebody stops the worker while the run goes on."""
 _ENGINE_POLL_S = 0.5
-"""Between looks whether the engine is alive."""
+"""Time between two checks of whether the engine is alive."""
 
 
 class Worker:
     """A rollout worker without its engine. Belongs to the running event loop.
 
+    The constructor composes the worker out of the mesh file's sections.
+
     Args:
-        config: the mesh.
-        name: of the member.
-        tokenizer: the policy's.
+        config: the whole mesh file.
+        name: the member's name, e.g. "rollout-0".
+        tokenizer: the policy's tokenizer.
 
     Raises:
         ConfigError: an address or a template cannot be used.
@@ -95,10 +97,10 @@ class Worker:
         """Work until ``stop`` is set or the run is over.
 
         Returns:
-            The process's exit code: 1 if the run has failed, elsewhere.
+            The exit code of the process: 1 if the run has failed, else 0. The failure happened in another service.
 
         Raises:
-            RollMeshError: this worker cannot go on; the coordinator has been told.
+            RollMeshError: this worker cannot go on; the coordinator knows the failure.
         """
         config = self._config
         runner = GroupRunner(
@@ -109,7 +111,7 @@ class Worker:
             has_reference=self._reference is not None,
             counts=self._counts,
         )
-        # Scoring ends by its own deadline, however long that is.
+        # Scoring ends by its own deadline, which may be longer than the stall timeout.
         patience_s = max(config.coordinator.stall_timeout_s, config.rollout.scoring_timeout_s)
         keeper = LeaseKeeper(
             config.coordinator.lease_ttl_s, patience_s, AwakeClock(config.coordinator.member_timeout_s)
@@ -149,7 +151,7 @@ class Worker:
         membership: Membership,
         stop: asyncio.Event,
     ) -> None:
-        """Ends with the first of: the signal to stop, the end of the run, a failure of anything that is owned here."""
+        """Work until the stop signal, the end of the run, or the failure of a task of this method."""
         source = self._client.lease_stream(lost_timeout_s=membership.registration.member_timeout_s)
         grace_s, reason = 0.0, "the worker failed"
         async with Supervisor() as supervisor:
@@ -200,10 +202,10 @@ class Worker:
 
 
 async def watch_engine(engine: Engine) -> NoReturn:
-    """Wait until the engine's processes have died, which an idle worker would not notice.
+    """Wait until the engine's processes have died. An idle worker would not notice their death otherwise.
 
     Raises:
-        RollMeshError: always; the message has the cause.
+        RollMeshError: always; the message gives the cause of the death.
     """
     while engine.is_alive:  # noqa: ASYNC110 (an engine that dies sets no event)
         await asyncio.sleep(_ENGINE_POLL_S)
@@ -211,10 +213,10 @@ async def watch_engine(engine: Engine) -> NoReturn:
 
 
 def redis_url(replay: ReplaySection) -> str:
-    """Where the run's Redis is.
+    """Return the address of the run's Redis.
 
     Raises:
-        ConfigError: the configuration names none.
+        ConfigError: the mesh file names no Redis.
     """
     if replay.url is None:
         raise ConfigError("replay.url", "is not set", "start the mesh with `rollmesh up`, or name a Redis")
@@ -228,7 +230,9 @@ def make_renderers(
     data: DataSection,
     evaluation: EvaluationSection | None,
 ) -> dict[LeaseKind, PromptRenderer]:
-    """A renderer for each kind of lease that the run has.
+    """Return a renderer for each kind of lease that the run has.
+
+    A prompt may fill ``max_length`` but for the tokens that a sample may generate.
 
     Raises:
         ConfigError: a template cannot be used.

@@ -280,7 +280,7 @@ def test_a_reward_function_that_begins_to_fail_ends_the_run_with_its_reason(
     reason = (
         "the reward server gave no reward in 1 try: reward_func raised AssertionError: the judge is gone (reward.py:4)"
     )
-    assert f"{reason}; correct that, or raise rollout.scoring_attempts" in error
+    assert f"{reason}; correct the cause, or raise rollout.scoring_attempts" in error
 
 
 @pytest.mark.mesh

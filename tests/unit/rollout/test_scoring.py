@@ -133,7 +133,7 @@ def test_tries_end_and_the_failure_names_the_last_reason() -> None:
     (outcome,), servicer = asyncio.run(score_with(function, attempts=2))
     assert isinstance(outcome, ScoringFailedError)
     assert str(outcome) == (
-        "the reward server gave no reward in 2 tries: reward_func raised ValueError: boom; correct that, or raise "
+        "the reward server gave no reward in 2 tries: reward_func raised ValueError: boom; correct the cause, or raise "
         "rollout.scoring_attempts"
     )
     assert len(servicer.calls) == 2
@@ -155,7 +155,9 @@ def test_a_delay_beyond_the_time_fails_the_sample_in_time() -> None:
 
     (outcome,), _ = asyncio.run(asyncio.wait_for(score_with(function, timeout_s=1.0), 20.0))
     assert isinstance(outcome, ScoringFailedError)
-    assert "within 1 s: come back tomorrow; see what keeps it, or raise rollout.scoring_timeout_s" in str(outcome)
+    assert "within 1 s: come back tomorrow; find out what delays the server, or raise rollout.scoring_timeout_s" in str(
+        outcome
+    )
 
 
 def test_one_try_is_not_called_tries() -> None:
