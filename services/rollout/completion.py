@@ -1,4 +1,4 @@
-"""One generation request as the mesh says it and as vLLM says it."""
+"""Translates one generation request and its result between the mesh and vLLM."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _STOP_REASONS = {"stop": StopReason.STOP, "length": StopReason.LENGTH}
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What was generated for one prompt.
+    """The tokens that the engine generated for one prompt.
 
     Attributes:
-        token_ids: int32 [G], the end-of-sequence token included where one was sampled.
-        logprobs: float32 [G], what the engine sampled with, after temperature and truncation.
-        version_spans: tile the G tokens, in order.
-        stop_reason: STOP, LENGTH, or ABORTED where vLLM gave up on the request.
+        token_ids: int32 [G]; the end-of-sequence token is included where the engine sampled that token.
+        logprobs: float32 [G], the log-probabilities that the engine sampled with, after temperature and truncation.
+        version_spans: the policy versions of the tokens; the spans cover the G tokens in order.
+        stop_reason: STOP, LENGTH, or ABORTED where vLLM gave up the request.
     """
 
     token_ids: Int32Array
@@ -33,9 +33,10 @@ class Completion:
 
 
 def sampling_params(sampling: SamplingSpec, seed: int, room: int) -> SamplingParams:
-    """vLLM's parameters of one sample, of which at most ``room`` tokens are generated.
+    """Return vLLM's parameters for one sample of at most ``room`` tokens.
 
-    Text is not wanted and only the sampled token's log-prob is: what is left out here costs the hot path nothing.
+    The parameters ask for no text, and for the log-probability of the sampled token alone, because everything else
+    would cost time on the hot path.
     """
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
@@ -53,7 +54,7 @@ def sampling_params(sampling: SamplingSpec, seed: int, room: int) -> SamplingPar
 
 
 def read_completion(output: Any) -> Completion:
-    """From vLLM's `CompletionOutput`, whose log-probs hold the sampled token's alone."""
+    """Return the completion that vLLM's `CompletionOutput` describes. Its log-probs are those of the sampled tokens."""
     spans: list[VersionSpan] = []
     for span in output.weight_versions or ():
         version = PolicyVersion.parse(span.version)

@@ -1,14 +1,14 @@
-"""One vLLM engine: samples come out, weights go in, and every token knows its policy version.
+"""Runs one vLLM engine: the engine generates samples, loads weights, and marks every token with its policy version.
 
-The engine's half of the weight protocol, in the order of the calls::
+The steps of the weight protocol in the engine, in the order of the calls::
 
     prepare   check the plan against the model; the worker processes begin to join the epoch's process group
     receive   bytes arrive beside the live weights            generation goes on
     commit    pause, load, stamp the version, resume          generation stands still
-    abort     instead of any of them: leave the group, forget what arrived
+    abort     in place of any step: leave the group, forget the bytes that arrived
 
-Until the first commit there is no version and nothing is generated. An engine whose load failed midway is tainted: it
-holds a mixture of two versions and never generates again.
+Before the first commit the engine has no version and generates nothing. An engine whose load failed midway is tainted:
+the engine holds a mixture of two versions and never generates again.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ _GRACE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class _InboundTransfer:
-    """The transfer in preparation, and its digests once it has arrived."""
+    """The transfer that was prepared. ``digests`` holds a digest for each process after the bytes have arrived."""
 
     deadline_s: float
     digests: tuple[bytes, ...] = ()
 
 
 class Engine:
-    """A running vLLM. Made by `start`; belongs to the event loop that it was started in."""
+    """A running vLLM, made by `Engine.start`. Belongs to the event loop that called `start`."""
 
     def __init__(self, llm: AsyncLLM, settings: EngineSettings, log: EngineLog) -> None:
         self._llm = llm
@@ -70,7 +70,7 @@ class Engine:
         parallel = llm.vllm_config.parallel_config
         self._num_weight_ranks = int(parallel.world_size)
         cache = llm.vllm_config.cache_config
-        # Only whole blocks are cached: shorter prompts share nothing and need no salt.
+        # vLLM caches whole blocks only: a shorter prompt shares nothing and needs no salt.
         self._salted_from = int(cache.block_size) if cache.enable_prefix_caching else None
         self._version: PolicyVersion | None = None
         self._transfer: _InboundTransfer | None = None
@@ -84,8 +84,8 @@ class Engine:
 
         Raises:
             ConfigError: the model folder or vLLM's settings are at fault.
-            DeadlineError: not up within `rollout.start_timeout_s`.
-            RollMeshError: vLLM did not start; the message has the cause.
+            DeadlineError: vLLM was not up within `rollout.start_timeout_s`.
+            RollMeshError: vLLM did not start; the message gives the cause.
         """
         ModelFolder.read("model.path", settings.model.path).check_trainable()
         log = EngineLog.begin()
@@ -93,17 +93,17 @@ class Engine:
 
     @property
     def version(self) -> PolicyVersion | None:
-        """What generates now; None before the first commit."""
+        """The version that generates now; None before the first commit."""
         return self._version
 
     @property
     def num_weight_ranks(self) -> int:
-        """Processes of this engine that take part in weight transfers."""
+        """The number of this engine's processes that take part in weight transfers."""
         return self._num_weight_ranks
 
     @property
     def is_tainted(self) -> bool:
-        """Whether a load failed midway: this engine must not be used any more."""
+        """Whether a load failed midway. A tainted engine must not be used any more."""
         return self._is_tainted
 
     @property
@@ -113,26 +113,28 @@ class Engine:
 
     @property
     def num_generated_tokens(self) -> int:
-        """Since the start, those of unfinished samples included."""
+        """The number of tokens generated since the start. Unfinished samples count too."""
         states = self._llm.output_processor.request_states.values()
         return self._num_ended_tokens + sum(int(state.detokenizer.num_output_tokens()) for state in states)
 
     def explain_death(self) -> str:
-        """Why vLLM's processes have ended, in a sentence."""
+        """Return a sentence that says why vLLM's processes have ended."""
         return self._log.explain("vLLM has died", self._llm.dead_error)
 
     async def generate(
         self, request_id: str, prompt_token_ids: list[int], sampling: SamplingSpec, seed: int = 0
     ) -> Completion:
-        """Sample one completion. Cancelling the call cancels the work.
+        """Generate one completion. Cancelling the call cancels the generation.
 
         Args:
-            request_id: for vLLM's log; need not be unique.
-            seed: of this sample alone; 0 draws from the engine's own random numbers.
+            request_id: names the request in vLLM's log; need not be unique.
+            prompt_token_ids: the tokens of the prompt, [P].
+            sampling: the sampling settings.
+            seed: the seed of this sample alone; 0 draws from the engine's own random numbers.
 
         Raises:
-            InvalidArgumentError: the prompt leaves no room, or has tokens that the model does not know.
-            UnavailableError: no version was committed yet.
+            InvalidArgumentError: the prompt leaves no room for an answer, or has tokens that the model does not know.
+            UnavailableError: no version is committed yet.
             TaintedError: a load failed midway.
             RollMeshError: vLLM has died.
         """
@@ -147,21 +149,23 @@ class Engine:
             output = await self._run(request_id, prompt_token_ids, params)
             completion = output.outputs[0]
             if completion.finish_reason == "abort" and not completion.token_ids:
-                continue  # taken back by a commit before it had begun: see `_restart_waiting`
+                continue  # a commit took the request back before generation began: see `_restart_waiting`
             return read_completion(completion)
 
     async def prepare(self, plan: WeightPlan, epoch: WeightEpoch, rank: int, deadline_s: float) -> None:
         """Check the plan and begin to join the epoch's process group, which `receive` waits for.
 
-        It does not wait itself, for the group stands only when the learner has joined, and the learner hears of the
-        epoch only after all members have prepared.
+        `prepare` does not wait for the group. The group is complete when the learner has joined, and the learner hears
+        of the epoch only after all members have prepared.
 
         Args:
-            rank: of this engine's first process in the epoch.
-            deadline_s: for joining, and again for the transfer.
+            plan: the tensors that the learner will send.
+            epoch: the process group that carries the tensors.
+            rank: the rank of this engine's first process in the group.
+            deadline_s: time for joining, and the same time again for the transfer.
 
         Raises:
-            InvalidArgumentError: the plan is not this model's, or the rank is not in the epoch.
+            InvalidArgumentError: the plan does not fit the model, or the rank is not in the epoch.
             TaintedError: a load failed midway.
         """
         self._check_health()
@@ -174,7 +178,7 @@ class Engine:
         self._transfer = _InboundTransfer(deadline_s)
 
     async def receive(self, version: PolicyVersion) -> ReceiveReport:
-        """Receive what was prepared; generation goes on. After an error, `abort`.
+        """Receive the prepared transfer while generation goes on. After an error, call `abort`.
 
         Raises:
             DeadlineError: joining or the transfer took too long.
@@ -192,11 +196,11 @@ class Engine:
         return ReceiveReport(digests, answers[0]["num_bytes"], max(answer["transfer_s"] for answer in answers))
 
     async def commit(self, version: PolicyVersion) -> CommitReport:
-        """Load what was received and generate with it from the next token on, as ``version``.
+        """Load the received weights. The engine generates as ``version`` from the next token on.
 
         Raises:
             TaintedError: loading failed, or took longer than `weights.commit_timeout_s`.
-            WeightTransferError: nothing was received, or its digests differ; the old version goes on.
+            WeightTransferError: nothing was received, or the processes' digests differ; the old version serves on.
         """
         self._check_health()
         transfer = self._transfer
@@ -216,7 +220,7 @@ class Engine:
         return report
 
     async def abort(self) -> None:
-        """Leave the group and forget what was prepared or received. Never fails; the old version goes on."""
+        """Leave the group and forget the prepared or received transfer. Never fails; the old version serves on."""
         self._transfer = None
         with suppress(RollMeshError):
             await call_workers(self._llm, "mesh_abort")
@@ -226,11 +230,12 @@ class Engine:
         await stop_vllm(self._llm)
 
     async def _hold_plan(self, plan: WeightPlan) -> None:
-        """Check a plan and give it to the worker processes. Done once, for it is the same object at every version, and
-        the 46,000 tensors of a mixture would cost a second each time.
+        """Check a plan, and give the plan to the worker processes. Do nothing if the processes hold the plan already.
+
+        The plan is the same object at every version. Sending the 46,000 tensors of a mixture of experts takes a second.
 
         Raises:
-            InvalidArgumentError: the plan's buckets or digest are not those of its tensors.
+            InvalidArgumentError: the plan's buckets or digest do not match the plan's tensors.
         """
         from services.rollout.vllm_plugin import plan_to_message
 
@@ -273,10 +278,10 @@ class Engine:
 
         llm, kv = self._llm, self._kv
         called = time.perf_counter()
-        # Not `llm.pause_generation`: it sleeps 20 ms for the look of things, at every version.
+        # Not `llm.pause_generation`, which sleeps for 20 ms at every version without need.
         await llm.engine_core.pause_scheduler_async(
             mode="wait" if kv == "drain" else "keep",
-            clear_cache=kv != "keep",  # where requests are kept, this sends them back to be computed anew
+            clear_cache=kv != "keep",  # with kept requests, clearing makes vLLM compute their caches anew
         )
         paused = time.perf_counter()
         await llm.start_weight_update()
@@ -286,15 +291,15 @@ class Engine:
         self._version = version
         await self._restart_waiting()
         await llm.resume_generation()
-        # A drain keeps generating until it has paused.
+        # A drain goes on generating until the scheduler has paused.
         stood_still_from = paused if kv == "drain" else called
         return CommitReport(pause_s=time.perf_counter() - stood_still_from, load_s=loaded - paused)
 
     async def _restart_waiting(self) -> None:
-        """Take back the requests that have no token yet, so that `generate` sends them again under the new version.
+        """Take back the requests without a token, so that `generate` sends them again under the new version.
 
-        They carry the old version's salt: on prompts that it finds in the prefix cache, the engine would build tokens
-        of the new version upon the old one's keys and values.
+        These requests carry the old version's salt. For a prompt in the prefix cache, the engine would compute tokens
+        of the new version from keys and values of the old version.
         """
         if self._kv != "keep" or self._salted_from is None:
             return  # the cache is empty or off
@@ -308,7 +313,7 @@ class Engine:
             await asyncio.sleep(0)  # lets `generate` queue them again, in their order, before the engine resumes
 
     async def _poll_transfer(self, timeout_s: float) -> list[dict[str, Any]]:
-        """Ask the worker processes until all have received, a little less often each time."""
+        """Ask the worker processes until all have received. The pause between two questions grows."""
         deadline = time.monotonic() + timeout_s
         pause_s = _FIRST_POLL_S
         while True:
@@ -328,7 +333,7 @@ class Engine:
             raise TaintedError("the engine is tainted by a load that failed")
 
     def _taint(self, reason: str) -> TaintedError:
-        """Stay paused for good, and end what is in flight; returns the error for whoever asked for the load."""
+        """Keep the engine paused for good, and end the requests in flight. Return the error that the caller raises."""
         _log.error("the engine is tainted: %s", reason)
         self._is_tainted = True
         self._transfer = None

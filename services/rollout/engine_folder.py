@@ -1,4 +1,4 @@
-"""The model folder as vLLM may read it."""
+"""Shows vLLM a model folder that holds the weights once."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from rollmesh.data.model_folder import ModelFolder
 
 @contextmanager
 def engine_folder(folder: ModelFolder) -> Iterator[Path]:
-    """The folder with its weights in one layout alone; to be kept until vLLM has started.
+    """Yield a folder that holds the weights in one layout only. Keep the block open until vLLM has started.
 
-    vLLM loads every safetensors file that no index rules out, and prefers Mistral's own layout where it finds that. A
-    folder with a second copy of the weights is therefore replaced by a temporary one, which links to the other files.
+    vLLM loads every safetensors file that no index rules out, and prefers Mistral's own layout where the folder has
+    that layout. For a folder with a second copy of the weights, this function makes a temporary folder. The temporary
+    folder links to all files except the second copy.
     """
     hidden = folder.second_copies
     if not hidden:

@@ -1,7 +1,7 @@
-"""Why vLLM ended: the first exception that its processes printed, with what to do about it where that is known.
+"""Explains why vLLM ended: finds the first exception that vLLM's processes printed, and adds advice where known.
 
-vLLM's processes write to the standard error of this process. Under `rollmesh up` that is a file, which can be read
-again; on a terminal or a pipe the cause stands in front of the reader already.
+vLLM's processes write to the standard error of this process. Under `rollmesh up` standard error is a file, and this
+module reads the file. On a terminal or a pipe the user sees the cause already.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 TAIL_BYTES = 256 * 1024
 _TRACEBACK = "Traceback (most recent call last):"
 _PREFIX = re.compile(r"^(?:\([^)]*pid=\d+\)\s*)?(?:[A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?")
-"""vLLM's marks of process, level, time and source before each line."""
+"""The marks that vLLM puts before each line: process, level, time and source."""
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt|Warning|Timeout|Failure)\b(?::.*)?$")
 _LATER_COUNTS = "During handling of the above exception, another exception occurred:"
 _SAYS_LITTLE = re.compile(r"Engine core initialization failed|EngineDeadError|WorkerProc initialization failed")
 _KILLED = re.compile(r"Failed core proc\(s\): .*: -(\d+)")
-"""vLLM's note of the processes that ended, with exit codes: a negative one is the signal that ended it."""
+"""vLLM's note of the processes that ended, with exit codes. A negative code is the signal that ended the process."""
 
 _HINTS = (
     (r"head.?size|head.?dim", "the attention kernels lack this head size; use another model, or a GPU"),
@@ -43,8 +43,8 @@ class EngineLog:
     """The part of this process' standard error that begins when an engine is started.
 
     Attributes:
-        path: the file; None where standard error is none.
-        start: bytes that were in it before.
+        path: the file of standard error; None where standard error is no file.
+        start: the size of the file in bytes at the time of the start.
     """
 
     path: Path | None
@@ -52,7 +52,7 @@ class EngineLog:
 
     @classmethod
     def begin(cls) -> EngineLog:
-        """From here on."""
+        """Return the log that begins now."""
         try:
             status = os.fstat(2)
             path = Path(os.readlink("/proc/self/fd/2"))
@@ -61,11 +61,12 @@ class EngineLog:
         return cls(path, status.st_size) if stat.S_ISREG(status.st_mode) and path.exists() else cls(None)
 
     def explain(self, problem: str, error: BaseException) -> str:
-        """One sentence: ``problem``, the exception at the root of it, what to do, and where to read more.
+        """Return one sentence: ``problem``, the exception at its root, advice, and the place of further details.
 
         Args:
-            problem: what happened, such as "vLLM did not start".
-            error: what arrived here. It is the cause where the log shows none and it does not point to another one.
+            problem: the event, such as "vLLM did not start".
+            error: the exception that this process caught. The exception counts as the cause where the log shows none,
+                unless the exception points to another error.
         """
         cause = self._printed_cause() or _own_cause(error)
         advice = hint(cause)
@@ -89,13 +90,13 @@ def _own_cause(error: BaseException) -> str:
 
 
 def root_cause(text: str) -> str:
-    """The exception at the root of the first traceback in a log: its type and the first line of its message.
+    """Return the type and the first message line of the exception at the root of the first traceback in a log.
 
-    A traceback shows the root first, and then what was raised because of it. Where an exception was raised while
-    another one was handled, the later one is what the code had to say about it.
+    A traceback shows the root first, and then the exceptions that the root caused. Where the code raised an exception
+    while it handled another exception, the later exception is the code's explanation and counts.
 
     Returns:
-        Empty where there is no traceback, or only of errors that point to another one.
+        Empty where the log has no traceback, or only tracebacks of errors that point to another error.
     """
     cause, is_open, counts_next = "", False, False
     for raw in text.splitlines():
@@ -113,5 +114,5 @@ def root_cause(text: str) -> str:
 
 
 def hint(cause: str) -> str:
-    """What to do about a cause; empty where that is not known."""
+    """Return advice for a cause; empty where no advice is known."""
     return next((advice for pattern, advice in _HINTS if re.search(pattern, cause, re.IGNORECASE)), "")

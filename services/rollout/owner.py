@@ -1,4 +1,4 @@
-"""Ends vLLM's processes when the rollout worker that owns them was killed: left alone they live on for ever."""
+"""Ends vLLM's processes when their rollout worker was killed. Without this, the processes would live on for ever."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import threading
 from contextlib import suppress
 
 OWNER_VARIABLE = "ROLLMESH_ENGINE_OWNER"
-"""Environment variable with the process id of the rollout worker."""
+"""The environment variable that holds the process id of the rollout worker."""
 
 
 def follow_owner() -> None:
-    """To be called in each of vLLM's worker processes: die with the owner, and take vLLM's engine process along.
+    """End this process and vLLM's engine process when the owner ends. Call this in each of vLLM's worker processes.
 
-    Does nothing in a process that has no owner on this machine.
+    Do nothing in a process that has no owner on this machine.
     """
     owner = os.environ.get(OWNER_VARIABLE)
     if owner is not None:
@@ -23,8 +23,13 @@ def follow_owner() -> None:
 
 
 def _follow(owner: int, parent: int) -> None:
-    """``parent`` is the engine's process, or the owner itself where vLLM works inside the engine's process."""
-    with suppress(ProcessLookupError):  # it is gone already
+    """Wait for the owner's end, then end the processes.
+
+    Args:
+        owner: the process id of the rollout worker.
+        parent: the process id of vLLM's engine process, or the owner's where this process is the engine process.
+    """
+    with suppress(ProcessLookupError):  # the owner is gone already
         handle = os.pidfd_open(owner)
         select.select([handle], [], [])  # readable when the process has ended
     if parent != owner and os.getppid() == parent:

@@ -1,13 +1,13 @@
-"""The engine's half of the weight protocol: which call is legal when, and what a repeated one answers.
+"""The weight protocol on the worker's side: which call is legal when, and how the worker answers a repeated call.
 
 ::
 
     prepare(v) ──► receive(v) ──► commit(v)            each step runs once, as a task of this object;
-        └──────────────┴──► abort(v)                   who repeats a call waits for, or gets, the same answer
+        └──────────────┴──► abort(v)                   a repeated call gets the same answer
 
-A step does not end with the call that began it: a coordinator that lost the connection asks again, and gets the
-answer of the step that it began before. The old version serves until a commit has succeeded. A load that fails midway
-leaves parts of two versions in the engine: the worker is tainted, and `watch` tells its owner.
+A step goes on when its call ends: a coordinator that lost the connection asks again, and gets the answer of the step
+that the first call began. The old version serves until a commit has succeeded. A load that fails midway leaves parts of
+two versions in the engine. The worker is then tainted, and `WeightProtocol.watch` tells the worker's owner.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _logger = logging.getLogger(__name__)
 AnswerT = TypeVar("AnswerT")
 
 _CANCEL_TIMEOUT_S = 10.0
-"""How long a step may take to let go of the engine."""
+"""Time that a cancelled step may take to release the engine."""
 
 
 @dataclass
 class _VersionTransfer:
-    """One version from PREPARE to COMMIT. A step that has not begun is None."""
+    """The steps of one version from PREPARE to COMMIT. A step that has not begun is None."""
 
     version: PolicyVersion
     epoch: WeightEpoch
@@ -56,7 +56,7 @@ class _VersionTransfer:
 
 
 class WeightProtocol:
-    """The state machine in front of one engine. Belongs to the running event loop; `close` ends what it runs.
+    """The state machine in front of one engine. Belongs to the running event loop; `close` ends its steps.
 
     Args:
         engine: receives and loads the weights. Every method of the engine ends by a deadline. `Engine.commit` raises
@@ -75,24 +75,24 @@ class WeightProtocol:
         return self._taint.done()
 
     async def watch(self) -> NoReturn:
-        """Wait until the worker is tainted; its owner then gives it up.
+        """Wait until the worker is tainted. The owner then gives the worker up.
 
         Raises:
-            TaintedError: always; says which version could not be loaded and why.
+            TaintedError: always; the message names the version that could not be loaded, and the cause.
         """
         raise await asyncio.shield(self._taint)
 
     async def prepare(
         self, version: PolicyVersion, plan: WeightPlan, epoch: WeightEpoch, rank: int, deadline_s: float
     ) -> None:
-        """Prepare for a version. An older version that was not committed is dropped.
+        """Prepare for a version. Drop an older version that was not committed.
 
         Args:
-            version: the version.
+            version: the version to prepare.
             plan: the tensors that the learner will send.
-            epoch: the process group that carries them.
+            epoch: the process group that carries the tensors.
             rank: the rank of this worker's first process in the group.
-            deadline_s: time for the transfer.
+            deadline_s: seconds that the transfer may take.
 
         Raises:
             SupersededError: a newer version is in preparation or serves already.
@@ -113,11 +113,11 @@ class WeightProtocol:
         await _share(transfer.prepared)
 
     async def receive(self, version: PolicyVersion) -> ReceiveReport:
-        """Receive the version's weights beside the live ones.
+        """Receive the version's weights beside the live weights.
 
         Raises:
             SupersededError: the version is not in preparation.
-            InvalidArgumentError: its preparation has not answered yet.
+            InvalidArgumentError: PREPARE of the version has not answered yet.
             WeightTransferError: the transfer failed.
         """
         transfer = self._current(version)
@@ -127,11 +127,11 @@ class WeightProtocol:
         return await _share(transfer.received)
 
     async def commit(self, version: PolicyVersion) -> CommitReport:
-        """Load the version, which serves from then on.
+        """Load the version. The version serves as soon as it is loaded.
 
         Raises:
             SupersededError: the version is not in preparation.
-            InvalidArgumentError: its transfer has not answered yet.
+            InvalidArgumentError: RECEIVE of the version has not answered yet.
             TaintedError: the load failed midway; the worker is tainted.
             WeightTransferError: the version was not received; the old version serves.
         """
@@ -142,12 +142,12 @@ class WeightProtocol:
             transfer.committed = self._begin(self._engine.commit(version), f"commit version {version}")
             transfer.committed.add_done_callback(self._commit_ended)
         await asyncio.wait({transfer.committed})
-        self._refuse_if_tainted()  # also after an error that the engine does not know, which may have come at any point
+        self._refuse_if_tainted()  # also after an unknown error, which may have come in the middle of the load
         return await _share(transfer.committed)
 
     async def abort(self, version: PolicyVersion, reason: str) -> None:
-        """Forget a version that is in preparation. A version that is being loaded or that serves stays, and so does
-        every other version."""
+        """Forget ``version`` if the version is in preparation. A version that is loading or serves stays, and so does
+        any other version."""
         async with self._turn:
             transfer = self._transfer
             if transfer is None or transfer.version != version or transfer.committed is not None:
@@ -173,7 +173,7 @@ class WeightProtocol:
             raise self._taint.result()
 
     async def _drop(self, reason: str) -> None:
-        """Make the engine forget the transfer, unless it is committed. A load that is running is waited for."""
+        """Make the engine forget the transfer, unless the transfer is committed. Wait for a running load first."""
         transfer = self._transfer
         if transfer is None:
             return
@@ -216,21 +216,21 @@ async def _share(step: asyncio.Task[AnswerT]) -> AnswerT:
 
 
 def _has_failed(transfer: _VersionTransfer | None) -> bool:
-    """Whether a step has failed, so that another PREPARE of the version begins a new try."""
+    """Whether a step has failed. Then another PREPARE of the version begins a new try."""
     return transfer is not None and any(
         step.done() and (step.cancelled() or step.exception() is not None) for step in transfer.steps
     )
 
 
 def _require(step: asyncio.Task[Any] | None, name: str, version: PolicyVersion) -> None:
-    """Raise unless the step before has succeeded; where it failed, raise its error."""
+    """Raise unless the earlier step has succeeded. Raise the step's own error if the step failed."""
     if step is None or not step.done():
         raise InvalidArgumentError(f"{name} has not answered yet for version {version}", "version")
     step.result()
 
 
 def _log_failure(step: asyncio.Task[Any]) -> None:
-    """Log the error of a step. This also retrieves the error where no caller is left to do so."""
+    """Log the error of a step. Reading the error also marks the error as seen where no caller is left."""
     error = None if step.cancelled() else step.exception()
     if error is not None:
         _logger.warning("%s failed: %s", step.get_name(), error)

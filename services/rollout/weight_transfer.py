@@ -1,8 +1,8 @@
-"""The mesh's weight transport inside a vLLM worker process: vLLM's interface in front of a `WeightInbox`.
+"""The mesh's weight transport in a vLLM worker process: vLLM's interface in front of a `WeightInbox`.
 
-`hold_plan` comes once in the life of an engine. Joining and receiving go through `begin_join`, `begin_receive`, `poll`
-and `abort` at every version, while vLLM generates. vLLM's own three steps (start, update, finish) load what has
-arrived, while vLLM is paused.
+The engine calls `hold_plan` once. At every version the engine joins and receives through `begin_join`, `begin_receive`,
+`poll` and `abort`, while vLLM generates. vLLM's own three steps (start, update, finish) load the received weights while
+vLLM is paused.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from services.rollout.owner import follow_owner
 
 @dataclass
 class NoInitInfo(WeightTransferInitInfo):  # type: ignore[misc]
-    """The transport is set up by `begin_join`, as often as there are weight epochs."""
+    """No settings: `begin_join` sets the transport up, once for each weight epoch."""
 
 
 @dataclass
 class LoadInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
-    """Load what was received.
+    """The request to load a received transfer.
 
     Attributes:
-        digest: of the transfer that is to be loaded.
+        digest: the digest of the transfer to load.
     """
 
     digest: bytes = field(default=b"")
 
 
 class MeshWeightTransferEngine(WeightTransferEngine[NoInitInfo, LoadInfo]):  # type: ignore[misc]
-    """Receives beside the live weights, loads on demand."""
+    """Receives weights beside the live weights, and loads the received weights on demand."""
 
     init_info_cls = NoInitInfo
     update_info_cls = LoadInfo
@@ -66,13 +66,16 @@ class MeshWeightTransferEngine(WeightTransferEngine[NoInitInfo, LoadInfo]):  # t
         self._plan = plan
 
     def begin_receive(self, deadline_s: float) -> None:
-        """Raises WeightTransferError if no plan was given."""
+        """Begin to receive. Raises WeightTransferError if the engine gave no plan."""
         if self._plan is None:
             raise WeightTransferError("there is no plan to receive by")
         self._inbox.begin_receive(self._plan, deadline_s)
 
     def poll(self) -> dict[str, Any]:
-        """How the transfer goes: ``state`` is "running", "done" or "failed", the rest follows from it."""
+        """Return the state of the transfer: ``state`` is "running", "done" or "failed".
+
+        A transfer that is done adds digest, num_bytes and transfer_s. A failed transfer adds is_late and reason.
+        """
         try:
             received = self._inbox.poll()
         except RollMeshError as error:
@@ -90,7 +93,7 @@ class MeshWeightTransferEngine(WeightTransferEngine[NoInitInfo, LoadInfo]):  # t
         self._inbox.abort()
 
     def init_transfer_engine(self, init_info: NoInitInfo) -> None:
-        """Nothing to do: see `NoInitInfo`."""
+        """Do nothing: see `NoInitInfo`."""
 
     def start_weight_update(self) -> None:
         if self.device.type == "cpu":
@@ -98,19 +101,20 @@ class MeshWeightTransferEngine(WeightTransferEngine[NoInitInfo, LoadInfo]):  # t
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Load; the base class would synchronise an accelerator here, which a CPU does not have."""
+        """Load the received weights. The base class would synchronise an accelerator, which a CPU machine lacks."""
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: LoadInfo) -> None:
-        """Load what was received into the model.
+        """Load the received weights into the model.
 
         Raises:
-            WeightTransferError: that transfer is not held, or it does not cover the model.
+            WeightTransferError: the inbox does not hold the transfer, or the transfer does not cover the model.
         """
         loaded = self.model.load_weights(self._inbox.tensors(update_info.digest))
         if self.model_config.quantization is not None:
-            return  # there are parameters that no checkpoint knows
-        missing = self._parameters - set(self._parameters if loaded is None else loaded)  # None: it does not tell
+            return  # a quantised model has parameters that no checkpoint holds
+        # A model that returns None does not tell which parameters it has loaded.
+        missing = self._parameters - set(self._parameters if loaded is None else loaded)
         missing |= _half_loaded(self.model)
         if missing:
             problem = f"the transfer lacks weights for {len(missing)} parts of the engine's model"
@@ -129,10 +133,10 @@ class MeshWeightTransferEngine(WeightTransferEngine[NoInitInfo, LoadInfo]):  # t
 
 
 def _half_loaded(model: torch.nn.Module) -> set[str]:
-    """The linear layers that got some of their elements in the reload under way, and not all.
+    """Return the names of the linear layers that the running reload has filled only in part.
 
-    vLLM holds as one tensor what checkpoints store apart, such as queries, keys and values, and counts a tensor as
-    loaded when one of its parts is. Its reload keeps the layers open that still wait for elements.
+    vLLM joins tensors that a checkpoint stores apart, such as queries, keys and values. vLLM counts the joined tensor
+    as loaded when one piece is loaded. vLLM's reload keeps a layer open that still waits for elements.
     """
     layers = [
         (name, get_layerwise_info(layer)) for name, layer in model.named_modules() if isinstance(layer, LinearBase)
@@ -141,10 +145,10 @@ def _half_loaded(model: torch.nn.Module) -> set[str]:
 
 
 def _forget_expert_kernels(model: torch.nn.Module) -> None:
-    """Have the kernels of experts made anew by the reload on CPU.
+    """Make the reload build the kernels of the experts anew on CPU.
 
-    vLLM packs the experts' weights when it makes their kernel and at no other time: a reload would leave them unpacked,
-    and the kernel would read them as if they were.
+    vLLM packs the experts' weights only when vLLM makes the kernel. A reload would leave the new weights unpacked, and
+    the kernel would read them as packed weights.
     """
     for module in model.modules():
         method = getattr(module, "quant_method", None)
@@ -155,7 +159,7 @@ def _forget_expert_kernels(model: torch.nn.Module) -> None:
 def _repack_heads(model: torch.nn.Module) -> None:
     """Give the output layers their new weights on CPU.
 
-    vLLM multiplies with a repacked copy there, and its reload does not make a new one for a head that shares its
+    On CPU vLLM multiplies with a repacked copy of the head. vLLM's reload makes no new copy for a head that shares its
     tensor with the input embedding: the engine would report success and go on sampling with the old head.
     """
     for module in model.modules():
