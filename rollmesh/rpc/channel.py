@@ -1,7 +1,7 @@
-"""Addresses, and the one way to open a channel to one.
+"""Parses addresses, and opens channels: the one way to open a channel.
 
-The limits and the frame size here are used by both ends: with unequal limits a message that one side may send kills
-the other side's whole stream.
+Both ends use the limits and the frame size of this module. With unequal limits, a message that one side may send breaks
+the whole stream of the other side.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rollmesh.errors import ConfigError
 from rollmesh.wire.limits import MAX_MESSAGE_BYTES
 
 _MAX_FRAME_BYTES = 16 * 1024 * 1024 - 1
-"""The largest HTTP/2 frame there is; the default of 16 KiB costs half of the throughput of large messages."""
+"""The largest possible HTTP/2 frame. The default of 16 KiB halves the throughput of large messages."""
 
 COMMON_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -32,10 +32,11 @@ _CONNECT_TIMEOUT_MS = 5_000
 _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     *COMMON_OPTIONS,
     ("grpc.initial_reconnect_backoff_ms", 100),
-    # Despite its name this is what one try to connect may take; how soon the next one follows is up to the other two.
+    # Despite its name, this option bounds the time of one try to connect. The other two options say when the next try
+    # follows.
     ("grpc.min_reconnect_backoff_ms", _CONNECT_TIMEOUT_MS),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    # A proxy that the environment names is for the way to the internet; the mesh's own traffic never takes it.
+    # A proxy in the environment is for the way to the internet. The mesh's own traffic never uses the proxy.
     ("grpc.enable_http_proxy", 0),
 )
 
@@ -44,7 +45,7 @@ _RESOLVED_BY_GRPC = re.compile(r"^(dns|ipv4|ipv6|xds):")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A host (name or IP address, without brackets) and a port; port 0 asks for a free one."""
+    """A host (a name or an IP address, without brackets) and a port. Port 0 asks for a free port."""
 
     host: str
     port: int
@@ -67,11 +68,11 @@ def parse_address(text: str, place: str = "address") -> Address:
     """Parse "host:port"; an IPv6 host stands in brackets.
 
     Args:
-        text: what the user wrote.
-        place: where, as a dotted configuration path.
+        text: the address as the user wrote it.
+        place: the dotted configuration path of the address, for errors.
 
     Raises:
-        ConfigError: ``text`` is anything else.
+        ConfigError: ``text`` is not an address.
     """
     match = re.fullmatch(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s:/\[\]]+)):(?P<port>[0-9]{1,5})", text)
     if match is None:
@@ -88,7 +89,7 @@ def parse_address(text: str, place: str = "address") -> Address:
 
 
 def check_callable(address: str, place: str = "address") -> None:
-    """See to it that an address names a server: "host:port", or a target that gRPC resolves itself.
+    """Check that an address names a server: "host:port", or a target that gRPC resolves itself.
 
     Raises:
         ConfigError: the address is malformed, or its port is 0.
@@ -98,11 +99,11 @@ def check_callable(address: str, place: str = "address") -> None:
 
 
 def open_channel(address: str, place: str = "address") -> grpc.aio.Channel:
-    """A channel to a server of the mesh. It belongs to the running event loop and connects when first used.
+    """Return a channel to a server of the mesh. The channel belongs to the running event loop, and connects when used.
 
     Args:
         address: "host:port", or a target that gRPC resolves itself, such as "dns:///rewards.example:50051".
-        place: what to call the address in an error.
+        place: the configuration path of the address, for errors.
 
     Raises:
         ConfigError: the address is malformed, or its port is 0.
@@ -115,8 +116,8 @@ class Connection:
     """A channel to one peer. Belongs to the running event loop; `close` it when done.
 
     Args:
-        peer: who that is, for errors.
-        address: its "host:port".
+        peer: the name of the peer, for errors.
+        address: the peer's "host:port".
         place: the configuration path of the address, for errors.
 
     Raises:
@@ -136,5 +137,5 @@ class Connection:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connection; what is under way on it is cancelled."""
+        """Close the connection. Closing cancels the calls that are under way."""
         await self._channel.close()

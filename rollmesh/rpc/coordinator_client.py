@@ -1,7 +1,8 @@
-"""The coordinator as its members see it: nouns in, nouns out.
+"""Calls the coordinator for a member: takes and returns nouns of `rollmesh.types`.
 
-Every call has a deadline. Those that may be repeated are, within it: when the coordinator cannot be reached, and when
-it does not know the caller, which the caller's heartbeats are about to mend (`rollmesh.rpc.membership`).
+Every call has a deadline. The client repeats a call that is safe to repeat, within the deadline, in two cases: the
+coordinator cannot be reached, or the coordinator does not know the caller. In the second case the caller's heartbeats
+are about to register the caller again (`rollmesh.rpc.membership`).
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class CoordinatorClient(Connection):
 
     Args:
         address: the coordinator's "host:port".
-        name: the member's, e.g. "rollout-0".
-        incarnation: of this start of the process; a random one if None.
+        name: the member's name, e.g. "rollout-0".
+        incarnation: the id of this start of the process; None draws a random id.
         place: the configuration path of the address, for errors.
 
     Raises:
@@ -59,14 +60,14 @@ class CoordinatorClient(Connection):
     async def register(
         self, run_id: str, role: Role, address: str, num_weight_ranks: int = 0, *, timeout_s: float = 60.0
     ) -> Registration:
-        """Join the run, or join it again.
+        """Join the run for the first time or again.
 
         Args:
             run_id: the run's name.
-            role: what the member does.
-            address: where the member's own server answers.
-            num_weight_ranks: processes of the member that take part in weight transfers.
-            timeout_s: for all tries together; long enough for the coordinator to start.
+            role: the member's role.
+            address: the "host:port" of the member's own server.
+            num_weight_ranks: the number of the member's processes that take part in weight transfers.
+            timeout_s: time for all tries together; long enough for the coordinator to start.
 
         Raises:
             UnavailableError, DeadlineError: the coordinator did not answer in time.
@@ -84,14 +85,14 @@ class CoordinatorClient(Connection):
         return control.registration_from_proto(answer)
 
     async def heartbeat(self, report: MemberReport = NOTHING_TO_REPORT, *, timeout_s: float = 5.0) -> Heartbeat:
-        """One heartbeat, one try.
+        """Send one heartbeat in one try.
 
         Args:
             report: how the member's work moves.
-            timeout_s: for the answer.
+            timeout_s: time for the answer.
 
         Raises:
-            UnknownMemberError: register again.
+            UnknownMemberError: the coordinator does not know the member; the member must register again.
             UnavailableError, DeadlineError: the coordinator did not answer.
         """
         request = control.heartbeat_call_to_proto(control.HeartbeatCall(self.caller, report))
@@ -100,12 +101,12 @@ class CoordinatorClient(Connection):
         return control.heartbeat_from_proto(answer)
 
     async def leave(self, failure: str = "", *, timeout_s: float = 5.0) -> None:
-        """Leave the run; ``failure`` says why it cannot go on, if it cannot."""
+        """Leave the run. ``failure`` says why the member cannot go on; empty where the member leaves in order."""
         request = control.leave_to_proto(control.LeaveCall(self.caller, failure))
         await call_unary(self._stub.Leave, request, timeout_s=timeout_s, peer=self.peer)
 
     async def fail_run(self, run_id: str, reason: str, *, timeout_s: float = 2.0) -> None:
-        """Tell the coordinator that the run cannot go on. Anybody who knows the run may; no membership needed.
+        """Tell the coordinator that the run cannot go on. A caller needs the run's name and no membership.
 
         Raises:
             UnavailableError, DeadlineError: the coordinator did not answer in time.
@@ -115,7 +116,7 @@ class CoordinatorClient(Connection):
         await call_unary(self._stub.FailRun, request, timeout_s=timeout_s, peer=self.peer)
 
     def lease_stream(self, *, lost_timeout_s: float = 30.0) -> LeaseStream:
-        """The member's leases, as `LeaseStream` tells; ``lost_timeout_s`` is how long it tries to get a stream."""
+        """Return the stream of the member's leases. The stream tries to connect for ``lost_timeout_s`` at most."""
         return LeaseStream(self._stub.Lease, self.caller, peer=self.peer, lost_timeout_s=lost_timeout_s)
 
     async def report_evaluation(
@@ -127,7 +128,7 @@ class CoordinatorClient(Connection):
         *,
         timeout_s: float = 30.0,
     ) -> None:
-        """The result of one evaluation lease: its samples, or why it failed.
+        """Report the result of one evaluation lease: its samples, or the reason of its failure.
 
         Raises:
             SupersededError: the lease has expired.
@@ -136,13 +137,13 @@ class CoordinatorClient(Connection):
         await self._call(self._stub.ReportEvaluation, evaluation.report_evaluation_to_proto(call), timeout_s)
 
     async def begin_publish(self, announcement: Announcement, *, timeout_s: float) -> WeightEpoch:
-        """ANNOUNCE and PREPARE. On return the members of the epoch are receiving.
+        """ANNOUNCE and PREPARE a version. On return the members of the epoch are receiving.
 
-        The plan is sent if the coordinator was not sent it before, or says that it does not hold it any more.
+        The client sends the plan if the coordinator has not got the plan before, or asks for the plan again.
 
         Args:
             announcement: the version to publish.
-            timeout_s: for all tries together, waiting for workers and for a pinned evaluation included.
+            timeout_s: time for all tries together. The time includes waiting for workers and for a pinned evaluation.
 
         Raises:
             DeadlineError, UnavailableError: the members could not be prepared in time.
@@ -178,7 +179,7 @@ class CoordinatorClient(Connection):
     async def finish_publish(
         self, version: PolicyVersion, digest: bytes, failure: str = "", *, timeout_s: float
     ) -> PublishOutcome:
-        """VERIFY and COMMIT, or ABORT: the learner has sent bytes with ``digest``, or failed to."""
+        """VERIFY and COMMIT a version whose bytes have ``digest``, or ABORT the version because of ``failure``."""
         call = weights.FinishPublishCall(self.caller, version, digest, failure)
         answer = await self._call(self._stub.FinishPublish, weights.finish_publish_to_proto(call), timeout_s)
         return weights.publish_outcome_from_proto(answer)
@@ -192,18 +193,19 @@ class CoordinatorClient(Connection):
         *,
         timeout_s: float = 30.0,
     ) -> None:
-        """The metrics of one optimiser batch, all finite; ``version`` is the one that the step made."""
+        """Report the metrics of one optimiser batch. All metrics are finite; ``version`` is the version that the step
+        made."""
         call = control.ReportStepCall(self.caller, step, version, metrics, is_last)
         await self._call(self._stub.ReportStep, control.report_step_to_proto(call), timeout_s)
 
     async def status(self, *, timeout_s: float = 5.0) -> MeshStatus:
-        """The mesh at a glance. Anybody may ask; no membership needed."""
+        """Return the state of the mesh. A caller needs no membership."""
         request = coordinator_pb2.GetMeshStatusRequest()
         answer = await call_unary(self._stub.GetMeshStatus, request, timeout_s=timeout_s, peer=self.peer)
         return status.mesh_status_from_proto(answer)
 
     async def _call(self, method: Callable[..., Any], request: Any, timeout_s: float) -> Any:
-        """A call of a member, repeated also while the coordinator does not know it."""
+        """Make a call for a member. Repeat the call also while the coordinator does not know the member."""
 
         async def attempt(left_s: float) -> Any:
             try:

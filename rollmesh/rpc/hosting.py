@@ -1,4 +1,4 @@
-"""The life of a member whose only work is answering: its server, its membership, its tasks, in the right order."""
+"""Runs a member whose only work is answering: starts and ends its server, membership and tasks in the right order."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ async def serve_until_over(
     """Serve, as a member, until the run is over or ``stop`` is set.
 
     Args:
-        server: not yet entered.
-        work: makes the coroutine that does what the servicers wait for; it has to last.
-        coordinator_address: "host:port".
+        server: the member's server, not yet entered.
+        work: makes the coroutine that does the servicers' work. The coroutine must not end before it is cancelled.
+        coordinator_address: the coordinator's "host:port".
         run_id: the run's name.
-        role: the member's.
-        name: the member's.
-        stop: set by the first signal (`rollmesh.aio.service`).
+        role: the member's role.
+        name: the member's name.
+        stop: the first signal sets this event (`rollmesh.aio.service`).
 
     Returns:
         The exit code: 1 if the run has failed, else 0.
 
     Raises:
         RollMeshError: the server cannot start, the coordinator cannot be reached or was lost.
-        Exception: what ``work`` raised; the coordinator has been told.
+        Exception: the error of ``work``; the coordinator knows the failure.
     """
     async with (
         server,

@@ -1,9 +1,9 @@
 """The server's side of `rollmesh.rpc.status_codes`: a servicer raises an error of the mesh, the interceptor sends it.
 
-It also puts the messages of a handler in order. gRPC takes one message at a time: a second ``context.write`` beside
-the first fails, and so does the status, if a write was cancelled but is still under way. The call then never ends and
-its client waits for nothing. Both are easily done by a handler with tasks of its own, so writes are queued and
-finished here, and the status waits for them.
+The interceptor also puts the messages of a handler in order. gRPC takes one message at a time: a second
+``context.write`` during the first fails. Sending the status during a cancelled write fails too; the call then never
+ends, and its client waits for ever. A handler with tasks of its own easily does both. So the interceptor queues and
+finishes the writes, and sends the status after the last write.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from rollmesh.rpc.status_codes import DETAIL_KEY, status_of
 _logger = logging.getLogger(__name__)
 
 _LAST_WRITE_TIMEOUT_S = 10.0
-"""How long the status waits for messages that a stalled client does not take."""
+"""Time for which the status waits for messages that a stalled client does not take."""
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Maps what asynchronous handlers of all four kinds raise to a status.
+    """Maps the errors of asynchronous handlers of all four kinds to statuses.
 
-    A handler that has chosen its status itself (``context.abort``) is left alone, and so are synchronous handlers:
-    those are the generated stubs of methods that nobody implemented.
+    The interceptor leaves a handler alone that chooses a status itself (``context.abort``), and every synchronous
+    handler: synchronous handlers are the generated stubs of methods that nobody implemented.
     """
 
     async def intercept_service(
@@ -51,8 +51,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 
 class _OrderedContext:
-    """A servicer context whose messages are written one after the other, each to its end even if its writer is
-    cancelled. Everything else is the context's own."""
+    """A servicer context that writes one message after the other. A write ends even if its writer is cancelled.
+
+    Everything except `write` is passed to the wrapped context.
+    """
 
     def __init__(self, context: Any) -> None:
         self._context = context
@@ -75,10 +77,10 @@ class _OrderedContext:
     def _forget(self, write: asyncio.Task[None]) -> None:
         self._writes.discard(write)
         if not write.cancelled():
-            write.exception()  # Seen by the writer, or the call is over.
+            write.exception()  # Marks the error as seen: the writer has seen it, or the call is over.
 
     async def settle(self) -> None:
-        """Wait, within a bound, for the messages whose writers were cancelled."""
+        """Wait for the messages whose writers were cancelled, 10 s at most."""
         if self._writes:
             await asyncio.wait(self._writes, timeout=_LAST_WRITE_TIMEOUT_S)
         for write in self._writes:
@@ -86,7 +88,8 @@ class _OrderedContext:
 
 
 def _wrap(behaviour: Callable[[Any, Any], Any], method: str) -> Callable[[Any, Any], Any]:
-    """``behaviour`` with its errors mapped; the same kind of function, since grpc.aio decides by kind how to run it."""
+    """Return ``behaviour`` with mapped errors. The kind of function stays, because grpc.aio runs each kind
+    differently."""
     if inspect.isasyncgenfunction(behaviour):
 
         async def generate(request: Any, context: Any) -> AsyncIterator[Any]:

@@ -1,4 +1,4 @@
-"""The rollout worker as a process: what can be known to fail first, then the engine, then the work."""
+"""Runs the rollout worker as a process: the cheap checks come first, then the engine starts, then the work begins."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from services.rollout.worker import Worker, redis_url
 _logger = logging.getLogger(__name__)
 
 _CANCEL_TIMEOUT_S = 10.0
-"""How long an engine that is starting may take to give that up."""
+"""Time that a starting engine may take to give its start up."""
 
 
 def main(config: MeshConfig, name: str) -> int:
     """Run one rollout worker to the end of the run, or until SIGTERM.
 
     Returns:
-        0 where the run finished or the worker was told to stop.
+        The exit code: 0 where the run finished or somebody stopped the worker, 1 where the run has failed.
 
     Raises:
-        ConfigError: the worker cannot be started like this.
+        ConfigError: the mesh file does not let the worker start.
         RollMeshError: the run, or this worker, failed.
     """
     logs.configure(config.run.name, name)
@@ -54,7 +54,7 @@ def engine_settings(config: MeshConfig, worker_index: int = 0) -> EngineSettings
 
 
 async def _start_engine(settings: EngineSettings, stop: asyncio.Event) -> Engine | None:
-    """The engine, which bounds its own start; None if the worker was told to stop before it was up."""
+    """Return the started engine; None if somebody stopped the worker before. The engine bounds its own start."""
     clock = asyncio.get_running_loop().time
     began_at = clock()
     starting = asyncio.create_task(Engine.start(settings), name="engine start")
@@ -73,7 +73,9 @@ async def _start_engine(settings: EngineSettings, stop: asyncio.Event) -> Engine
 
 
 def worker_index(name: str) -> int:
-    """Which of the run's workers this is, from a name like "rollout-3"; 0 where the name has no number. Workers
-    draw different random numbers by it."""
+    """Return the worker's position among the run's workers: 3 for "rollout-3", 0 where the name has no number.
+
+    The position gives every worker other random numbers.
+    """
     match = re.search(r"-(\d+)$", name)
     return int(match[1]) if match else 0

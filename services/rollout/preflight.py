@@ -1,4 +1,4 @@
-"""What can be said of the engine's settings without importing vLLM, which takes many seconds."""
+"""Checks the engine's settings without importing vLLM, which would take many seconds."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ OWNED = frozenset(
         "speculative_config",
     }
 )
-"""Arguments that `rollout.engine.extra` may not set: the mesh's promises rest on them."""
+"""Arguments that `rollout.engine.extra` must not set, because the mesh's promises depend on them."""
 
 
 MIN_OPEN_FILES = 256
-"""Files that a process of vLLM has to be able to open. An idle engine of one process holds 74 (vLLM 0.32 on CPU); with
-64 allowed it does not start, and blames the address 127.0.0.1."""
+"""The number of files that a process of vLLM must be able to open. An idle engine of one process holds 74 files (vLLM
+0.32 on CPU). With a limit of 64 files the engine does not start, and its error blames the address 127.0.0.1."""
 _MAX_OPEN_FILES = 65_536
 
 
@@ -44,7 +44,7 @@ def check_engine(engine: EngineSection, model: ModelSection) -> None:
         model: the section that names the policy's folder.
 
     Raises:
-        ConfigError: it could not start, or not generate.
+        ConfigError: an engine with these settings could not start, or could not generate.
     """
     check_extra(engine.extra)
     num_open_files()
@@ -52,10 +52,10 @@ def check_engine(engine: EngineSection, model: ModelSection) -> None:
 
 
 def num_open_files() -> int:
-    """How many files a process may let itself open here, as far as vLLM has use for them.
+    """Return the number of files that a process may open here, 65,536 at most: vLLM has no use for more.
 
     Raises:
-        ConfigError: these are too few for vLLM.
+        ConfigError: the number is too small for vLLM.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
@@ -69,7 +69,7 @@ def check_extra(names: Iterable[str]) -> None:
     """Check the keys of `rollout.engine.extra`.
 
     Raises:
-        ConfigError: one is the mesh's own, or vLLM does not know it.
+        ConfigError: the mesh sets a key itself, or vLLM does not know the key.
     """
     known = _argument_names()
     for name in names:
@@ -77,7 +77,7 @@ def check_extra(names: Iterable[str]) -> None:
 
 
 def refuse_extra(name: str, known: frozenset[str]) -> None:
-    """Raises ConfigError unless ``name`` may be set; an empty ``known`` is not consulted."""
+    """Raise ConfigError unless the file may set ``name``. An empty ``known`` is ignored."""
     place = f"rollout.engine.extra.{name}"
     if name in OWNED:
         raise ConfigError(place, "is set by the mesh itself", "remove it")
@@ -88,7 +88,10 @@ def refuse_extra(name: str, known: frozenset[str]) -> None:
 
 
 def _argument_names() -> frozenset[str]:
-    """The fields of vLLM's AsyncEngineArgs, from its source; empty where that is not here or has another form."""
+    """Return the fields of vLLM's AsyncEngineArgs, read from vLLM's source.
+
+    The result is empty where vLLM is not installed, or where the source has another form.
+    """
     spec = importlib.util.find_spec("vllm")
     if spec is None or spec.origin is None:
         return frozenset()

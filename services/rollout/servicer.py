@@ -1,4 +1,4 @@
-"""`RolloutService`: the coordinator's calls, from messages to the weight protocol and back."""
+"""`RolloutService`: passes the coordinator's calls to the weight protocol, and sends the answers."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from services.rollout.weight_protocol import WeightProtocol
 
 
 class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
-    """Answers for one worker.
+    """Answers the coordinator's calls for one worker.
 
     Args:
         weights: the state machine in front of the engine.
-        status: what the worker is doing.
+        status: returns what the worker is doing now.
     """
 
     def __init__(self, weights: WeightProtocol, status: Callable[[], RolloutStatus]) -> None:
@@ -36,7 +36,7 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
         self._status = status
 
     def as_services(self) -> dict[str, Service]:
-        """What `rollmesh.rpc.server.Server` hosts."""
+        """Return the services for `rollmesh.rpc.server.Server`."""
         return {"rollmesh.v1.RolloutService": (rollout_pb2_grpc.add_RolloutServiceServicer_to_server, self)}
 
     async def PrepareWeights(

@@ -1,8 +1,8 @@
-"""The seam between vLLM's processes and the mesh: what vLLM loads by name in each of its workers.
+"""Connects vLLM's processes with the mesh. vLLM loads this module by name in each of its worker processes.
 
-`register` makes our transport known to vLLM under `BACKEND`.
-`MeshWorkerExtension` adds the calls that vLLM's own weight-transfer interface has no room for: joining and receiving
-while generation goes on, and asking how far that is.
+`register` makes the mesh's transport known to vLLM under `BACKEND`.
+`MeshWorkerExtension` adds calls that vLLM's own weight-transfer interface lacks: joining and receiving while generation
+goes on, and asking how far the transfer is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BACKEND = "rollmesh"
 
 
 def register() -> None:
-    """Make the transport known to this process' vLLM; repeating it is harmless, as vLLM demands of plug-ins."""
+    """Make the transport known to the vLLM of this process. Safe to repeat, as vLLM demands of plug-ins."""
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
     if BACKEND not in WeightTransferEngineFactory._registry:
@@ -28,7 +28,7 @@ def register() -> None:
 
 
 class MeshWorkerExtension:
-    """Mixed into vLLM's worker class; each method is one cheap call between two engine steps.
+    """The methods that vLLM adds to its worker class. Each method is one cheap call between two engine steps.
 
     Arguments and answers are plain values, as vLLM's messages demand.
     """
@@ -37,11 +37,12 @@ class MeshWorkerExtension:
     rank: int
 
     def mesh_join(self, epoch: dict[str, Any], first_rank: int, deadline_s: float) -> None:
-        """``first_rank`` is that of the engine's first worker; the others follow."""
+        """Begin to join the group. ``first_rank`` is the rank of the engine's first worker; the other workers
+        follow."""
         self.weight_transfer_engine.begin_join(epoch, first_rank + self.rank, deadline_s)
 
     def mesh_hold_plan(self, plan: dict[str, Any]) -> None:
-        """``plan`` is what `plan_to_message` made; it holds for all transfers until the next one is given."""
+        """Keep a plan that `plan_to_message` made. The plan is valid for all transfers until the next plan comes."""
         self.weight_transfer_engine.hold_plan(plan_from_message(plan))
 
     def mesh_receive(self, deadline_s: float) -> None:
@@ -55,7 +56,7 @@ class MeshWorkerExtension:
 
 
 def plan_to_message(plan: WeightPlan) -> dict[str, Any]:
-    """A plan as vLLM can carry it to its workers."""
+    """Return a plan in the form that vLLM can send to its workers."""
     return {
         "tensors": [[tensor.name, tensor.dtype, list(tensor.shape)] for tensor in plan.tensors],
         "bucket_starts": list(plan.bucket_starts),
@@ -68,6 +69,6 @@ def plan_from_message(message: dict[str, Any]) -> WeightPlan:
     return WeightPlan(tensors, tuple(message["bucket_starts"]), message["digest"])
 
 
-# vLLM imports this module in every worker for the extension's sake, before it makes the transport: no entry point of
-# the plug-in group is needed, which every other vLLM of the environment would load too.
+# vLLM imports this module in every worker because of the extension, before vLLM makes the transport. So the mesh needs
+# no entry point of the plug-in group, which every other vLLM of the environment would load too.
 register()

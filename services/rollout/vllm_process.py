@@ -1,4 +1,4 @@
-"""Starting, calling and ending vLLM's processes, with the mesh's errors."""
+"""Starts, calls and ends vLLM's processes, and turns vLLM's errors into the mesh's errors."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _STOP_TIMEOUT_S = 20.0
 
 
 async def start_vllm(settings: EngineSettings, log: EngineLog) -> AsyncLLM:
-    """Start an engine; the event loop goes on in the many seconds that this takes.
+    """Start an engine. The start takes many seconds; the event loop goes on meanwhile.
 
     Raises:
         ConfigError: vLLM is not installed, refuses its settings, or could not start with them.
-        DeadlineError: not up within `rollout.start_timeout_s`.
-        RollMeshError: it did not start; the message has the cause out of ``log``.
+        DeadlineError: vLLM was not up within `rollout.start_timeout_s`.
+        RollMeshError: vLLM did not start; the message gives the cause that ``log`` shows.
     """
     prepare_environment(settings.rollout.start_timeout_s, settings.weights.host)
     check_engine(settings.rollout.engine, settings.model)
@@ -54,15 +54,15 @@ async def stop_vllm(llm: AsyncLLM) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(_STOP_TIMEOUT_S):
             await _in_thread(lambda: llm.shutdown(timeout=_STOP_TIMEOUT_S / 2))
-    # Its destructor shuts down once more; at the interpreter's exit it would find vLLM's modules gone.
+    # vLLM's destructor shuts down again. At the interpreter's exit the destructor would find vLLM's modules gone.
     llm.shutdown = lambda timeout=None: None
 
 
 async def call_workers(llm: AsyncLLM, method: str, *args: object) -> list[Any]:
-    """Call a method of all worker processes, between two steps of theirs; their answers by rank.
+    """Call a method of all worker processes between two of their steps. Return their answers in the order of the ranks.
 
     Raises:
-        DeadlineError: no answer.
+        DeadlineError: the processes did not answer in time.
         WeightTransferError: the call failed, or the engine has died.
     """
     try:
@@ -76,7 +76,7 @@ async def call_workers(llm: AsyncLLM, method: str, *args: object) -> list[Any]:
 
 @contextmanager
 def vllm_errors(what: str) -> Iterator[None]:
-    """Turn what vLLM raises when ``what`` fails in its processes into a WeightTransferError."""
+    """Turn every error of vLLM inside the block into a WeightTransferError. ``what`` names the failed action."""
     try:
         yield
     except (RollMeshError, TimeoutError):
@@ -86,7 +86,7 @@ def vllm_errors(what: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """An error as part of a sentence."""
+    """Return the first line of an error's message, without the final full stop."""
     return str(error).strip().split("\n", 1)[0].rstrip(".")
 
 
@@ -103,19 +103,19 @@ def _start(settings: EngineSettings, log: EngineLog, is_given_up: threading.Even
             if is_given_up.is_set():
                 raise RollMeshError("the start of vLLM was given up")
             return AsyncLLM.from_engine_args(arguments)
-    except ValueError as error:  # pydantic's too
+    except ValueError as error:  # vLLM's or pydantic's
         cause = _cause(error)
         raise ConfigError("rollout.engine", f"vLLM refuses it ({cause:.300})", hint(cause) or "correct it") from error
     except RollMeshError:
         raise
-    except Exception as error:  # vLLM's, or that of a library below it
+    except Exception as error:  # an error of vLLM or of a library that vLLM uses
         raise RollMeshError(log.explain("vLLM did not start", error)) from error
 
 
 def _give_up(is_given_up: threading.Event) -> None:
-    """Have a start that nobody waits for any more fail: before it makes processes, or by ending them.
+    """Make a start fail that nobody waits for any more: stop the start before it makes processes, or end the processes.
 
-    The engine's are this process' only children.
+    The engine's processes are the only children of this process.
     """
     is_given_up.set()
     for process in multiprocessing.active_children():
@@ -123,7 +123,7 @@ def _give_up(is_given_up: threading.Event) -> None:
 
 
 def _cause(error: ValueError) -> str:
-    """What pydantic or vLLM complains of, without pydantic's heading."""
+    """Return the complaint of pydantic or vLLM, without pydantic's heading."""
     details = getattr(error, "errors", None)
     if not callable(details):
         return first_line(error)
@@ -134,14 +134,14 @@ def _cause(error: ValueError) -> str:
 
 
 async def _in_thread(function: Callable[[], _T]) -> _T:
-    """Run ``function`` in a daemon thread: unlike the loop's own threads, one that hangs does not hold up the exit."""
+    """Run ``function`` in a daemon thread. Unlike the loop's own threads, a daemon thread that hangs delays no exit."""
     future: concurrent.futures.Future[_T] = concurrent.futures.Future()
     future.set_running_or_notify_cancel()
 
     def run() -> None:
         try:
             result = function()
-        except BaseException as error:  # noqa: BLE001  belongs to whoever awaits
+        except BaseException as error:  # noqa: BLE001  the caller that awaits the future gets the error
             future.set_exception(error)
         else:
             future.set_result(result)
