@@ -87,8 +87,16 @@ def build_parser() -> argparse.ArgumentParser:
 
     up = commands.add_parser("up", help="run the whole mesh on this machine")
     _add_config(up, is_positional=True)
-    up.add_argument("--overwrite", action="store_true", help="delete an earlier run of the same name")
+    earlier = up.add_mutually_exclusive_group()
+    earlier.add_argument("--overwrite", action="store_true", help="delete an earlier run of the same name")
+    earlier.add_argument("--resume", action="store_true", help="go on with the earlier run of the same name")
     up.set_defaults(run=_run_up)
+
+    resume_help = "go on with a run that was interrupted, failed, or is to be longer"
+    resume = commands.add_parser("resume", help=resume_help, description=f"Read the run folder, and {resume_help}.")
+    resume.add_argument("folder", type=_path, metavar="RUN", help="run folder, e.g. runs/NAME")
+    _add_overrides(resume)
+    resume.set_defaults(run=_run_resume)
 
     for service, summary in SERVICES.items():
         command = commands.add_parser(service, help=summary, description=f"One service: {summary}.")
@@ -125,6 +133,10 @@ def _add_config(parser: argparse.ArgumentParser, *, is_positional: bool = False)
         parser.add_argument("config", type=_path, metavar="FILE", help="mesh file (YAML)")
     else:
         parser.add_argument("--config", type=_path, required=True, metavar="FILE", help="mesh file (YAML)")
+    _add_overrides(parser)
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         action="append",
@@ -174,7 +186,14 @@ def _load_any(args: argparse.Namespace) -> Any:
 def _run_up(args: argparse.Namespace) -> int:
     output.install(is_dispensable=True)
     config = _load(args)
+    if args.resume:
+        return int(_services("launcher.resume").resume(config))
     return int(_services("launcher.main").up(config, should_overwrite=args.overwrite))
+
+
+def _run_resume(args: argparse.Namespace) -> int:
+    output.install(is_dispensable=True)
+    return int(_services("launcher.resume").resume_folder(args.folder, args.overrides))
 
 
 def _run_service(args: argparse.Namespace) -> int:

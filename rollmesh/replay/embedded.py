@@ -36,6 +36,7 @@ from rollmesh.replay.memory import default_limit_bytes
 logger = logging.getLogger(__name__)
 
 _START_TIMEOUT_S = 30.0
+_SLOWEST_LOADING_BYTES_PER_S = 20e6
 _STOP_TIMEOUT_S = 10.0
 _TAKEOVER_S = 3.0
 _LONGEST_SOCKET_PATH = 107
@@ -138,6 +139,15 @@ class EmbeddedRedis:
                 )
             if time.monotonic() >= deadline:
                 raise DeadlineError(f"the Redis server in {directory} did not answer within {timeout_s:g} s")
+
+
+def loading_timeout_s(directory: Path) -> float:
+    """How long a server may take to answer that loads what an earlier one left in ``directory``, in seconds.
+
+    2 GB at `_SLOWEST_LOADING_BYTES_PER_S` take 100 s, and the start itself may take 30 s: 130 s.
+    """
+    num_bytes = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    return _START_TIMEOUT_S + num_bytes / _SLOWEST_LOADING_BYTES_PER_S
 
 
 def find_binary() -> Path:

@@ -110,6 +110,38 @@ def refuse_known_run(url: str, timeout_s: float, name: str) -> None:
         raise known.refusal()
 
 
+def expect_own_run(url: str, timeout_s: float, name: str, run_id: str) -> None:
+    """See to it that a resumed run finds no keys of its name but its own, and that nobody drives the run.
+
+    Waits up to `OWNER_TTL_S` for the owner key of a process that was killed to end. There may be no keys at all: the
+    run was interrupted before its first one.
+
+    Args:
+        url: of Redis.
+        timeout_s: of one command.
+        name: of the run.
+        run_id: the id in the run's identity.
+
+    Raises:
+        ConfigError: the keys are another run's, or a process still drives the run.
+        UnavailableError: Redis is away.
+    """
+    client: Any = connect_blocking(url, timeout_s)
+    try:
+        known = find_run(client, name)
+        if known is None:
+            return
+        if known.identity is None or known.identity.id != run_id:
+            problem = f"{describe_server(url)} holds keys {known.prefix}* of another run of this name"
+            raise ConfigError(_PLACE, problem, "name the Redis that this run had, or start it anew with --overwrite")
+        while known is not None and known.is_owned:
+            if _is_renewed(client, Keys(name).owner):
+                raise known.refusal()
+            known = find_run(client, name)
+    finally:
+        client.close()
+
+
 def clear_run(url: str, timeout_s: float, name: str) -> int:
     """Remove the keys of an earlier run. A run that a process still drives is left alone.
 

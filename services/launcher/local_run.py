@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
 import signal
 import sys
 import time
@@ -293,6 +294,8 @@ class LocalRun:
         if outcome.state is not EndState.COMPLETED:
             kept = f"the last complete checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written"
             print(f"{outcome.state.value}: {kept}", file=sys.stderr, flush=True)
+            if checkpoint or self._config.learner.checkpoint.every_steps is not None:
+                print(f"continue with: rollmesh resume {shlex.quote(str(self._folder))}", file=sys.stderr, flush=True)
         try:
             record(self._folder, outcome, books)
             print(f"report: {write_report(self._folder)}", flush=True)

@@ -18,14 +18,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rollmesh.errors import ConfigError
-from rollmesh.replay.embedded import EmbeddedRedis
-from rollmesh.replay.identity import clear_run, refuse_known_run
+from rollmesh.replay.embedded import EmbeddedRedis, loading_timeout_s
+from rollmesh.replay.identity import clear_run, expect_own_run, refuse_known_run
 from rollmesh.rpc.channel import Address, parse_address
-from services.config import MeshConfig, ScorerConfig, dump_mesh
+from services.config import MeshConfig, ScorerConfig
 from services.launcher import preflight
 from services.launcher.address_check import reserve_any
 from services.launcher.environment import job_variables
 from services.launcher.local_run import LocalRun
+from services.launcher.run_folder import note_start, write_requested, write_resolved
 
 
 def up(config: MeshConfig, *, should_overwrite: bool) -> int:
@@ -40,16 +41,36 @@ def up(config: MeshConfig, *, should_overwrite: bool) -> int:
     config = config.model_copy(update={"run": config.run.model_copy(update={"id": secrets.token_hex(8)})})
     folder = prepare_folder(config, should_overwrite=should_overwrite)
     print(f"  {'run':<11}{folder} · {config.training.steps} steps at most", flush=True)
+    with claim_folder(folder):
+        note_start(folder, after_step=None)
+        return start(config, folder, is_resumed=False)
+
+
+def start(config: MeshConfig, folder: Path, *, is_resumed: bool) -> int:
+    """Start Redis and the services of a run, and watch the run to its end; returns the exit code.
+
+    Args:
+        config: as asked for: ports may be open, and without a URL a Redis is started in ``folder``.
+        folder: of the run, claimed by this process.
+        is_resumed: whether Redis holds the keys of this run already.
+
+    Raises:
+        ConfigError: Redis cannot be used.
+    """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(claim_folder(folder))
         server = None
         if config.replay.url is None:
+            directory = folder / "redis"
             server = stack.enter_context(
-                EmbeddedRedis.start(folder / "redis", memory_limit_bytes=config.replay.memory_limit_bytes)
+                EmbeddedRedis.start(directory, loading_timeout_s(directory), config.replay.memory_limit_bytes)
             )
             config = _with_redis(config, server.url)
+        assert config.replay.url is not None
+        if is_resumed:
+            assert config.run.id is not None
+            expect_own_run(config.replay.url, config.replay.timeout_s, config.run.name, config.run.id)
         config = assign_ports(config)
-        (folder / "mesh.yaml").write_text(dump_mesh(config), encoding="utf-8")
+        write_resolved(folder, config)
         return asyncio.run(_run(config, folder, server))
 
 
@@ -102,7 +123,11 @@ def check_folder(config: MeshConfig, *, should_overwrite: bool) -> None:
     if not (folder / "mesh.yaml").exists():
         raise ConfigError("run.name", f"{folder} exists and is not a run folder", "choose another name")
     if not should_overwrite:
-        raise ConfigError("run.name", f"{folder} holds an earlier run", "choose another name or pass --overwrite")
+        raise ConfigError(
+            "run.name",
+            f"{folder} holds an earlier run",
+            "choose another name, or pass --resume to go on with it or --overwrite",
+        )
     with claim_folder(folder):
         pass
 
@@ -139,7 +164,8 @@ def prepare_folder(config: MeshConfig, *, should_overwrite: bool) -> Path:
             shutil.rmtree(folder)
         (folder / "logs").mkdir(parents=True)
         # Marks the folder as a run's from the first moment; the resolved configuration replaces it.
-        (folder / "mesh.yaml").write_text(dump_mesh(config), encoding="utf-8")
+        write_resolved(folder, config)
+        write_requested(folder, config)
     except OSError as error:
         raise _unusable(error) from error
     return folder

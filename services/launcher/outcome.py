@@ -20,6 +20,7 @@ from rollmesh.replay.accounting import EndState, account, write_accounting
 from rollmesh.replay.connection import connect
 from rollmesh.replay.embedded import EmbeddedRedis
 from rollmesh.replay.ledger import Ledger
+from services.launcher.run_folder import read_resumes
 
 ACCOUNTING = "accounting.json"
 ACCOUNTING_TIMEOUT_S = 30.0
@@ -139,6 +140,7 @@ def record(folder: Path, outcome: Outcome, books: Books) -> Books:
         OSError: it cannot be written.
     """
     end = outcome.as_record(folder)
+    end["resumes"] = read_resumes(folder)
     whole = {**end, **books, **end}  # the launcher's word on the end, before the coordinator's
     write_accounting(folder / ACCOUNTING, whole)
     return whole

@@ -54,6 +54,8 @@ class ServiceProcess:
     """Whether several processes write its log."""
     ended_at: float | None = None
     """Monotonic seconds; None while it runs or before it started."""
+    _log_start: int = 0
+    """Size of the log in bytes before this process wrote to it."""
     _process: asyncio.subprocess.Process | None = None
     _watch: asyncio.Task[None] | None = None
 
@@ -61,6 +63,7 @@ class ServiceProcess:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         environment = {**service_environment(os.environ), LAUNCHER_VARIABLE: str(os.getpid()), **self.environment}
         with self.log.open("ab") as sink:
+            self._log_start = sink.tell()
             self._process = await asyncio.create_subprocess_exec(
                 *self.command,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -110,7 +113,7 @@ class ServiceProcess:
     def _error(self) -> str:
         """The last error that it printed. Of several ranks in one log the first one: the others lost their peer."""
         with self.log.open("rb") as source:
-            source.seek(max(0, self.log.stat().st_size - TAIL_BYTES))
+            source.seek(max(self._log_start, self.log.stat().st_size - TAIL_BYTES))
             lines = source.read().decode(errors="replace").splitlines()
         errors = [line.partition(": ")[2] for line in lines if line.startswith(_CAUSES)]
         return errors[0 if self.has_ranks else -1] if errors else ""

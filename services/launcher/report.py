@@ -10,15 +10,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from rollmesh.config import load_yaml
 from rollmesh.errors import ConfigError
 from rollmesh.telemetry.json_lines import JsonLines
 from services.launcher.outcome import ACCOUNTING, equation, read_json
+from services.launcher.run_folder import read_resumes, read_settings
 
 Record = dict[str, Any]
 
 FILES = {
+    "requested.yaml": "configuration as it was asked for",
     "mesh.yaml": "resolved configuration",
+    "starts.jsonl": "one line a start",
     "metrics.jsonl": "one line a step",
     "evaluations.jsonl": "one line an evaluation",
     "accounting.json": "how the run and its groups ended",
@@ -42,7 +44,7 @@ def write_report(folder: Path) -> Path:
         problem = f"holds no mesh.yaml, or neither {ACCOUNTING} nor a metrics.jsonl with a step in it"
         raise ConfigError(str(folder), problem, "name the folder of a run")
     evaluations = JsonLines(folder / "evaluations.jsonl").read()
-    config = load_yaml(folder / "mesh.yaml")
+    config = read_settings(folder)
     picture = folder / "report.png"
     try:
         if steps:
@@ -67,7 +69,7 @@ def _page(folder: Path, config: Record, steps: list[Record], evaluations: list[R
     lines = [f"# Run {config['run']['name']}", ""]
     if (folder / "report.png").exists():
         lines += ["![Curves of the run](report.png)", ""]
-    lines += ["| | |", "|---|---|", *_end_rows(accounting)]
+    lines += ["| | |", "|---|---|", *_end_rows(accounting), *_resume_rows(read_resumes(folder))]
     if steps:
         lines += [*_result_rows(config, steps, evaluations), "", *_staleness_section(steps), *_time_section(steps)]
     else:
@@ -89,6 +91,12 @@ def _end_rows(accounting: Record) -> list[str]:
         checkpoint = accounting["checkpoint"]
         rows.append(f"| last checkpoint | {f'`{checkpoint}`' if checkpoint else 'none was written'} |")
     return rows
+
+
+def _resume_rows(resumes: list[Record]) -> list[str]:
+    """When the run was resumed, from where, and with which changes of the configuration."""
+    sentences = ["; ".join([f"{r['time']} after step {r['after_step']}", *r["changes"]]) for r in resumes]
+    return [f"| resumed | {_cell(sentence)} |" for sentence in sentences]
 
 
 def _cell(text: str) -> str:

@@ -1,0 +1,137 @@
+"""`rollmesh resume` and `rollmesh up --resume`: go on with the run in a run folder.
+
+::
+
+    run folder ─► claim ─► requested.yaml against the new configuration ─► preflight ─► Redis ─► local_run
+
+The learner finds its checkpoint and the coordinator its ledger by themselves. Here the run folder is checked, what was
+written halfway is removed, and the same run is started again: same folder, same id, same Redis, new ports.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rollmesh.errors import ConfigError
+from rollmesh.replay.accounting import EndState
+from rollmesh.telemetry.json_lines import JsonLines
+from services.config import MeshConfig
+from services.launcher.main import claim_folder, print_findings, start
+from services.launcher.outcome import ACCOUNTING, drop_incomplete, last_checkpoint, read_json
+from services.launcher.resume_rules import Change, check_changes
+from services.launcher.run_folder import (
+    RESOLVED,
+    note_start,
+    read_requested,
+    read_starts,
+    step_of,
+    with_absolute_paths,
+    write_requested,
+)
+
+
+def resume_folder(folder: Path, overrides: Sequence[str]) -> int:
+    """Go on with the run in ``folder``, with the configuration that the folder remembers; returns the exit code.
+
+    The processes work in the directory in which the run was started first: a reward function may open files there.
+
+    Raises:
+        ConfigError: the run cannot go on; nothing was started.
+    """
+    folder = folder.resolve()
+    config = with_absolute_paths(read_requested(folder, overrides))
+    starts = read_starts(folder)
+    if starts:
+        _enter(Path(starts[0]["working_directory"]))
+    return resume(config)
+
+
+def resume(config: MeshConfig) -> int:
+    """Go on with the run whose folder ``config`` names; returns the exit code.
+
+    Raises:
+        ConfigError: there is no such run, or it cannot go on; nothing was started.
+    """
+    config = with_absolute_paths(config)
+    folder = config.run.folder.resolve()
+    if not (folder / RESOLVED).exists():
+        raise ConfigError("run.name", f"there is no run in {folder}", "leave out --resume, or correct the name")
+    with claim_folder(folder):
+        before = read_requested(folder)
+        config = config.model_copy(
+            update={"run": config.run.model_copy(update={"id": before.run.id, "directory": folder.parent})}
+        )
+        changes = check_changes(before, config)
+        checkpoint = last_checkpoint(folder)
+        step = 0 if checkpoint is None else step_of(checkpoint)
+        check_can_go_on(folder, before, config, step)
+        print_findings(config)
+        _print_start(folder, config, step, changes)
+        _prepare(folder, config, step, changes)
+        return start(config, folder, is_resumed=True)
+
+
+def _enter(folder: Path) -> None:
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        problem = f"{folder}, in which the run was started, cannot be entered ({error.strerror})"
+        print(f"warning: {problem}; the run goes on in {Path.cwd()}", file=sys.stderr, flush=True)
+
+
+def check_can_go_on(folder: Path, before: MeshConfig, config: MeshConfig, step: int) -> None:
+    """Refuse a run that is complete, or that has nothing to go on from.
+
+    Args:
+        folder: of the run.
+        before: configuration of the run so far.
+        config: configuration that the run is to go on with.
+        step: of the newest complete checkpoint; 0 for none.
+
+    Raises:
+        ConfigError: says why.
+    """
+    steps, epochs = before.training.steps, before.training.epochs
+    is_longer = config.training.steps > steps or config.training.epochs > epochs
+    if read_json(folder / ACCOUNTING).get("state") == EndState.COMPLETED.value and not is_longer:
+        problem = f"the run {config.run.name!r} is complete with {steps} steps"
+        raise ConfigError("training.steps", problem, f"ask for more, e.g. --set training.steps={2 * steps}")
+    trained = JsonLines(folder / "metrics.jsonl").read()
+    if trained and step == 0 and before.learner.checkpoint.every_steps is None:
+        problem = f"is none, so that step {trained[-1]['step']} was trained and no checkpoint was kept"
+        raise ConfigError("learner.checkpoint.every_steps", problem, "start the run anew with --overwrite")
+
+
+def _print_start(folder: Path, config: MeshConfig, step: int, changes: Sequence[Change]) -> None:
+    where = f"after step {step}" if step else "from the model as given: there is no checkpoint yet"
+    print(f"  {'run':<11}{folder} · goes on {where} · {config.training.steps} steps at most", flush=True)
+    for change in changes:
+        print(f"  {'changed':<11}{change}", flush=True)
+
+
+def _prepare(folder: Path, config: MeshConfig, step: int, changes: Sequence[Change]) -> None:
+    """Remember this start, mark the logs, and remove what describes the earlier end or was written halfway."""
+    earlier_end = str(read_json(folder / ACCOUNTING).get("state", ""))
+    try:
+        drop_incomplete(folder)
+        mark_logs(folder, step)
+        write_requested(folder, config)
+        note_start(folder, after_step=step, changes=[str(change) for change in changes], earlier_end=earlier_end)
+        (folder / ACCOUNTING).unlink(missing_ok=True)
+    except OSError as error:
+        problem = f"{error.filename} cannot be used for the run folder ({error.strerror})"
+        raise ConfigError("run.directory", problem, "make the folder writable") from error
+
+
+def mark_logs(folder: Path, step: int) -> None:
+    """Add a line to each log that says where the resumed part begins. A line that was cut short is ended before."""
+    line = f"---- resumed after step {step} at {datetime.now(UTC).isoformat(timespec='seconds')} ----\n"
+    for path in sorted((folder / "logs").glob("*.log")):
+        with path.open("ab+") as log:
+            log.seek(max(0, path.stat().st_size - 1))
+            is_cut = log.read() not in (b"", b"\n")
+            log.write(("\n" * is_cut + line).encode())

@@ -1,0 +1,152 @@
+"""What a run folder remembers of its starts, so that the run can be resumed.
+
+::
+
+    requested.yaml   the configuration as it was asked for: before ports are chosen and a Redis is started
+    mesh.yaml        the resolved configuration, which the processes of the run read; written anew at each start
+    starts.jsonl     one line a start: when, where, after which step, and what of the configuration changed
+
+Paths in `requested.yaml` are absolute, so that a run can be resumed from any working directory.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rollmesh.config import Section, load_yaml
+from rollmesh.errors import ConfigError
+from rollmesh.telemetry.json_lines import JsonLines
+from services.config import MeshConfig, dump_mesh, load_mesh
+
+REQUESTED = "requested.yaml"
+RESOLVED = "mesh.yaml"
+STARTS = "starts.jsonl"
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def with_absolute_paths(section: SectionT) -> SectionT:
+    """A copy in which every path is absolute: relative ones start at the working directory."""
+    changes: dict[str, Any] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            changes[name] = with_absolute_paths(value)
+        elif isinstance(value, Path):
+            changes[name] = Path(os.path.abspath(value))
+    return section.model_copy(update=changes)
+
+
+def write_requested(folder: Path, config: MeshConfig) -> None:
+    """Write `requested.yaml`. After a power cut the file is the one from before or the whole new one.
+
+    Args:
+        folder: of the run.
+        config: as asked for, with the run's id.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    path = folder / REQUESTED
+    partial = path.with_name(path.name + ".partial")
+    _write_and_sync(partial, dump_mesh(with_absolute_paths(config)))
+    os.replace(partial, path)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_resolved(folder: Path, config: MeshConfig) -> None:
+    """Write `mesh.yaml` in place: the claim to the run folder is a lock on that very file.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    _write_and_sync(folder / RESOLVED, dump_mesh(config))
+
+
+def _write_and_sync(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_requested(folder: Path, overrides: Sequence[str] = ()) -> MeshConfig:
+    """The configuration as it was asked for at the run's last start.
+
+    Args:
+        folder: of the run. The folder may have been moved; `run.directory` is its parent, wherever that is now.
+        overrides: as of ``--set``.
+
+    Raises:
+        ConfigError: there is no run in ``folder``, or the run cannot be resumed; says why.
+    """
+    folder = folder.resolve()
+    if not (folder / RESOLVED).exists():
+        raise ConfigError(str(folder), "holds no run", "name a run folder, such as runs/NAME")
+    if not (folder / REQUESTED).exists():
+        problem = f"has no {REQUESTED}: an older version of RollMesh wrote the run, which cannot be resumed"
+        raise ConfigError(str(folder), problem, "start a new run")
+    config = load_mesh(folder / REQUESTED, overrides)
+    if config.run.name != folder.name:
+        problem = f"{config.run.name!r} is not the name of the folder {folder}; a run keeps its name"
+        raise ConfigError("run.name", problem, "name the folder as the run, and do not set run.name")
+    return config.model_copy(update={"run": config.run.model_copy(update={"directory": folder.parent})})
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The configuration of a run as plain values: the resolved one, or after a power cut the one asked for.
+
+    Raises:
+        ConfigError: neither can be read.
+    """
+    try:
+        return load_yaml(folder / RESOLVED)
+    except ConfigError:
+        if not (folder / REQUESTED).exists():
+            raise
+        return load_yaml(folder / REQUESTED)
+
+
+def note_start(folder: Path, *, after_step: int | None, changes: Sequence[str] = (), earlier_end: str = "") -> None:
+    """Add a line to `starts.jsonl`.
+
+    Args:
+        folder: of the run.
+        after_step: step of the checkpoint that a resumed run goes on from, 0 for none; None for the first start.
+        changes: what of the configuration changed, a sentence each.
+        earlier_end: how the run had ended before, e.g. "interrupted"; empty where nobody wrote that down.
+    """
+    entry = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "working_directory": os.getcwd(),
+        "after_step": after_step,
+        "changes": list(changes),
+        "earlier_end": earlier_end,
+    }
+    JsonLines(folder / STARTS).append(entry)
+
+
+def read_starts(folder: Path) -> list[dict[str, Any]]:
+    """The lines of `starts.jsonl`, the first start first."""
+    return JsonLines(folder / STARTS).read()
+
+
+def read_resumes(folder: Path) -> list[dict[str, Any]]:
+    """The lines of `starts.jsonl` that are resumes."""
+    return [start for start in read_starts(folder) if start["after_step"] is not None]
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in the name of a checkpoint: 40 of ``checkpoints/step-000040``."""
+    match = re.fullmatch(r"step-(\d+)", checkpoint.name)
+    assert match is not None, checkpoint
+    return int(match[1])
