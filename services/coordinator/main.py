@@ -13,11 +13,14 @@ import hashlib
 import logging
 import secrets
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rollmesh.aio.awake import AwakeClock
 from rollmesh.aio.service import run_service
 from rollmesh.aio.supervisor import Supervisor
+from rollmesh.config.section import Section
+from rollmesh.config.shared import RunSection
 from rollmesh.data.datasets import PromptDataset, open_dataset
 from rollmesh.errors import ConfigError, RunEndedError, UnavailableError
 from rollmesh.replay.accounting import EndState, account, write_accounting
@@ -33,12 +36,13 @@ from rollmesh.types import EvaluationResult, GroupState, RunState
 from rollmesh.v1.coordinator_pb2_grpc import add_CoordinatorServiceServicer_to_server
 from services.config import MeshConfig
 from services.coordinator.admission import Admission
+from services.coordinator.config import CoordinatorSection
 from services.coordinator.coordinator import Coordinator
 from services.coordinator.evaluation import EvaluationRound, Evaluator
 from services.coordinator.evaluation_log import EvaluationLog
 from services.coordinator.leases import Dispatcher
 from services.coordinator.members import Clock, Members
-from services.coordinator.prompts import EVAL, TRAIN, PromptBook
+from services.coordinator.prompts import EVAL, TRAIN, HeldOut, PromptBook
 from services.coordinator.publish import PublishDriver, PublishSettings
 from services.coordinator.renewals import Renewals
 from services.coordinator.run import Run
@@ -68,10 +72,10 @@ def main(config: MeshConfig, name: str) -> int:
         raise ConfigError("replay.url", "is not set", "start the mesh with `rollmesh up`, or name a Redis")
     check_server(config.replay.url, config.replay.timeout_s)
     train = open_dataset(config.data, TRAIN)
-    evaluation = None
+    held_out = None
     if config.evaluation is not None:
-        evaluation = open_dataset(config.evaluation.data, EVAL, "evaluation.data")
-    return run_service(lambda stop: serve(config, train, evaluation, stop), name)
+        held_out = HeldOut(open_dataset(config.evaluation.data, EVAL, "evaluation.data"), config.evaluation)
+    return run_service(lambda stop: serve(config, train, held_out, stop), name)
 
 
 def _check_address(address: str) -> None:
@@ -80,7 +84,7 @@ def _check_address(address: str) -> None:
         raise ConfigError(place, f"{address!r} leaves the port open, and members could not find it", "name a port")
 
 
-async def serve(config: MeshConfig, train: PromptDataset, evaluation: PromptDataset | None, stop: asyncio.Event) -> int:
+async def serve(config: MeshConfig, train: PromptDataset, held_out: HeldOut | None, stop: asyncio.Event) -> int:
     """Serve until the run is over and its members have left, or until ``stop``.
 
     Raises:
@@ -92,10 +96,12 @@ async def serve(config: MeshConfig, train: PromptDataset, evaluation: PromptData
         limit_bytes, max_attempts = config.replay.payload_limit_bytes, config.coordinator.max_attempts
         ledger = Ledger(redis, config.run.name, limit_bytes, max_attempts)
         server_name = describe_server(config.replay.url)
-        claim = RunClaim(redis, config.run.name, _identity(config), server_name, config.replay.outage_timeout_s)
+        trained = (config.model, config.data, config.training, config.sampling, config.algorithm)
+        identity = _identity(config.run, trained)
+        claim = RunClaim(redis, config.run.name, identity, server_name, config.replay.outage_timeout_s)
         await claim.take()
         await give_back_leases(ledger)
-        coordinator, watch = build(config, ledger, train, evaluation, AwakeClock(ASLEEP_S))
+        coordinator, watch = build(config, ledger, train, held_out, AwakeClock(ASLEEP_S))
         services = {SERVICE: (add_CoordinatorServiceServicer_to_server, CoordinatorServicer(coordinator))}
         async with Server(config.coordinator.address, services, place="coordinator.address") as server:
             logger.info("coordinating run %s at %s", config.run.name, server.address)
@@ -120,10 +126,10 @@ async def serve(config: MeshConfig, train: PromptDataset, evaluation: PromptData
     return 0
 
 
-def _identity(config: MeshConfig) -> RunIdentity:
-    """The run's own id, and a digest of the sections that decide what is trained."""
-    trained = config.model_dump_json(include={"model", "data", "training", "sampling", "algorithm"})
-    return RunIdentity(config.run.id or secrets.token_hex(8), hashlib.sha256(trained.encode()).hexdigest()[:16])
+def _identity(run: RunSection, trained: Sequence[Section]) -> RunIdentity:
+    """Return the run's own id, and a digest of the sections that decide what is trained."""
+    text = "\n".join(section.model_dump_json() for section in trained)
+    return RunIdentity(run.id or secrets.token_hex(8), hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
 async def give_back_leases(ledger: Ledger) -> None:
@@ -146,15 +152,18 @@ async def _release(claim: RunClaim, state: RunState) -> None:
 
 
 def build(
-    config: MeshConfig, ledger: Ledger, train: PromptDataset, evaluation: PromptDataset | None, clock: AwakeClock
+    config: MeshConfig, ledger: Ledger, train: PromptDataset, held_out: HeldOut | None, clock: AwakeClock
 ) -> tuple[Coordinator, Watch]:
     """Compose the coordinator of a configuration; nothing starts."""
     section, training = config.coordinator, config.training
-    prompts = PromptBook(config, train, evaluation)
+    prompts = PromptBook(train, config.data, training, config.sampling, config.run.seed, held_out)
     admission = Admission(training.num_slots, training.prompts_per_step, training.steps, len(prompts))
     run = Run(config.run.name, admission.num_steps)
     members = Members(section.member_timeout_s, clock)
-    evaluator = _evaluator(config, prompts, admission, clock)
+    evaluator = None
+    if held_out is not None:
+        log = EvaluationLog(config.run.folder / "evaluations.jsonl")
+        evaluator = _evaluator(held_out, section, log, admission.num_steps, clock)
     dispatcher = Dispatcher(
         ledger,
         members,
@@ -212,22 +221,20 @@ def build(
     return coordinator, watch
 
 
-def _evaluator(config: MeshConfig, prompts: PromptBook, admission: Admission, clock: Clock) -> Evaluator | None:
-    if config.evaluation is None:
-        return None
-    log = EvaluationLog(config.run.folder / "evaluations.jsonl")
-
+def _evaluator(
+    held_out: HeldOut, section: CoordinatorSection, log: EvaluationLog, last_step: int, clock: Clock
+) -> Evaluator:
     def on_result(finished: EvaluationRound, result: EvaluationResult) -> None:
         log.append(result, finished.num_other_versions)
         logger.info("version %s: pass@1 %.3f ± %.3f", result.version, result.pass_at_1, result.pass_at_1_stderr)
 
     return Evaluator(
-        num_prompts=prompts.num_evaluation_prompts,
-        every_steps=config.evaluation.every_steps,
-        last_step=admission.num_steps,
-        should_pin=config.evaluation.should_pin_version,
-        ttl_s=config.coordinator.lease_ttl_s,
-        max_attempts=config.coordinator.max_attempts,
+        num_prompts=len(held_out.dataset),
+        every_steps=held_out.section.every_steps,
+        last_step=last_step,
+        should_pin=held_out.section.should_pin_version,
+        ttl_s=section.lease_ttl_s,
+        max_attempts=section.max_attempts,
         clock=clock,
         # Wall-clock microseconds: a coordinator that starts again never repeats a token of the one before.
         first_token=time.time_ns() // 1000,

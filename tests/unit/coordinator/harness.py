@@ -45,6 +45,7 @@ from rollmesh.v1.rollout_pb2_grpc import add_RolloutServiceServicer_to_server
 from services.config import MeshConfig
 from services.coordinator.coordinator import Coordinator
 from services.coordinator.main import build
+from services.coordinator.prompts import EVAL, TRAIN, HeldOut
 from services.coordinator.servicer import CoordinatorServicer
 from services.coordinator.watch import ASLEEP_S, Watch
 from tests.fakes.rollout import FakeRollout
@@ -195,10 +196,11 @@ async def running_mesh(config: MeshConfig) -> AsyncIterator[Mesh]:
     assert config.replay.url is not None
     redis = connect(config.replay.url, 5.0)
     ledger = Ledger(redis, config.run.name, max_attempts=config.coordinator.max_attempts)
-    evaluation = None if config.evaluation is None else open_dataset(config.evaluation.data, "eval")
+    section = config.evaluation
+    held_out = None if section is None else HeldOut(open_dataset(section.data, EVAL), section)
     nap = Nap()
     clock = AwakeClock(ASLEEP_S, nap)
-    coordinator, watch = build(config, ledger, open_dataset(config.data, "train"), evaluation, clock)
+    coordinator, watch = build(config, ledger, open_dataset(config.data, TRAIN), held_out, clock)
     service = {
         "rollmesh.v1.CoordinatorService": (add_CoordinatorServiceServicer_to_server, CoordinatorServicer(coordinator))
     }
