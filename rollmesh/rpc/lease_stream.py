@@ -5,13 +5,14 @@
     grant(n) ──► credits not yet sent ──► stream ──► coordinator
     async for lease in stream ◄────────── stream ◄──┘
 
-* Whoever iterates drives everything: connects, writes grants, reads leases, reconnects. There are no tasks besides
-  the one pending read and write. They outlive a cancelled iteration, because gRPC cancels a stream together with its
-  reads and writes, and leases under way would be lost with it.
-* Outstanding credits are those granted minus the leases received. A stream starts at nothing, so a new one grants
-  all of them again.
-* Iterating waits without a deadline: for the coordinator to have work. The coordinator's life is watched by the
-  heartbeats (`rollmesh.rpc.membership`); here only a stream that cannot be had is given up, after ``lost_timeout_s``.
+* The iteration drives everything: it connects, writes grants, reads leases and reconnects. The only tasks are one
+  pending
+  read and one pending write. Both outlive a cancelled iteration, because gRPC cancels a stream together with its reads
+  and writes, and the leases under way would be lost.
+* The outstanding credits are the granted credits minus the received leases. A new stream starts with no credits, so the
+  worker grants all outstanding credits again.
+* The iteration waits without a deadline for the coordinator to have work. The heartbeats (`rollmesh.rpc.membership`)
+  watch the coordinator's life. The iteration gives up only when no stream could be opened for ``lost_timeout_s``.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ _logger = logging.getLogger(__name__)
 _BACKOFF = Backoff(maximum_s=1.0)
 _CONNECT_TIMEOUT_S = 5.0
 _BETWEEN_FAILURES_S = 15.0
-"""Longer than one failure comes after another; what lies between two that are farther apart counts as no failing."""
+"""The longest time between two failures of one series. A longer gap does not count as time of failing."""
 _STABLE_S = 5.0
-"""A stream that stood for so long ends a series of failures."""
+"""A stream that stood for this time ends a series of failures."""
 
 
 class LeaseStream:
@@ -50,10 +51,10 @@ class LeaseStream:
 
     Args:
         method: ``stub.Lease``.
-        caller: the worker.
-        peer: who is called, for errors and logs.
-        lost_timeout_s: how long no stream may come about before iteration raises.
-        backoff: pauses between streams.
+        caller: the worker that calls.
+        peer: the name of the coordinator, for errors and logs.
+        lost_timeout_s: the iteration raises when no stream could be opened for this time.
+        backoff: the pauses between two streams.
     """
 
     def __init__(
@@ -85,11 +86,12 @@ class LeaseStream:
 
     @property
     def num_outstanding(self) -> int:
-        """Credits granted minus leases received."""
+        """The number of granted credits minus the number of received leases."""
         return self._num_outstanding
 
     def grant(self, num_leases: int) -> None:
-        """Ask for ``num_leases`` more. They are sent by whoever iterates, again after every reconnect."""
+        """Ask for ``num_leases`` more leases. The iteration sends the credits, and sends them again after a
+        reconnect."""
         assert num_leases >= 0, "credits cannot be taken back"
         self._num_outstanding += num_leases
         self._num_unsent += num_leases
@@ -99,12 +101,12 @@ class LeaseStream:
         return self
 
     async def __anext__(self) -> Lease:
-        """The next lease.
+        """Wait for the next lease and return it.
 
         Raises:
-            UnavailableError: no stream came about for ``lost_timeout_s``.
-            SupersededError: another incarnation of the worker has taken its place.
-            RollMeshError: the coordinator refuses the stream for another lasting reason, or sent nonsense.
+            UnavailableError: no stream could be opened for ``lost_timeout_s``.
+            SupersededError: another incarnation of the worker has taken this worker's place.
+            RollMeshError: the coordinator refuses the stream for another lasting reason, or sent a bad message.
         """
         while not self._closing.is_set():
             try:
@@ -112,7 +114,7 @@ class LeaseStream:
             except RunEndedError:
                 await self.close()
             except (UnavailableError, DeadlineError, UnknownMemberError) as error:
-                # An unknown member is one that its heartbeats are about to register again.
+                # The heartbeats of an unknown member are about to register the member again.
                 await self._disconnect()
                 await self._pause(error)
             else:
@@ -122,7 +124,7 @@ class LeaseStream:
         raise StopAsyncIteration
 
     async def close(self) -> None:
-        """End the stream and the iteration. Leases already received stay the worker's. Harmless to repeat."""
+        """End the stream and the iteration. The worker keeps the received leases. Safe to repeat."""
         self._closing.set()
         self._wake()
         await self._disconnect()
@@ -136,7 +138,7 @@ class LeaseStream:
         await self.close()
 
     async def _exchange(self) -> Any:
-        """Writes grants as they come, until a message has been read."""
+        """Write grants as they come, until a message has arrived. Return the message."""
         if self._call is None:
             self._open()
         while True:
@@ -155,13 +157,14 @@ class LeaseStream:
                 return self._take()
 
     def _connect_left_s(self) -> float | None:
-        """Time left to connect; None once connected, which the first write shows."""
+        """Return the seconds left to connect; None once the stream is connected, which the end of the first write
+        shows."""
         if self._opened_at is not None:
             return None
         return max(0.0, self._connect_by - asyncio.get_running_loop().time())
 
     def _take(self) -> Any:
-        """What has been read; starts the next read."""
+        """Return the message that was read, and start the next read."""
         assert self._reading is not None
         if self._reading.cancelled():
             raise self._cut()
@@ -186,7 +189,7 @@ class LeaseStream:
         self._writing = asyncio.create_task(self._send(grant), name="lease stream write")
 
     async def _send(self, grant: CreditGrant) -> None:
-        # Where the stream has ended, the read says why.
+        # Where the stream has ended, the read raises the reason.
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             await self._call.write(grant_to_proto(grant))
             if self._opened_at is None:
@@ -207,10 +210,10 @@ class LeaseStream:
             await asyncio.wait(tasks)
         for task in tasks:
             if not task.cancelled():
-                task.exception()  # Marks it as seen; what matters has been raised already.
+                task.exception()  # Marks the error as seen; the iteration has raised the error that matters.
 
     async def _pause(self, error: Exception) -> None:
-        """Waits before the next stream, or raises if there was none for too long."""
+        """Wait before the next stream. Raise if no stream could be opened for ``lost_timeout_s``."""
         if self._opened_at is not None and asyncio.get_running_loop().time() - self._opened_at > _STABLE_S:
             self._forget_failures()
         self._opened_at = None

@@ -1,15 +1,15 @@
-"""A service's membership of the run: registered, kept alive, and left in the end.
+"""Keeps a service a member of the run: registers the service, sends heartbeats, and leaves at the end.
 
 ::
 
     enter: register ──► heartbeat task: every interval ──► run state, committed version
                             │ with the member's report of its work
-                            │ the coordinator does not know us: register again
+                            │ the coordinator does not know the member: register again
                             │ the coordinator is silent for member_timeout: wait_over raises
     exit:  stop heartbeats ──► leave
 
-The owner awaits `Membership.wait_over` for as long as it works: this is where the end of the run, and any failure of
-the heartbeats, reaches it.
+The owner awaits `Membership.wait_over` as long as it works. `wait_over` tells the owner of the end of the run, and of
+any failure of the heartbeats.
 """
 
 from __future__ import annotations
@@ -30,32 +30,33 @@ _logger = logging.getLogger(__name__)
 
 _HEARTBEAT_TIMEOUT_S = 5.0
 _BUSY_S = 1.0
-"""What a process that is awake may be late with its heartbeat."""
+"""Time by which an awake process may delay its heartbeat."""
 _LEAVE_TIMEOUT_S = 5.0
 _LEAVE_GONE_TIMEOUT_S = 2.0
-"""A coordinator that was lost, or that may have gone because the run is over, is not waited for."""
+"""Time for leaving a coordinator that was lost, or that may be gone because the run is over."""
 _MAX_FAILURE_CHARS = 500
 
 
 class Membership:
     """Membership for the length of an ``async with`` block.
 
-    Leaving the block leaves the run, if `leave` has not done so before. An exception of the block is reported as the
-    member's failure, which fails the run; a cancellation is not: whoever stops a process wants it to go in order.
+    Leaving the block leaves the run, unless `leave` was called before. An exception of the block is reported as the
+    member's failure and fails the run. A cancellation is not reported: it asks the process to end in order.
 
     Args:
-        client: the member's connection to the coordinator; stays the caller's.
+        client: the member's connection to the coordinator. The caller closes the client.
         run_id: the run's name.
-        role: what the member does.
-        address: where the member's own server answers.
-        num_weight_ranks: processes of the member that take part in weight transfers.
-        report: asked at every heartbeat how the member's work moves.
+        role: the member's role.
+        address: the "host:port" of the member's own server.
+        num_weight_ranks: the number of the member's processes that take part in weight transfers.
+        report: returns how the member's work moves; called for every heartbeat.
         on_answer: called with the report and the answer of every heartbeat.
-        register_timeout_s: how long the coordinator may take to be there.
-        clock: seconds that go on while this process sleeps; the coordinator's silence is measured without them.
+        register_timeout_s: time that the coordinator may take to answer the registration.
+        clock: returns seconds, and goes on while this process is stopped. The time for which the process was stopped
+            does not count as the coordinator's silence.
 
     Raises:
-        UnavailableError, DeadlineError: on entering, if the coordinator was not there in time.
+        UnavailableError, DeadlineError: on entering, if the coordinator did not answer in time.
         InvalidArgumentError: on entering, if the coordinator serves another run.
         RunEndedError: on entering, if the run is over.
     """
@@ -96,36 +97,39 @@ class Membership:
 
     @property
     def run_state(self) -> RunState:
-        """As of the last heartbeat."""
+        """The state of the run, as of the last heartbeat."""
         return RunState.STARTING if self._last is None else self._last.run_state
 
     @property
     def committed_version(self) -> PolicyVersion | None:
-        """As of the last heartbeat; None until the first commit."""
+        """The committed version, as of the last heartbeat; None before the first commit."""
         return self.registration.committed_version if self._last is None else self._last.committed_version
 
     @property
     def failure(self) -> str:
-        """Why the run failed, if it did."""
+        """The reason why the run failed; empty where the run has not failed."""
         return "" if self._last is None else self._last.failure
 
     async def wait_over(self) -> Heartbeat:
-        """Wait for the end of the run, however long that takes.
+        """Wait for the end of the run without a deadline.
 
         Returns:
-            The heartbeat that told it: FINISHED, or FAILED with the failure.
+            The heartbeat that told of the end: FINISHED, or FAILED with the failure.
 
         Raises:
             UnavailableError: the coordinator was silent for longer than the member timeout.
-            SupersededError: another incarnation of this member has taken its place.
-            RunEndedError: the coordinator has ended the run and forgotten it.
+            SupersededError: another incarnation of this member has taken this member's place.
+            RunEndedError: the coordinator has ended the run and forgotten the run.
         """
         assert self._over is not None, "the membership has not been entered"
         return await asyncio.shield(self._over)
 
     async def leave(self, failure: str = "") -> None:
-        """Stop the heartbeats and leave; ``failure`` says why the member cannot go on, if it cannot. Never fails;
-        only the first call counts."""
+        """Stop the heartbeats and leave the run. Never fails. Only the first call has an effect.
+
+        Args:
+            failure: why the member cannot go on; empty where the member leaves in order.
+        """
         if self._has_left:
             return
         self._has_left = True
@@ -161,7 +165,7 @@ class Membership:
         )
 
     async def _beat(self) -> None:
-        """Heartbeats until cancelled. A coordinator may go once the run is over."""
+        """Send heartbeats until cancelled. The coordinator may be silent once the run is over."""
         registration = self.registration
         answer_s = min(_HEARTBEAT_TIMEOUT_S, registration.member_timeout_s / 3)
         longest_interval_s = max(registration.heartbeat_interval_s, registration.member_timeout_s / 6)
@@ -185,7 +189,7 @@ class Membership:
         report = self._report()
         try:
             heartbeat = await self._client.heartbeat(report, timeout_s=timeout_s)
-            self._hear(heartbeat)
+            self._take_answer(heartbeat)
             self._on_answer(report, heartbeat)
         except UnknownMemberError:
             if self.run_state.is_over:
@@ -193,7 +197,7 @@ class Membership:
             _logger.warning("the coordinator does not know this member any more; registering again")
             self._registration = await self._register(_HEARTBEAT_TIMEOUT_S)
 
-    def _hear(self, heartbeat: Heartbeat) -> None:
+    def _take_answer(self, heartbeat: Heartbeat) -> None:
         if heartbeat.run_state is not self.run_state:
             _logger.info("the run is %s", heartbeat.run_state.value)
         self._last = heartbeat
@@ -202,13 +206,13 @@ class Membership:
             self._over.set_result(heartbeat)
 
     def _heartbeats_ended(self, task: asyncio.Task[None]) -> None:
-        """Hands the heartbeats' failure to `wait_over`."""
+        """Hand the failure of the heartbeats to `wait_over`."""
         assert self._over is not None
         if not task.cancelled() and (error := task.exception()) is not None and not self._over.done():
             self._over.set_exception(error)
 
     async def _stop_heartbeats(self) -> bool:
-        """Ends the task; says whether the heartbeats had failed."""
+        """End the heartbeats' task. Return whether the heartbeats had failed before."""
         if self._heartbeats is None:
             return False
         self._heartbeats.cancel()
@@ -216,12 +220,12 @@ class Membership:
         has_failed = not self._heartbeats.cancelled()
         assert self._over is not None
         with contextlib.suppress(asyncio.InvalidStateError, asyncio.CancelledError):
-            self._over.exception()  # Marks it as seen where nobody awaits the end of the run.
+            self._over.exception()  # Marks the failure as seen where nobody awaits the end of the run.
         return has_failed
 
 
 def _failure_sentence(error: BaseException | None) -> str:
-    """What the coordinator is told of a block that ended with ``error``."""
+    """Return the failure that the coordinator hears of a block that ended with ``error``; empty for no failure."""
     if not isinstance(error, Exception) or isinstance(error, RunEndedError):
         return ""
     sentence = str(error) if isinstance(error, RollMeshError) else f"{type(error).__name__}: {error}"

@@ -1,19 +1,19 @@
-"""Many concurrent calls over one bidirectional stream, matched by request id.
+"""Carries many concurrent calls over one bidirectional stream. A request id matches each answer to its call.
 
 ::
 
     call() ──► unwritten ──► writer ──►┐                    ┌──► reader ──► the future of that call()
                                        └── stream to peer ──┘
-    the runner opens a stream when there is something to write, and the next one when that broke
+    the runner opens a stream when a call waits to be written, and opens the next stream when a stream breaks
 
-* ``call`` waits for one of ``max_in_flight`` places, then for its answer. A place becomes free when its call is
-  answered, fails, times out or is cancelled, so nobody waits for one longer than the calls before may take.
-* The writer waits for calls and for the stream's flow control, the reader for the peer. They have no deadlines of
-  their own because every call has: a call that is over is not written any more, and its late answer is dropped.
-* A broken stream fails the calls that were written to it, because nobody knows which of them the peer has seen.
-  Those not yet written wait for the next stream.
+* A call waits for one of ``max_in_flight`` places, then for its answer. A place becomes free when its call is answered,
+  fails, times out or is cancelled. So a call waits for a place no longer than the earlier calls may take.
+* The writer waits for calls and for the stream's flow control. The reader waits for the peer. Neither needs a deadline,
+  because every call has a deadline: the writer does not write a call that is over, and the reader drops a late answer.
+* A broken stream fails the calls that were written to the stream, because nobody knows which calls the peer has seen.
+  The calls that are not yet written wait for the next stream.
 
-Only writer and reader touch the stream: cancelling a read or write of gRPC cancels the stream with it.
+Only the writer and the reader touch the stream: cancelling a read or a write of gRPC cancels the whole stream.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ ResponseT = TypeVar("ResponseT", bound=Message)
 _BACKOFF = Backoff(maximum_s=1.0)
 
 _INCURABLE = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
-"""Statuses of a peer that would answer the next stream in the same way."""
+"""Statuses with which a peer would also answer the next stream."""
 
 
 class _PendingCall(Generic[RequestT, ResponseT]):
-    """One call that has its place. ``is_written`` from the moment the peer may have seen the request."""
+    """A call that has a place and no answer. ``is_written`` is true as soon as the peer may have seen the request."""
 
     __slots__ = ("answer", "is_written", "request")
 
@@ -62,14 +62,16 @@ class _PendingCall(Generic[RequestT, ResponseT]):
 
 
 class StreamCaller(Generic[RequestT, ResponseT]):
-    """Calls over one stream that comes back by itself. Belongs to the running event loop; the first call connects.
+    """Makes calls over one stream, and opens the stream anew when it breaks. Belongs to the running event loop.
+
+    The first call connects.
 
     Args:
         method: the stream's method of a generated stub, e.g. ``stub.Score``.
-        peer: who is called, for errors and logs.
-        max_in_flight: calls that may be unanswered at the same time.
-        backoff: pauses between streams.
-        response_id: the request id in an answer; the field ``request_id`` if None.
+        peer: the name of the peer, for errors and logs.
+        max_in_flight: the most calls that may be unanswered at the same time.
+        backoff: the pauses between two streams.
+        response_id: returns the request id of an answer; None takes the field ``request_id``.
     """
 
     def __init__(
@@ -105,19 +107,20 @@ class StreamCaller(Generic[RequestT, ResponseT]):
 
     @property
     def num_in_flight(self) -> int:
-        """Calls that have a place and no answer yet."""
+        """The number of calls that have a place and no answer yet."""
         return len(self._pending)
 
     async def call(self, build_request: Callable[[str], RequestT], timeout_s: float) -> ResponseT:
         """Send one request and wait for its answer. The request must be safe to repeat.
 
         Args:
-            build_request: makes the request with the id it is given; called once, when the call has its place.
-            timeout_s: for the answer, from then on.
+            build_request: makes the request out of a request id. `call` calls this function once, when the call has
+                a place.
+            timeout_s: time for the answer, counted from the moment at which the call has a place.
 
         Raises:
-            UnavailableError: the stream broke after the request was written, none came about in time, or the caller
-                is closed.
+            UnavailableError: the stream broke after the request was written, no stream could be opened in time, or
+                the `StreamCaller` is closed.
             DeadlineError: the peer did not answer in time.
             InvalidArgumentError: the request is larger than a message may be.
             RollMeshError: the peer refuses the stream for good.
@@ -143,7 +146,7 @@ class StreamCaller(Generic[RequestT, ResponseT]):
                 self._unwritten.pop(request_id, None)
 
     def _check_size(self, request: RequestT) -> None:
-        """One message that is too large would break the stream for all."""
+        """Refuse a request that is too large: the request would break the stream for all calls."""
         size = request.ByteSize()
         if size > MAX_MESSAGE_BYTES:
             raise InvalidArgumentError(
@@ -151,8 +154,10 @@ class StreamCaller(Generic[RequestT, ResponseT]):
             )
 
     async def close(self, timeout_s: float = 5.0) -> None:
-        """Refuse new calls, half-close the stream, and give what is in flight ``timeout_s`` to be answered; calls
-        that are not then fail with `UnavailableError`. Harmless to repeat."""
+        """Refuse new calls, half-close the stream, and wait ``timeout_s`` for the answers of the calls in flight.
+
+        Calls without an answer then fail with `UnavailableError`. Safe to repeat.
+        """
         self._is_closing.set()
         self._has_news.set()
         if self._runner is not None:
@@ -171,13 +176,16 @@ class StreamCaller(Generic[RequestT, ResponseT]):
             self._runner.add_done_callback(self._runner_ended)
 
     def _runner_ended(self, runner: asyncio.Task[None]) -> None:
-        """A runner that raises is a defect; the calls in flight get its error, the next call gets a new runner."""
+        """Give the error of a failed runner to the calls in flight. A runner that raises is a defect.
+
+        The next call starts a new runner.
+        """
         if not runner.cancelled() and (error := runner.exception()) is not None:
             for call in self._pending.values():
                 call.fail(error)
 
     async def _run(self) -> None:
-        """Opens streams one after the other, until closed with nothing to write."""
+        """Open one stream after the other, until the caller is closed and no call waits to be written."""
         pauses = self._backoff.pauses()
         while await self._has_work():
             num_answers = self._num_answers
@@ -193,7 +201,7 @@ class StreamCaller(Generic[RequestT, ResponseT]):
                         await self._is_closing.wait()
 
     async def _has_work(self) -> bool:
-        """Wait for something to write; False if closed without."""
+        """Wait for a call to write. Return False if the caller is closed and no call waits."""
         while not self._unwritten:
             if self._is_closing.is_set():
                 return False
@@ -202,10 +210,10 @@ class StreamCaller(Generic[RequestT, ResponseT]):
         return True
 
     async def _run_stream(self) -> UnavailableError:
-        """One stream from opening to end; fails what was written to it and not answered.
+        """Run one stream from its opening to its end. Fail the calls that were written to it and not answered.
 
         Returns:
-            How it ended.
+            The error that describes how the stream ended.
         """
         stream = self._method(wait_for_ready=True)
         writer = asyncio.create_task(self._write(stream), name=f"writer to {self._peer}")
@@ -213,7 +221,7 @@ class StreamCaller(Generic[RequestT, ResponseT]):
         try:
             await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
             if writer.done() and writer.exception() is None:
-                # Half-closed: the peer answers what it holds, then ends the stream. `close` bounds this wait.
+                # Half-closed: the peer answers the calls that it holds, then ends the stream. `close` bounds this wait.
                 await asyncio.wait({reader})
             for task in (reader, writer):
                 if task.done():
@@ -233,7 +241,8 @@ class StreamCaller(Generic[RequestT, ResponseT]):
         return ending
 
     async def _write(self, stream: Any) -> None:
-        """Writes calls as they come; half-closes and returns when closed. Also returns when the stream has broken."""
+        """Write calls as they come. Half-close the stream and return when closed; also return when the stream
+        breaks."""
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             await stream.wait_for_connection()
             self._is_connected = True
@@ -250,7 +259,7 @@ class StreamCaller(Generic[RequestT, ResponseT]):
                     await self._has_news.wait()
 
     async def _read(self, stream: Any) -> None:
-        """Hands answers to their calls; returns when the stream has ended or broken."""
+        """Hand each answer to its call. Return when the stream has ended or broken."""
         with contextlib.suppress(grpc.aio.AioRpcError):
             while (response := await stream.read()) is not grpc.aio.EOF:
                 self._num_answers += 1
@@ -261,7 +270,7 @@ class StreamCaller(Generic[RequestT, ResponseT]):
                     call.answer.set_result(response)
 
     async def _ending(self, stream: Any) -> tuple[UnavailableError, bool]:
-        """How a stream ended, and whether the next would end the same way."""
+        """Return the error that ended a stream, and whether the next stream would end in the same way."""
         code = await stream.code()
         if code is grpc.StatusCode.OK:
             return UnavailableError(f"{self._peer}: the server ended the stream"), False

@@ -1,15 +1,15 @@
-"""The server's half of a stream on which each request is answered once, in any order: the counterpart of
-`rollmesh.rpc.multiplex.StreamCaller`.
+"""Answers each request of a stream once, in any order: the server's side of `rollmesh.rpc.multiplex.StreamCaller`.
 
 ::
 
     peer ──► reader: waits for room, submits ──► the servicer's futures ──► done queue ──► writer ──► peer
 
-* The reader waits for room among ``max_in_flight`` and for ``submit``; while it does, the peer's flow control fills up.
-  An answer that was written makes room, so a peer that reads no answers is read no further either.
-* The writer waits for futures. That they end is up to the servicer, whose work has time limits.
-* When the peer half-closes, what is in flight is answered and the stream ends. When the stream breaks or the servicer
-  fails, the futures are cancelled: the peer will ask again.
+* The reader waits until fewer than ``max_in_flight`` requests are in flight, and waits for ``submit``. Meanwhile the
+  peer's
+  flow control fills up. A written answer makes room, so the reader reads no further from a peer that reads no answers.
+* The writer waits for futures. The servicer's work has time limits, so every future ends.
+* When the peer half-closes the stream, the writer answers the requests in flight, and the stream ends. When the stream
+  breaks or the servicer fails, the futures are cancelled: the peer will ask again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ResponseT_contra = TypeVar("ResponseT_contra", contravariant=True)
 
 
 class ResponseWriter(Protocol[ResponseT_contra]):
-    """The part of a `grpc.aio.ServicerContext` that is needed."""
+    """The method of a `grpc.aio.ServicerContext` that this module calls; grpc gives the class no types."""
 
     async def write(self, message: ResponseT_contra, /) -> None: ...
 
@@ -41,13 +41,13 @@ async def answer_stream(
 
     Args:
         requests: the stream's request iterator.
-        context: where the answers go.
-        submit: takes a request and returns the future of its outcome; may wait, which holds back the peer.
-        respond: makes the answer of a request and its outcome.
-        max_in_flight: requests that may be unanswered at the same time.
+        context: takes the answers.
+        submit: takes a request and returns the future of the outcome. ``submit`` may wait, which holds back the peer.
+        respond: makes the answer out of a request and its outcome.
+        max_in_flight: the most requests that may be unanswered at the same time.
 
     Raises:
-        Exception: what ``submit``, ``respond`` or a future raised; nothing more is answered then.
+        Exception: the error of ``submit``, ``respond`` or a future. The stream then gets no more answers.
     """
     room = asyncio.Semaphore(max_in_flight)
     in_flight: set[asyncio.Future[OutcomeT]] = set()

@@ -1,4 +1,4 @@
-"""Bounded retries of unary calls: a deadline over all tries, growing pauses, and the server may ask for longer ones."""
+"""Repeats unary calls within bounds: one deadline for all tries, and growing pauses that the server may lengthen."""
 
 from __future__ import annotations
 
@@ -14,20 +14,24 @@ from rollmesh.rpc.status_codes import translate_errors
 AnswerT = TypeVar("AnswerT")
 
 _FAIR_TRY_S = 1.0
-"""A try with less time may end by its deadline whatever the peer does, and then says less than the one before."""
+"""A try with less time may miss its deadline whatever the peer does. Its error then says less than the error before."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Pauses between tries, in seconds: they grow by ``factor`` from ``initial_s`` to ``maximum_s``, and each is
-    shortened by up to half at random, so that clients of one failed server do not come back together."""
+    """The pauses between tries, in seconds.
+
+    The pauses grow by ``factor`` from ``initial_s`` to ``maximum_s``. Each pause is shortened at random by up to half,
+    so that the clients of a failed server do not all return at the same time. The defaults give pauses of up to 0.1,
+    0.2, 0.4, 0.8, 1.6, 2.0, 2.0 ... s.
+    """
 
     initial_s: float = 0.1
     maximum_s: float = 2.0
     factor: float = 2.0
 
     def pauses(self) -> Iterator[float]:
-        """An endless sequence of pauses."""
+        """Yield pauses without end."""
         pause_s = self.initial_s
         while True:
             yield pause_s * random.uniform(0.5, 1.0)
@@ -42,21 +46,21 @@ async def retry(
     backoff: Backoff = Backoff(),
     should_retry: Callable[[UnavailableError | DeadlineError], bool] = lambda error: True,
 ) -> AnswerT:
-    """Call ``attempt`` until it answers, fails for good, or the time is up.
+    """Call ``attempt`` until a try answers, a try fails for good, or the time is up.
 
-    `UnavailableError` and, where time is left, `DeadlineError` are tried again, so ``attempt`` must be safe to
-    repeat. It gets the seconds it may take and has to keep to them.
+    An `UnavailableError` leads to another try, and so does a `DeadlineError` where time is left. So ``attempt`` must be
+    safe to repeat.
 
     Args:
-        attempt: one try.
-        timeout_s: for all tries and pauses together.
-        attempt_timeout_s: for one try; None allows each all that is left.
-        backoff: pauses between tries; the server's ``retry_after_s`` lengthens them.
-        should_retry: judges such an error before each further try.
+        attempt: makes one try. ``attempt`` gets the seconds that the try may take, and must not take longer.
+        timeout_s: time for all tries and pauses together.
+        attempt_timeout_s: time for one try; None gives each try all the time that is left.
+        backoff: the pauses between tries. The server's ``retry_after_s`` lengthens a pause.
+        should_retry: says of an `UnavailableError` or a `DeadlineError` whether another try makes sense.
 
     Raises:
-        UnavailableError, DeadlineError: the last try's, when there is no time for another or ``should_retry`` says no;
-            if that one was cut short by ``timeout_s``, the error of the one before.
+        UnavailableError, DeadlineError: the error of the last try, when no time is left or ``should_retry`` says no. If
+            ``timeout_s`` cut the last try short, the error of the try before.
         RollMeshError: any other error of a try, at once.
     """
     clock = asyncio.get_running_loop().time
@@ -86,14 +90,15 @@ async def call_unary(
     peer: str = "",
     backoff: Backoff = Backoff(),
 ) -> Any:
-    """`retry` for a method of a generated stub, with its statuses translated.
+    """Call a method of a generated stub, with the retries of `retry` and with errors of the mesh for statuses.
 
     Args:
-        method: e.g. ``stub.Register``; safe to repeat.
-        request: its message.
-        timeout_s: for all tries together.
-        attempt_timeout_s: for one try.
-        peer: who is called, for errors.
+        method: the method, e.g. ``stub.Register``; safe to repeat.
+        request: the method's message.
+        timeout_s: time for all tries together.
+        attempt_timeout_s: time for one try.
+        peer: the name of the peer, for errors.
+        backoff: the pauses between tries.
 
     Returns:
         The method's answer.

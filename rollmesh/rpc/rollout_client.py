@@ -1,7 +1,7 @@
-"""A rollout worker as the coordinator sees it: the engine's half of the weight protocol.
+"""Calls a rollout worker for the coordinator: the steps of the weight protocol.
 
-Each call is one try: the coordinator decides whether to ask a worker again, to leave it out or to abort, because it
-knows which workers are still members.
+Each call is one try. The coordinator decides whether to ask a worker again, to leave the worker out or to abort,
+because the coordinator knows which workers are still members.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from rollmesh.wire import status, weights
 class RolloutClient(Connection):
     """A connection to one worker. Belongs to the running event loop; `close` it when done.
 
-    All methods raise `UnavailableError` where the worker cannot be reached and `DeadlineError` where it does not
-    answer in time.
+    All methods raise `UnavailableError` where the worker cannot be reached, and `DeadlineError` where the worker does
+    not answer in time.
 
     Args:
         address: the "host:port" that the worker registered.
@@ -28,7 +28,7 @@ class RolloutClient(Connection):
     def __init__(self, address: str) -> None:
         super().__init__(f"rollout worker at {address}", address, "rollout.address")
         self._stub = rollout_pb2_grpc.RolloutServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        # As the stub's, but takes bytes: see `rollmesh.wire.weights.prepare_to_bytes`.
+        # Like the stub's method, but takes bytes: see `rollmesh.wire.weights.prepare_to_bytes`.
         self._prepare = self._channel.unary_unary(
             "/rollmesh.v1.RolloutService/PrepareWeights",
             response_deserializer=rollout_pb2.PrepareWeightsResponse.FromString,
@@ -45,9 +45,9 @@ class RolloutClient(Connection):
         *,
         timeout_s: float,
     ) -> None:
-        """PREPARE; returns when the worker has begun to join the epoch as ``rank`` and following.
+        """PREPARE a version. Return when the worker has begun to join the epoch with its processes from ``rank`` on.
 
-        The plan is sent if the worker was not sent it before, or says that it does not hold it any more.
+        The client sends the plan if the worker has not got the plan before, or asks for the plan again.
 
         Raises:
             InvalidArgumentError: the plan does not fit the worker's model.
@@ -61,7 +61,7 @@ class RolloutClient(Connection):
         self._known_plan = plan.digest
 
     async def receive(self, version: PolicyVersion, *, timeout_s: float) -> ReceiveReport:
-        """TRANSFER; answers when all bytes are there.
+        """TRANSFER: wait until the worker has received all bytes.
 
         Raises:
             SupersededError: another version is in preparation.
@@ -71,7 +71,7 @@ class RolloutClient(Connection):
         return weights.receive_report_from_proto(answer)
 
     async def commit(self, version: PolicyVersion, *, timeout_s: float) -> CommitReport:
-        """COMMIT; answers when the version serves.
+        """COMMIT: wait until the version serves.
 
         Raises:
             SupersededError: another version is in preparation.
@@ -82,12 +82,12 @@ class RolloutClient(Connection):
         return weights.commit_report_from_proto(answer)
 
     async def abort(self, version: PolicyVersion, reason: str, *, timeout_s: float = 10.0) -> None:
-        """ABORT; the old version goes on serving."""
+        """ABORT a version. The old version serves on."""
         call = weights.AbortWeightsCall(version, reason)
         await self._call(self._stub.AbortWeights, weights.abort_to_proto(call), timeout_s)
 
     async def status(self, *, timeout_s: float = 5.0) -> RolloutStatus:
-        """What the worker is doing."""
+        """Return what the worker is doing."""
         answer = await self._call(self._stub.GetRolloutStatus, rollout_pb2.GetRolloutStatusRequest(), timeout_s)
         return status.rollout_status_from_proto(answer)
 

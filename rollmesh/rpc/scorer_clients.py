@@ -1,7 +1,8 @@
-"""Clients of the services that look at finished samples: reward and reference. One channel and one stream each.
+"""Calls the services that judge finished samples, reward and reference, over one channel and one stream each.
 
-A client makes one try: it answers what the server answered, and raises when there was no answer. Whether to try again
-is its user's decision. An answer that breaks the contract counts as a `RetryableFailure`, never as a score.
+A client makes one try: the client returns the server's answer, and raises where the server gave no answer. The user of
+the client decides whether to try again. An answer that breaks the contract counts as a `RetryableFailure`, never as a
+score.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ class RewardClient:
         self._stream: StreamCaller[reward_pb2.ScoreRequest, reward_pb2.ScoreResponse] | None = None
 
     async def connect(self, timeout_s: float) -> RewardInfo:
-        """Ask the server what it is and how much it takes at a time. Needed before the first sample.
+        """Ask the server for its name and for the number of samples that it takes at a time. Call this before `score`.
 
         Raises:
-            ConfigError: what answers there is no reward server.
-            UnavailableError, DeadlineError: nobody answered within ``timeout_s``.
+            ConfigError: the server at this address is no reward server.
+            UnavailableError, DeadlineError: no server answered within ``timeout_s``.
         """
         peer = f"reward server {self._address}"
         try:
@@ -71,11 +72,11 @@ class RewardClient:
         return info
 
     async def score(self, call: ScoreCall, timeout_s: float) -> ScoreOutcome:
-        """Have one sample scored.
+        """Ask the server to score one sample.
 
         Raises:
-            UnavailableError: the server cannot be reached, or went away before it answered.
-            DeadlineError: it did not answer in time.
+            UnavailableError: the server cannot be reached, or went away before the answer.
+            DeadlineError: the server did not answer within ``timeout_s``.
         """
         if self._stream is None:
             raise UnavailableError(f"reward server {self._address}: not connected yet")
@@ -117,11 +118,11 @@ class ReferenceClient:
     async def compute_logprobs(
         self, sample: Sample, temperature: float, timeout_s: float
     ) -> Float32Array | RetryableFailure | InvalidSample:
-        """The frozen policy's log-probabilities of the response: float32 [R].
+        """Return the frozen policy's log-probabilities of the response: float32 [R].
 
         Raises:
-            UnavailableError: the service cannot be reached, or went away before it answered.
-            DeadlineError: it did not answer in time.
+            UnavailableError: the service cannot be reached, or went away before the answer.
+            DeadlineError: the service did not answer within ``timeout_s``.
         """
 
         def build(request_id: str) -> reference_pb2.ComputeLogProbsRequest:

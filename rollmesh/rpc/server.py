@@ -1,4 +1,4 @@
-"""The one way to serve: bind, health, reflection, status mapping, ordered stop.
+"""Serves gRPC, the one way to do so: bind, health, reflection, status mapping, ordered stop.
 
 ::
 
@@ -27,7 +27,7 @@ from rollmesh.rpc.interceptor import ErrorInterceptor
 
 _logger = logging.getLogger(__name__)
 
-# Without SO_REUSEPORT a port that is in use is an error; with it, two servers would share the callers between them.
+# Without SO_REUSEPORT, a port in use is an error. With SO_REUSEPORT, two servers would share the callers of one port.
 _SERVER_OPTIONS = (*COMMON_OPTIONS, ("grpc.so_reuseport", 0))
 
 Service = tuple[Callable[[Any, Any], None], Any]
@@ -38,18 +38,18 @@ generators."""
 class Server:
     """A gRPC server that lives as long as its ``async with`` block.
 
-    Leaving the block reports NOT_SERVING, refuses new calls, gives the running ones ``grace_s`` to end, and cancels
-    those that have not. Long streams should be ended by their servicer before.
+    Leaving the block reports NOT_SERVING, refuses new calls, gives the running calls ``grace_s`` to end, and cancels
+    the calls that have not ended. A servicer should end its long streams before.
 
     Args:
-        address: "host:port"; port 0 takes a free one.
-        services: by full name, e.g. "rollmesh.v1.RewardService".
+        address: "host:port"; port 0 takes a free port.
+        services: the services by full name, e.g. "rollmesh.v1.RewardService".
         place: the configuration path of the address, for errors.
-        grace_s: time for running calls to end.
-        is_serving: what the health service says at first.
+        grace_s: time that running calls have to end.
+        is_serving: whether the health service reports SERVING at first.
 
     Raises:
-        ConfigError: on construction for a malformed address, on entering for one that cannot be bound.
+        ConfigError: on construction, the address is malformed; on entering, the address cannot be bound.
     """
 
     def __init__(
@@ -72,19 +72,19 @@ class Server:
 
     @property
     def address(self) -> str:
-        """The "host:port" that is bound."""
+        """The "host:port" that the server listens on."""
         assert self._bound is not None, "the server has not been started"
         return str(self._bound)
 
     async def set_serving(self, is_serving: bool) -> None:
-        """Say through the health service whether this server wants calls. It goes on answering either way."""
+        """Report through the health service whether this server wants calls. The server answers calls in both cases."""
         self._is_serving = is_serving
         status = health_pb2.HealthCheckResponse
         for name in ("", *self._services):
             await self._health.set(name, status.SERVING if is_serving else status.NOT_SERVING)
 
     async def __aenter__(self) -> Self:
-        # The server belongs to the running loop, hence not in the constructor.
+        # The server belongs to the running event loop, so the constructor cannot make the server.
         server = grpc.aio.server(interceptors=(ErrorInterceptor(),), options=_SERVER_OPTIONS)
         for add_to_server, servicer in self._services.values():
             add_to_server(servicer, server)
@@ -112,7 +112,7 @@ class Server:
         await self.stop()
 
     async def stop(self) -> None:
-        """What leaving the block does; harmless to repeat."""
+        """Stop as if the block ended. Safe to repeat."""
         server, self._server = self._server, None
         if server is not None:
             await self._health.enter_graceful_shutdown()
@@ -120,7 +120,7 @@ class Server:
 
 
 def _why_not(address: Address) -> tuple[str, str]:
-    """Why an address cannot be bound, and what to do: gRPC's own error does not say."""
+    """Return why an address cannot be bound, and the fix. gRPC's own error gives no reason."""
     try:
         family, kind, protocol, _, target = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -138,7 +138,7 @@ def _why_not(address: Address) -> tuple[str, str]:
 
 
 def explain_bind_error(error: OSError) -> tuple[str, str]:
-    """What is wrong with an address that could not be bound, and what to do."""
+    """Return the fault of an address that could not be bound, and the fix."""
     match error.errno:
         case errno.EADDRINUSE:
             return "is in use by another process", "choose another port, or 0 for a free one"

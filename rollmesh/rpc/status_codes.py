@@ -1,4 +1,4 @@
-"""The errors of the mesh as gRPC statuses, and back. Servicers raise; `rollmesh.rpc.interceptor` maps.
+"""Translates errors of the mesh to gRPC statuses and back. A servicer raises; `rollmesh.rpc.interceptor` translates.
 
 ==========================  ====================  ================  ==========================================
 raised by a servicer        gRPC status           reason            raised at the caller
@@ -16,8 +16,9 @@ other RollMeshError         INTERNAL              INTERNAL          RollMeshErro
 anything else (logged)      INTERNAL              INTERNAL          RollMeshError, without the exception's text
 ==========================  ====================  ================  ==========================================
 
-A failed call carries an ``ErrorDetail`` in its trailing metadata. A status without one comes from gRPC itself or
-from a foreign server and is mapped by its code alone (`error_from_rpc`). Cancellation passes through on both sides.
+A failed call carries an ``ErrorDetail`` in its trailing metadata. A status without ``ErrorDetail`` comes from gRPC
+itself or from a foreign server; `error_from_rpc` maps such a status by its code alone. Cancellation passes through on
+both sides.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from rollmesh.v1 import error_pb2
 DETAIL_KEY = "rollmesh-error-bin"
 
 _MAX_TEXT_BYTES = 1024
-"""A status travels in HTTP/2 headers, percent-encoded and limited to 8 KiB with everything else there."""
+"""The limit of a text in a status. A status travels percent-encoded in HTTP/2 headers, which have 8 KiB in all."""
 
 _Code = grpc.StatusCode
 
@@ -65,13 +66,13 @@ _STATUS: tuple[tuple[type[RollMeshError], grpc.StatusCode, error_pb2.ErrorReason
 )
 
 _LOCAL_WRITE_FAILURE = "Internal error from Core"
-"""What a write says, and from then on the whole call, if the peer has just ended the stream: grpc's own words for a
-cut on this side, whatever the status was that the peer ended it with."""
+"""The text of a write's error, and of the whole call's error afterwards, when the peer has just ended the stream. grpc
+reports a cut on this side, whatever the status of the peer was."""
 _RETRYABLE = (UnavailableError, DeadlineError)
 
 
 def status_of(error: RollMeshError) -> tuple[grpc.StatusCode, error_pb2.ErrorDetail]:
-    """The status and the detail that ``error`` travels as."""
+    """Return the status and the detail that carry ``error`` to the caller."""
     code, reason = next((code, reason) for kind, code, reason in _STATUS if isinstance(error, kind))
     detail = error_pb2.ErrorDetail(
         reason=reason,
@@ -101,11 +102,11 @@ def _shorten(text: str) -> str:
 
 
 def error_from_rpc(error: grpc.aio.AioRpcError, peer: str = "") -> RollMeshError:
-    """The error of the mesh that a failed call stands for.
+    """Return the error of the mesh for a failed call.
 
     Args:
-        error: what the gRPC client raised.
-        peer: who was called, for errors that did not come from a servicer of the mesh.
+        error: the error that the gRPC client raised.
+        peer: the name of the peer, for errors that did not come from a servicer of the mesh.
     """
     detail = _detail_of(error)
     if detail is None:
@@ -127,7 +128,7 @@ def error_from_rpc(error: grpc.aio.AioRpcError, peer: str = "") -> RollMeshError
             return TaintedError(detail.message)
     if error.code() is _Code.DATA_LOSS:
         return WeightTransferError(detail.message)
-    # A reason from a newer peer is judged by the flag that was made for that.
+    # An unknown reason comes from a newer peer. The flag ``retryable`` says how to treat the error.
     return (
         UnavailableError(detail.message, detail.retry_after_ms / 1000)
         if detail.retryable
@@ -149,7 +150,7 @@ def _detail_of(error: grpc.aio.AioRpcError) -> error_pb2.ErrorDetail | None:
 def _error_without_detail(error: grpc.aio.AioRpcError, peer: str) -> RollMeshError:
     code, text = error.code(), error.details() or "no further details"
     if code is _Code.UNAVAILABLE and text.startswith("failed to connect"):
-        text = f"no connection, {text.rpartition(': ')[2]}"  # without gRPC's account of every address it tried
+        text = f"no connection, {text.rpartition(': ')[2]}"  # without gRPC's list of the addresses that it tried
     message = f"{peer}: {text} ({code.name})" if peer else f"{text} ({code.name})"
     match code:
         case _Code.DEADLINE_EXCEEDED:
@@ -166,13 +167,13 @@ def _error_without_detail(error: grpc.aio.AioRpcError, peer: str) -> RollMeshErr
 
 
 def raise_for_status(error: grpc.aio.AioRpcError, peer: str = "") -> NoReturn:
-    """Raise the error of the mesh that ``error`` stands for."""
+    """Raise the error of the mesh for ``error``."""
     raise error_from_rpc(error, peer) from error
 
 
 @contextlib.contextmanager
 def translate_errors(peer: str = "") -> Iterator[None]:
-    """Turn the statuses of calls made inside the block into errors of the mesh; ``peer`` is who is called."""
+    """Turn the statuses of the calls in the block into errors of the mesh. ``peer`` names the peer."""
     try:
         yield
     except grpc.aio.AioRpcError as error:
