@@ -1,4 +1,4 @@
-"""Types to protobuf and back: the one place that copies fields.
+"""Converts types to protobuf and back: the only place that copies fields.
 
 ::
 
@@ -6,7 +6,7 @@
                                              └─ control ─┬─ weights      publishing, transfers
                                                          └─ evaluation ── status
 
-Each ``x_to_proto`` writes a message, each ``x_from_proto`` validates one and raises `InvalidArgumentError` with the
-dotted path of the first field at fault. Where a method's arguments are more than one noun of `rollmesh.types`, they
-are a ``*Call`` dataclass of the module.
+Each ``x_to_proto`` writes a message. Each ``x_from_proto`` validates a message, and raises `InvalidArgumentError` with
+the dotted path of the first bad field. Where a method takes more than one noun of `rollmesh.types`, the module has a
+``*Call`` dataclass for the method's arguments.
 """

@@ -1,8 +1,8 @@
-"""Checks that every reader of the wire shares, and the conversions that are not plain copies.
+"""Checks that all readers of the wire share, and conversions that are more than copies.
 
-Readers (``*_from_proto``) refuse what can never be accepted with an `InvalidArgumentError` that names the dotted path
-of the field, and do so before anything is allocated whose size the sender chose. Writers (``*_to_proto``) apply the
-same checks where Python's types are wider than the wire's.
+A reader (``*_from_proto``) refuses a bad value with an `InvalidArgumentError` that names the dotted path of the field.
+The reader refuses the value before it allocates anything whose size the sender chose. A writer (``*_to_proto``) makes
+the same checks where Python's types are wider than the types of the wire.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def refuse(field: str, problem: str) -> NoReturn:
 
 
 def join(parent: str, name: str) -> str:
-    """The dotted path of ``name`` inside ``parent``, which is "" for the message itself."""
+    """Return the dotted path of ``name`` inside ``parent``. ``parent`` is "" for the message itself."""
     return f"{parent}.{name}" if parent else name
 
 
 def required(message: Any, name: str, parent: str = "") -> Any:
-    """The submessage ``name``, which must be present."""
+    """Return the submessage ``name``, which must be present."""
     if not message.HasField(name):
         refuse(join(parent, name), "is missing")
     return getattr(message, name)
@@ -53,10 +53,10 @@ def between(value: int, low: int, high: int, field: str) -> int:
 
 
 def name(value: str, field: str) -> str:
-    """A name, id or address: short, not empty, and in one line.
+    """Return a name, an id or an address, which must be short, not empty, and in one line.
 
-    Names go into keys of Redis, which separates them by NUL, into log lines and into tables: a control character would
-    make one name look like two, or one line like many.
+    Names go into keys of Redis that separate names by NUL, into log lines and into tables. A control character would
+    make one name look like two names, or one line like many lines.
     """
     if not value:
         refuse(field, "is empty")
@@ -66,8 +66,8 @@ def name(value: str, field: str) -> str:
 
 
 def text(value: str, field: str, limit: int = MAX_TEXT_BYTES) -> str:
-    """``value`` if it has at most ``limit`` bytes in UTF-8."""
-    # A character has four bytes at most, so that most texts need not be encoded to be measured.
+    """Return ``value``, which may have at most ``limit`` bytes in UTF-8."""
+    # A character has at most four bytes, so most texts need no encoding to be measured.
     if len(value) * 4 > limit and len(value.encode()) > limit:
         refuse(field, f"has more than {limit} bytes")
     return value
@@ -80,23 +80,24 @@ def finite(value: float, field: str) -> float:
 
 
 def float32(value: float, field: str) -> float:
-    """``value`` if float32 can hold it as a finite number; protobuf would turn a larger one into infinity."""
+    """Return ``value``, which float32 must hold as a finite number. protobuf would turn a larger value into
+    infinity."""
     if not abs(value) <= _MAX_FLOAT32:
         refuse(field, f"is {value}, not a finite float32")
     return value
 
 
 def shortest(value: float) -> float:
-    """The shortest decimal that float32 rounds to ``value``.
+    """Return the shortest decimal that float32 rounds to ``value``.
 
-    Settings such as a temperature of 0.7 cross the wire as float32; reading them back this way gives 0.7 again and
-    not 0.699999988079071, so that both ends compute with the same number.
+    A setting such as a temperature of 0.7 crosses the wire as float32. This function reads it back as 0.7 and not as
+    0.699999988079071, so that both ends compute with the same number.
     """
     return float(str(np.float32(value)))
 
 
 def named_numbers(values: Mapping[str, float], field: str) -> dict[str, float]:
-    """A map of finite numbers, copied."""
+    """Return a copy of a map of finite numbers."""
     at_most(values, MAX_NAMED_NUMBERS, field)
     return {name(key, field): finite(value, f"{field}[{key}]") for key, value in values.items()}
 
@@ -108,7 +109,7 @@ def digest(value: bytes, field: str) -> bytes:
 
 
 def milliseconds(seconds: float, field: str) -> int:
-    """Seconds as the wire's uint32: a positive time is at least 1 ms, and 49 days stand for anything longer."""
+    """Return a time in milliseconds, as uint32. A positive time is at least 1 ms; 49 days stand for any longer time."""
     if not seconds >= 0:
         refuse(field, f"is {seconds} s, not a time")
     if seconds * 1000 >= _MAX_UINT32:
@@ -123,17 +124,17 @@ def positive_seconds(num_milliseconds: int, field: str) -> float:
 
 
 def pack_int32(array: Int32Array) -> bytes:
-    """``array`` as little-endian int32, whatever the host."""
+    """Return the bytes of ``array`` as little-endian int32, on any host."""
     return array.astype("<i4", casting="same_kind", copy=False).tobytes()
 
 
 def pack_float32(array: Float32Array) -> bytes:
-    """``array`` as little-endian float32, whatever the host."""
+    """Return the bytes of ``array`` as little-endian float32, on any host."""
     return array.astype("<f4", casting="same_kind", copy=False).tobytes()
 
 
 def token_ids(data: bytes, field: str) -> Int32Array:
-    """int32 [N], not negative, read-only. ``data`` is a bytes field that the caller has read once."""
+    """Return int32 [N], not negative and read-only. ``data`` is a bytes field that the caller has read once."""
     _check_length(data, field)
     array = np.frombuffer(data, dtype="<i4").astype(np.int32, copy=False)
     if array.size and (lowest := int(array.min())) < 0:
@@ -142,7 +143,7 @@ def token_ids(data: bytes, field: str) -> Int32Array:
 
 
 def logprobs(data: bytes, field: str) -> Float32Array:
-    """float32 [N], finite, read-only. ``data`` is a bytes field that the caller has read once."""
+    """Return float32 [N], finite and read-only. ``data`` is a bytes field that the caller has read once."""
     _check_length(data, field)
     array = np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
     if not np.isfinite(array).all():

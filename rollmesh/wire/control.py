@@ -34,7 +34,7 @@ from rollmesh.wire.trajectory import (
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The member that calls; ``incarnation`` is new for every start of its process."""
+    """The member that calls. ``incarnation`` is new for every start of the member's process."""
 
     name: str
     incarnation: str
@@ -42,8 +42,8 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class RegisterCall:
-    """``address`` is where the member's own server answers; ``num_weight_ranks`` how many of its processes take part
-    in weight transfers."""
+    """A member joins the run. ``address`` is the "host:port" of the member's own server. ``num_weight_ranks`` is the
+    number of the member's processes that take part in weight transfers."""
 
     caller: Caller
     run_id: str
@@ -60,7 +60,7 @@ class HeartbeatCall:
 
 @dataclass(frozen=True, slots=True)
 class LeaveCall:
-    """``failure`` is empty when the member leaves in good order."""
+    """A member leaves the run. ``failure`` is empty where the member leaves in good order."""
 
     caller: Caller
     failure: str
@@ -68,7 +68,7 @@ class LeaveCall:
 
 @dataclass(frozen=True, slots=True)
 class FailRunCall:
-    """``reason`` is one sentence."""
+    """A run cannot go on. ``reason`` is one sentence."""
 
     run_id: str
     reason: str
@@ -76,7 +76,7 @@ class FailRunCall:
 
 @dataclass(frozen=True, slots=True)
 class CreditGrant:
-    """A message of the Lease stream; ``caller`` is None in all but the first."""
+    """A message of the Lease stream. ``caller`` is None in all messages but the first."""
 
     caller: Caller | None
     credits: int
@@ -84,7 +84,8 @@ class CreditGrant:
 
 @dataclass(frozen=True, slots=True)
 class ReportStepCall:
-    """``step`` counts from 1, and is 0 where the run ends without one; ``version`` is the one that it made."""
+    """The report of one step. ``step`` counts from 1, and is 0 where the run ends without a step. ``version`` is the
+    version that the step made."""
 
     caller: Caller
     step: int
@@ -94,7 +95,7 @@ class ReportStepCall:
 
 
 def caller_from_proto(message: Any) -> Caller:
-    """The caller of any request with the fields ``name`` and ``incarnation``."""
+    """Return the caller of any request with the fields ``name`` and ``incarnation``."""
     return Caller(checks.name(message.name, "name"), checks.name(message.incarnation, "incarnation"))
 
 

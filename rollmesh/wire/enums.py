@@ -1,6 +1,6 @@
-"""Enumerations on the wire: ``StopReason.LENGTH`` is ``STOP_REASON_LENGTH``, and so on for each.
+"""Enumerations on the wire: ``StopReason.LENGTH`` is ``STOP_REASON_LENGTH``, and so on for each member.
 
-The tables are built by name at import, so that a member which the protos do not have fails at once.
+The import builds the tables by name, so that a member without a counterpart in the protos fails at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MemberT = TypeVar("MemberT", bound=enum.Enum)
 
 
 class EnumTable(Generic[MemberT]):
-    """Both directions between an enumeration of `rollmesh.types` and its generated counterpart.
+    """Translates between an enumeration of `rollmesh.types` and its generated counterpart, in both directions.
 
     Args:
         members: the domain's enumeration.
@@ -32,7 +32,7 @@ class EnumTable(Generic[MemberT]):
         return self._to_wire[member]
 
     def from_proto(self, number: int, field: str) -> MemberT:
-        """The member, or `InvalidArgumentError` for UNSPECIFIED and for numbers that this version does not know."""
+        """Return the member of a number. Raises InvalidArgumentError for UNSPECIFIED and for an unknown number."""
         member = self._from_wire.get(number)
         if member is None:
             refuse(field, f"has the unknown value {number}" if number else "is not specified")

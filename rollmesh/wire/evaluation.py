@@ -15,7 +15,7 @@ from rollmesh.wire.trajectory import required_version, version_to_proto
 
 @dataclass(frozen=True, slots=True)
 class ReportEvaluationCall:
-    """The samples of one evaluation lease; none, and ``failure`` says why, when the group failed."""
+    """The result of one evaluation lease: its samples, or no samples and the reason of the failure."""
 
     caller: Caller
     group_id: str
@@ -88,7 +88,7 @@ def evaluation_result_to_proto(result: EvaluationResult) -> pb.EvaluationResult:
 
 
 def evaluation_result_from_proto(message: pb.EvaluationResult, field: str = "evaluation_result") -> EvaluationResult:
-    """The means are NaN where every prompt of the round failed."""
+    """Return the result of a round. The means are NaN where every prompt of the round failed."""
     return EvaluationResult(
         version=required_version(message, "version", field),
         step=message.step,

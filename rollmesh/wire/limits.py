@@ -1,14 +1,14 @@
-"""How large anything on the wire may be. Readers refuse more before they allocate anything for it.
+"""The limits of everything on the wire. A reader refuses a larger value before it allocates memory for the value.
 
-The limits are far above what a run needs and far below what would hurt: they stop hostile and broken peers, not
-users. Channels and servers take the same `MAX_MESSAGE_BYTES` in both directions, because a message over the
-reader's limit breaks its whole stream.
+The limits are far above the needs of a run, and far below the sizes that would harm a service: they stop hostile and
+broken peers and not users. Channels and servers use the same `MAX_MESSAGE_BYTES` in both directions, because a message
+above the reader's limit breaks the reader's whole stream.
 """
 
 from __future__ import annotations
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-"""One protobuf message, encoded."""
+"""Bytes of one encoded protobuf message."""
 
 MAX_TOKENS = 2**20
 """Prompt tokens, or response tokens, of one sample."""
@@ -26,10 +26,10 @@ MAX_NAMED_NUMBERS = 2**12
 """Entries of a map of metrics or extra logs."""
 
 MAX_NAME_BYTES = 1024
-"""A name, an id, an address."""
+"""Bytes of a name, an id or an address."""
 
 MAX_TEXT_BYTES = 16 * 1024 * 1024
-"""A prompt, a query, a label."""
+"""Bytes of a prompt, a query or a label."""
 
 MAX_TENSORS = 2**18
 """Tensors of a weight plan."""
@@ -44,7 +44,7 @@ MAX_MEMBERS = 2**16
 """Members of a run; processes of a weight epoch."""
 
 DIGEST_BYTES = 32
-"""A SHA-256."""
+"""Bytes of a SHA-256 digest."""
 
 MAX_PORT = 2**16 - 1
-"""A TCP port."""
+"""The highest TCP port."""

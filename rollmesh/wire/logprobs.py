@@ -12,18 +12,18 @@ from rollmesh.wire import checks
 from rollmesh.wire.outcome import retryable_from_proto, retryable_to_proto
 
 LogProbsOutcome = RetryableFailure | InvalidSample
-"""Why there are no log-probabilities."""
+"""An answer without log-probabilities, with the reason."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LogProbsCall:
-    """Tokens whose log-probabilities are wanted.
+    """The tokens whose log-probabilities the caller needs.
 
     Attributes:
-        request_id: chosen by the caller, unique on its stream.
-        token_ids: int32 [P + R], prompt and response.
+        request_id: the id that the caller chooses, unique on the stream.
+        token_ids: int32 [P + R], the prompt and the response.
         num_prompt_tokens: P, at least 1.
-        temperature: what the logits are divided by; greater than 0.
+        temperature: the divisor of the logits; greater than 0.
     """
 
     request_id: str
@@ -33,7 +33,7 @@ class LogProbsCall:
 
     @property
     def num_response_tokens(self) -> int:
-        """R, at least 1."""
+        """The number of response tokens R, at least 1."""
         return len(self.token_ids) - self.num_prompt_tokens
 
 
@@ -60,7 +60,7 @@ def logprobs_call_from_proto(message: pb.ComputeLogProbsRequest) -> LogProbsCall
 
 
 def logprobs_to_proto(request_id: str, outcome: Float32Array | LogProbsOutcome) -> pb.ComputeLogProbsResponse:
-    """``outcome`` is float32 [R], or why there is none."""
+    """Return the answer for ``outcome``: float32 [R], or the reason why there are no log-probabilities."""
     match outcome:
         case RetryableFailure():
             return pb.ComputeLogProbsResponse(request_id=request_id, retryable=retryable_to_proto(outcome))
@@ -71,10 +71,11 @@ def logprobs_to_proto(request_id: str, outcome: Float32Array | LogProbsOutcome) 
 
 
 def logprobs_from_proto(message: pb.ComputeLogProbsResponse, num_tokens: int) -> Float32Array | LogProbsOutcome:
-    """The answer to a call with ``num_tokens`` response tokens: float32 [R], read-only, or why there is none.
+    """Return the outcome of a call with ``num_tokens`` response tokens: float32 [R], read-only, or the reason for none.
 
     Raises:
-        InvalidArgumentError: another number of log-probabilities, one that is not finite, or no outcome.
+        InvalidArgumentError: the answer has another number of log-probabilities, a log-probability that is not finite,
+            or no outcome.
     """
     match message.WhichOneof("outcome"):
         case "logprobs":

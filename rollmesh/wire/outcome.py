@@ -62,7 +62,7 @@ def score_call_from_proto(message: pb.ScoreRequest) -> ScoreCall:
 
 
 def outcome_to_proto(request_id: str, outcome: ScoreOutcome) -> pb.ScoreResponse:
-    """Raises InvalidArgumentError where a number is not finite in the wire's precision."""
+    """Return the answer for an outcome. Raises InvalidArgumentError where float32 cannot hold a number as finite."""
     match outcome:
         case Score():
             return pb.ScoreResponse(request_id=request_id, score=_score_to_proto(outcome))
@@ -78,7 +78,11 @@ def outcome_to_proto(request_id: str, outcome: ScoreOutcome) -> pb.ScoreResponse
 
 
 def outcome_from_proto(message: pb.ScoreResponse) -> ScoreOutcome:
-    """Raises InvalidArgumentError for an answer without an outcome, or with a number that is not finite."""
+    """Return the outcome of an answer.
+
+    Raises:
+        InvalidArgumentError: the answer has no outcome, or a number that is not finite.
+    """
     match message.WhichOneof("outcome"):
         case "score":
             return _score_from_proto(message.score)

@@ -1,4 +1,4 @@
-"""What the services say about themselves, on the wire."""
+"""The status of the mesh and of its services on the wire."""
 
 from __future__ import annotations
 

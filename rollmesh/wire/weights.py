@@ -30,7 +30,8 @@ _LENGTH_DELIMITED = 2
 
 @dataclass(frozen=True, slots=True)
 class BeginPublishCall:
-    """ANNOUNCE; as `rollmesh.types.Announcement`, and ``plan`` is None where the coordinator knows its digest."""
+    """ANNOUNCE: the fields of `rollmesh.types.Announcement`. ``plan`` is None where the coordinator holds the plan of
+    ``plan_digest`` already."""
 
     caller: Caller
     version: PolicyVersion
@@ -44,7 +45,7 @@ class BeginPublishCall:
 
 @dataclass(frozen=True, slots=True)
 class FinishPublishCall:
-    """The learner has sent bytes with this digest, or, where ``failure`` is not empty, has failed to."""
+    """The learner has sent bytes with this digest. Where ``failure`` is not empty, sending failed."""
 
     caller: Caller
     version: PolicyVersion
@@ -54,8 +55,8 @@ class FinishPublishCall:
 
 @dataclass(frozen=True, slots=True)
 class PrepareWeightsCall:
-    """PREPARE; ``rank`` is that of the worker's first process in the epoch. ``plan`` is None where the worker knows its
-    digest."""
+    """PREPARE: ``rank`` is the rank of the worker's first process in the epoch. ``plan`` is None where the worker holds
+    the plan of ``plan_digest`` already."""
 
     version: PolicyVersion
     plan: WeightPlan | None
@@ -67,7 +68,7 @@ class PrepareWeightsCall:
 
 @dataclass(frozen=True, slots=True)
 class EncodedPlan:
-    """A plan as the bytes of its message: encoded once and sent to many workers."""
+    """A plan as the bytes of its message. The coordinator encodes the plan once and sends the bytes to many workers."""
 
     digest: bytes
     data: bytes
@@ -85,8 +86,9 @@ def plan_to_proto(plan: WeightPlan) -> rollout_pb2.WeightPlan:
 
 
 def plan_from_proto(message: rollout_pb2.WeightPlan, field: str = "plan") -> WeightPlan:
-    """Checks the form: bucket starts begin at 0, ascend, and leave no bucket empty. The digest's value and the
-    tensors themselves are judged by `rollmesh.weights.plan` and by the model.
+    """Return a plan whose form is right: the bucket starts begin at 0, ascend, and leave no bucket empty.
+
+    `rollmesh.weights.plan` checks the value of the digest, and the model checks the tensors.
     """
     checks.at_most(message.tensors, MAX_TENSORS, f"{field}.tensors")
     if not message.tensors:
@@ -99,12 +101,13 @@ def plan_from_proto(message: rollout_pb2.WeightPlan, field: str = "plan") -> Wei
 
 
 def encode_plan(plan: WeightPlan) -> EncodedPlan:
-    """Takes 7 to 10 µs a tensor: a third of a second for the 46,000 of a mixture of experts."""
+    """Encode a plan. Encoding takes 7 to 10 µs a tensor, a third of a second for the 46,000 tensors of a mixture of
+    experts."""
     return EncodedPlan(plan.digest, plan_to_proto(plan).SerializeToString())
 
 
 def _plan_or_digest(message: Any) -> tuple[WeightPlan | None, bytes]:
-    """The plan of a message that may only name it, and its digest."""
+    """Return the plan of a message and the plan's digest. The plan is None where the message only names the plan."""
     plan = plan_from_proto(message.plan) if message.HasField("plan") else None
     if plan is None:
         return None, checks.digest(message.plan_digest, "plan_digest")
@@ -164,7 +167,7 @@ def begin_publish_from_proto(message: coordinator_pb2.BeginPublishRequest) -> Be
 
 
 def begin_publish_answer_to_proto(epoch: WeightEpoch | None) -> coordinator_pb2.BeginPublishResponse:
-    """None asks for the plan."""
+    """Return the answer. An epoch of None asks for the plan."""
     if epoch is None:
         return coordinator_pb2.BeginPublishResponse(needs_plan=True)
     return coordinator_pb2.BeginPublishResponse(epoch=epoch_to_proto(epoch))
@@ -225,7 +228,7 @@ def prepare_to_proto(call: PrepareWeightsCall) -> rollout_pb2.PrepareWeightsRequ
 
 
 def prepare_to_bytes(call: PrepareWeightsCall, plan: EncodedPlan) -> bytes:
-    """What `prepare_to_proto` would serialise to with ``plan`` in it; ``call`` is without a plan.
+    """Return the bytes that `prepare_to_proto` would serialise to with ``plan`` in it. ``call`` has no plan.
 
     In a message the fields may follow each other in any order, and an embedded message is its number, its length and
     its bytes. So the plan's bytes are appended as they are, and a plan of megabytes is not encoded for each worker.
@@ -237,7 +240,10 @@ def prepare_to_bytes(call: PrepareWeightsCall, plan: EncodedPlan) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first; all bytes but the last have their highest bit set."""
+    """Encode a number with seven bits a byte, the lowest bits first: 300 becomes AC 02.
+
+    All bytes but the last have their highest bit set.
+    """
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)
@@ -264,7 +270,7 @@ def prepare_answer_to_proto(needs_plan: bool) -> rollout_pb2.PrepareWeightsRespo
 
 
 def prepare_answer_from_proto(message: rollout_pb2.PrepareWeightsResponse) -> bool:
-    """Whether the worker asks for the plan."""
+    """Return whether the worker asks for the plan."""
     return bool(message.needs_plan)
 
 

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from rollmesh.aio.service import run_service
+from rollmesh.config import ModelSection
 from rollmesh.errors import ConfigError
 from rollmesh.rpc.channel import check_callable
 from rollmesh.rpc.hosting import serve_until_over
@@ -23,32 +24,37 @@ from rollmesh.telemetry.logs import configure
 from rollmesh.types import Role
 from rollmesh.v1.reference_pb2_grpc import add_ReferenceServiceServicer_to_server
 from services.config import ScorerConfig
+from services.reference.config import ReferenceSection
 from services.reference.model import FrozenPolicy
 from services.reference.scheduler import Scheduler
 from services.reference.servicer import ReferenceServicer
 
 _GRACE_S = 2.0
-"""For workers that end with the run to take their last answers."""
+"""Time in which workers that end with the run take their last answers."""
 _WAITING_BATCHES = 8
-"""Batches' worth of tokens that may wait before streams are read no further."""
+"""The number of batches whose tokens may wait. With more waiting tokens the servicer reads no further."""
 
 
 def main(config: ScorerConfig, name: str) -> int:
-    """Serve until the run is over or a signal comes; returns the exit code."""
+    """Serve until the run is over or a signal comes. Return the exit code."""
     configure(config.run.name, name)
     return run_service(lambda stop: serve(config, name, stop), name)
 
 
 async def serve(config: ScorerConfig, name: str, stop: asyncio.Event) -> int:
-    """Raises ConfigError for a model, a device or an address that cannot be used."""
+    """Load the model, and serve until the run is over or ``stop`` is set. Return the exit code.
+
+    Raises:
+        ConfigError: the model, the device or an address cannot be used.
+    """
     section = config.reference
     if section is None:
         raise ConfigError("reference", "is not configured, so there is nothing to serve", "add a `reference:` section")
     check_callable(config.coordinator.address, "coordinator.address")  # before the model is loaded
-    # torch sets the number of threads for the calling thread: it has to be the one that computes.
+    # torch sets the number of threads for the calling thread, so the thread that computes has to set the number.
     executor = ThreadPoolExecutor(1, "model", initializer=torch.set_num_threads, initargs=(section.num_threads,))
     try:
-        policy = await asyncio.get_running_loop().run_in_executor(executor, _load, config)
+        policy = await asyncio.get_running_loop().run_in_executor(executor, _load, section, config.model)
         scheduler = Scheduler(
             policy.compute_logprobs, executor, section.tokens_per_batch, _WAITING_BATCHES * section.tokens_per_batch
         )
@@ -68,15 +74,13 @@ async def serve(config: ScorerConfig, name: str, stop: asyncio.Event) -> int:
         executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _load(config: ScorerConfig) -> FrozenPolicy:
-    section = config.reference
-    assert section is not None
-    assert config.model is not None
+def _load(section: ReferenceSection, model: ModelSection | None) -> FrozenPolicy:
+    assert model is not None, "the configuration was checked"
     return FrozenPolicy.load(
-        section.model_path or config.model.path,
+        section.model_path or model.path,
         dtype=section.dtype,
         device=section.device,
         place="reference.model_path" if section.model_path else "model.path",
         attention=section.attention,
-        trust_remote_code=config.model.trust_remote_code,
+        trust_remote_code=model.trust_remote_code,
     )

@@ -1,4 +1,4 @@
-"""The frozen policy: a Hugging Face causal language model that answers with log-probabilities of given tokens."""
+"""The frozen policy: a Hugging Face causal language model that computes the log-probabilities of given tokens."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class LogProbJob:
     """A prompt and its response.
 
     Attributes:
-        token_ids: int32 [P + R].
+        token_ids: int32 [P + R], the prompt and the response.
         num_prompt_tokens: P, at least 1.
-        temperature: divides the logits; greater than 0.
+        temperature: the divisor of the logits; greater than 0.
     """
 
     token_ids: Int32Array
@@ -70,18 +70,18 @@ class FrozenPolicy:
         attention: str = AUTO,
         trust_remote_code: bool = False,
     ) -> Self:
-        """Load from a Hugging Face folder; nothing is downloaded.
+        """Load the model from a Hugging Face folder, without a download.
 
         Args:
             path: the folder.
-            dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
-            device: "auto" (CUDA if there is any), "cpu" or "cuda".
+            dtype: "auto" (the type of the checkpoint), "float32", "bfloat16" or "float16".
+            device: "auto" (CUDA where torch finds a CUDA device), "cpu" or "cuda".
             place: the configuration path that named the folder, for errors.
             attention: transformers' attn_implementation, or "auto".
-            trust_remote_code: run Python code that lies in the folder.
+            trust_remote_code: whether to run Python code of the folder.
 
         Raises:
-            ConfigError: the folder holds no complete causal language model, there is no such device, or the attention
+            ConfigError: the folder holds no complete causal language model, the device does not exist, or the attention
                 is wrong for the model.
         """
         target = choose_device(device)
@@ -98,18 +98,21 @@ class FrozenPolicy:
 
     @property
     def max_length(self) -> int | None:
-        """Positions the model knows; None where it does not say."""
+        """The number of positions that the model knows; None where the model's configuration does not say."""
         return getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
 
     @torch.inference_mode()
     def compute_logprobs(self, jobs: Sequence[LogProbJob]) -> list[Float32Array]:
-        """Float32 [R] for each job, log softmax(logits / temperature) of its response tokens.
+        """Return float32 [R] for each job: log softmax(logits / temperature) of the response tokens.
 
-        The jobs go in one padded pass, or in one pass each where padding changes the model's outputs. The caller sees
-        to it that token ids are in the vocabulary and that each job has a response token.
+        Logits of [2, 0] at temperature 2 become [1, 0]; the log-probability of the first token is -log(1 + 1/e) =
+        -0.313.
+
+        One padded pass takes all jobs. Where padding changes the model's outputs, each job has a pass of its own. The
+        caller makes sure that the token ids are in the vocabulary, and that each job has a response token.
 
         Raises:
-            UnavailableError: the device's memory does not suffice now.
+            UnavailableError: the device has too little free memory now.
         """
         try:
             if self._batching is Batching.SINGLE:
@@ -132,7 +135,7 @@ class FrozenPolicy:
         return np.split(logprobs.numpy(), np.cumsum(counts)[:-1])
 
     def _logprobs(self, rectangle: Rectangle, predictors: Tensor, temperatures: Tensor) -> Tensor:
-        """Float32 [N], on the CPU."""
+        """Return the log-probabilities of the predicted tokens: float32 [N], on the CPU."""
         input_ids, position_ids = rectangle.input_ids.to(self._device), rectangle.position_ids.to(self._device)
         wanted = predictors.to(self._device)
         more = self._accepted(position_ids, rectangle.boundaries)
@@ -150,7 +153,7 @@ class FrozenPolicy:
 
 
 def choose_device(name: str) -> torch.device:
-    """Raises ConfigError for "cuda" where there is none."""
+    """Return the device of a name. Raises ConfigError for "cuda" where torch finds no CUDA device."""
     has_cuda = torch.cuda.is_available()
     if name == "cuda" and not has_cuda:
         raise ConfigError("reference.device", "is 'cuda' but torch finds no CUDA device", "set it to auto or cpu")

@@ -1,12 +1,12 @@
-"""Gathers requests of all streams into forward passes.
+"""Gathers the requests of all streams into forward passes.
 
 ::
 
     submit() ──► waiting, oldest first ──► run(): next_batch ──► forward in the model's thread ──► the requests' futures
 
-* `submit` waits while ``max_waiting_tokens`` are waiting, which stops the reading of its stream; `run` makes room.
+* `submit` waits while ``max_waiting_tokens`` tokens wait. Then the servicer does not read its stream. `run` makes room.
 * `run` waits for requests, then for the forward pass. The event loop never computes, so heartbeats go on.
-* A request whose future was cancelled (its stream broke) is left out of the next batch.
+* `run` leaves out a request whose future was cancelled because the stream broke.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class _QueuedJob:
 
 
 class Scheduler:
-    """The line in front of one model.
+    """The line of requests in front of one model.
 
     Args:
-        compute: the forward pass; blocks, raises `UnavailableError` where the same request may succeed later.
-        executor: has one thread, the model's.
-        tokens_per_batch: padded tokens of one pass at most; no job may be longer.
-        max_waiting_tokens: where `submit` begins to wait.
+        compute: runs the forward pass. Blocks; raises `UnavailableError` where the same request may succeed later.
+        executor: runs ``compute``; has one thread.
+        tokens_per_batch: the most tokens of one pass, padding included; no job may be longer.
+        max_waiting_tokens: the number of waiting tokens at which `submit` begins to wait.
     """
 
     def __init__(self, compute: Compute, executor: Executor, tokens_per_batch: int, max_waiting_tokens: int) -> None:
@@ -56,9 +56,9 @@ class Scheduler:
         return self._num_waiting_tokens
 
     async def submit(self, job: LogProbJob) -> asyncio.Future[Outcome]:
-        """Put a job in the line, once there is room.
+        """Wait for room, put a job in the line, and return the future of its outcome.
 
-        A failed pass is an outcome, not an exception: it must not break the stream that the job came on.
+        A failed pass is an outcome and not an exception, because an exception would break the job's stream.
         """
         queued = _QueuedJob(job, asyncio.get_running_loop().create_future())
         async with self._changed:

@@ -1,6 +1,6 @@
 """`ReferenceService` in front of the scheduler.
 
-A request that cannot be computed is answered, so that it does not take the stream's other requests with it.
+The servicer also answers a request that cannot be computed. An error would end the stream's other requests.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class ReferenceServicer(reference_pb2_grpc.ReferenceServiceServicer):
     """Answers each request once.
 
     Args:
-        scheduler: computes.
-        vocab_size: token ids lie below it.
-        max_num_tokens: prompt and response of a sample at most.
+        scheduler: computes the log-probabilities.
+        vocab_size: the size of the vocabulary; every token id is smaller.
+        max_num_tokens: the most tokens of a sample, prompt and response together.
     """
 
     def __init__(self, scheduler: Scheduler, vocab_size: int, max_num_tokens: int) -> None:
@@ -53,7 +53,7 @@ class ReferenceServicer(reference_pb2_grpc.ReferenceServiceServicer):
 def read_job(
     request: reference_pb2.ComputeLogProbsRequest, vocab_size: int, max_num_tokens: int
 ) -> LogProbJob | InvalidSample:
-    """The job of a request, or what is wrong with it."""
+    """Return the job of a request, or an `InvalidSample` that says what is wrong with the request."""
     try:
         call = logprobs_call_from_proto(request)
     except InvalidArgumentError as error:

@@ -5,12 +5,13 @@
     parent ──► {"queries", "prompts", "labels"} ──►  child: reward_func(queries, prompts, labels)
            ◄── {"rewards", "scores", "logs", "notes"} or {"failure", "key", "traceback"} ◄──
 
-Frames on one inherited socket: a 4-byte little-endian length, then a msgpack map. The first frame is the child's:
-``{}`` once the function is loaded, or ``{"fault", "fix"}``. Labels travel as JSON text (empty for none), because JSON
-knows integers that msgpack does not. Standard output and error belong to the user's code and go to the service's log.
+Parent and child exchange frames over one inherited socket. A frame is a 4-byte little-endian length and a msgpack map.
+The child sends the first frame: ``{}`` when the function is loaded, or ``{"fault", "fix"}``. Labels travel as JSON text
+(empty for no label), because JSON knows larger integers than msgpack. Standard output and standard error belong to the
+user's code and go to the service's log.
 
-Only the standard library and msgpack are imported here, so that a function that needs nothing else starts in a blink.
-The function is called in the main thread: code that sets alarms works.
+This module imports only the standard library and msgpack, so that a function without further imports starts at once.
+The module calls the function in the main thread, where code may set alarms.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ MAX_EXTRA_LOGS = 256
 _LENGTH = struct.Struct("<I")
 _FUNCTION = "reward_func"
 _PATH_VARIABLE = "ROLLMESH_REWARD_FUNCTION"
-"""Tells the processes that the user's code starts where the user's file is."""
+"""The environment variable that tells processes of the user's code the path of the user's file."""
 _FIX_SIGNATURE = f"define `def {_FUNCTION}(queries, prompts, labels)`"
 
 
 class LoadError(Exception):
-    """The file has no usable function; ``fix`` is an imperative."""
+    """The file has no usable function. ``fix`` is an instruction for the user."""
 
     def __init__(self, problem: str, fix: str) -> None:
         super().__init__(problem)
@@ -59,14 +60,14 @@ class LoadError(Exception):
 
 
 class ResultError(Exception):
-    """The function returned something that is no reward."""
+    """The function returned a value that is no reward."""
 
 
 def load_function(path: str) -> RewardFunction:
-    """Import the file as module ``reward_func`` and return its function, its signature checked.
+    """Import the file as module ``reward_func``, check the signature of its function, and return the function.
 
     Raises:
-        LoadError: what is wrong with the file.
+        LoadError: the file has no usable function; the message says why.
     """
     module = _import_file(path)
     function = getattr(module, _FUNCTION, None)
@@ -80,7 +81,7 @@ def load_function(path: str) -> RewardFunction:
         raise LoadError(f"{_FUNCTION} is an `async def`", _FIX_SIGNATURE)
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # a built-in or extension function does not tell
+    except (TypeError, ValueError):  # a built-in or extension function has no signature to read
         return function  # type: ignore[no-any-return]
     try:
         signature.bind([], [], [])
@@ -91,10 +92,10 @@ def load_function(path: str) -> RewardFunction:
 
 
 class _FunctionFinder(importlib.abc.MetaPathFinder):
-    """Finds the user's file under the name ``reward_func``, whatever the file is called.
+    """Finds the user's file under the module name ``reward_func``, whatever the name of the file.
 
-    Processes that `multiprocessing` starts by spawn or forkserver import the module of what they unpickle by its name.
-    They run this script as ``__mp_main__`` first, and so have this finder too.
+    A process that `multiprocessing` starts by spawn or forkserver imports the modules of unpickled objects by name.
+    Such a process runs this script as ``__mp_main__`` first, and so has this finder too.
     """
 
     def __init__(self, path: str) -> None:
@@ -128,7 +129,7 @@ def _import_file(path: str) -> ModuleType:
 
 
 def call_function(function: RewardFunction, path: str, request: dict[str, list[str]]) -> dict[str, Any]:
-    """Call the function and make a reply of whatever happens."""
+    """Call the function, and return a reply for its result or its failure."""
     queries, prompts = request["queries"], request["prompts"]
     labels = [json.loads(text) if text else "" for text in request["labels"]]
     try:
@@ -144,10 +145,11 @@ def call_function(function: RewardFunction, path: str, request: dict[str, list[s
 
 
 def read_result(result: Any, count: int) -> dict[str, Any]:
-    """Make the reply for ``count`` samples from what the function returned.
+    """Return the reply for ``count`` samples out of the function's result.
 
-    Accepts OpenRLHF's dict (``rewards``, optional ``scores`` and ``extra_logs``) or the rewards alone; numbers, lists
-    and anything with ``tolist`` or ``item``. What is no finite number in ``extra_logs`` is left out and noted.
+    The result is OpenRLHF's dict (``rewards``, optional ``scores`` and ``extra_logs``) or the rewards alone. Values are
+    numbers, lists, or objects with ``tolist`` or ``item``. The reply leaves out the entries of ``extra_logs`` that are
+    no finite numbers, and notes them.
 
     Raises:
         ResultError: rewards or scores are missing, are not ``count`` finite numbers, or overflow float32.
@@ -208,7 +210,7 @@ def _extra_logs(value: Any, count: int) -> tuple[list[dict[str, float]], dict[st
 
 
 def _plain(value: Any) -> Any:
-    """Arrays and tensors as numbers or lists of them, by duck-typing: importing torch here would cost seconds."""
+    """Return an array or a tensor as a number or a list, by duck-typing: importing torch would cost seconds."""
     for method in ("tolist", "item"):
         convert = getattr(value, method, None)
         if callable(convert) and not isinstance(value, type):
@@ -233,7 +235,7 @@ def _many(number: int, noun: str) -> str:
 
 
 def short(value: Any) -> str:
-    """``repr``, cut, and safe with objects whose ``repr`` is broken."""
+    """Return ``repr(value)``, cut. Safe with objects whose ``repr`` raises."""
     try:
         text = repr(value)
     except Exception as error:  # noqa: BLE001 - the user's object
@@ -242,7 +244,7 @@ def short(value: Any) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """``ValueError: what it says``, on one line."""
+    """Return an error on one line, e.g. ``ValueError: not a number``."""
     try:
         text = " ".join(str(error).split())
     except Exception:  # noqa: BLE001 - the user's exception class
@@ -251,13 +253,13 @@ def describe(error: BaseException) -> str:
 
 
 def clean(text: str, limit: int = MAX_TEXT) -> str:
-    """Cut to a bounded length, and to what UTF-8 can carry."""
+    """Cut a text to ``limit`` characters, and replace characters that UTF-8 cannot carry."""
     text = text if len(text) <= limit else text[:limit] + "…"
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _line_in(path: str, error: BaseException) -> int | None:
-    """The innermost line of the user's file that the exception came through."""
+    """Return the innermost line of the user's file that the exception passed; None where it passed none."""
     lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == path]
     return lines[-1] if lines else None
 
@@ -274,7 +276,7 @@ def _receive(connection: socket.socket) -> dict[str, list[str]] | None:
 
 
 def _receive_exactly(connection: socket.socket, length: int) -> bytes | None:
-    """None where the parent closed its end."""
+    """Read ``length`` bytes. Return None where the parent closed its end."""
     data = connection.recv(length, socket.MSG_WAITALL)
     while len(data) < length:  # a signal came between
         more = connection.recv(length - len(data), socket.MSG_WAITALL)
@@ -285,11 +287,12 @@ def _receive_exactly(connection: socket.socket, length: int) -> bytes | None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Arguments: the socket's file descriptor, and the absolute path of the user's file."""
+    """Run the child. The arguments are the socket's file descriptor and the absolute path of the user's file."""
     descriptor, path = int(arguments[0]), arguments[1]
     connection = socket.socket(fileno=descriptor)
     connection.set_inheritable(False)
-    # A process that the user's code forks must not keep the socket open: its closing tells the parent of our end.
+    # A process that the user's code forks must not keep the socket open: the closing tells the parent that the child
+    # ended.
     os.register_at_fork(after_in_child=connection.close)
     faulthandler.enable()
     for stream in (sys.stdout, sys.stderr):

@@ -1,8 +1,8 @@
-"""Starting and ending one child process, and reading its first words. Blocking calls, none of them long.
+"""Starts and ends one child process, and checks its first frame. The calls block for a short time.
 
-The child is a fresh interpreter (no fork of a process that has gRPC loaded) running `child.py` as a script under a
-keeper (`rollmesh.aio.keeper`), with one end of a socket pair. ``-P`` keeps this folder off its module search path, so
-that the user's ``import config`` finds the user's file.
+The child is a fresh interpreter, not a fork of a process that has gRPC loaded. The child runs `child.py` as a script
+under a keeper (`rollmesh.aio.keeper`) and holds one end of a socket pair. ``-P`` keeps this folder off the child's
+module search path, so that the user's ``import config`` finds the user's file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rollmesh.errors import ConfigError
 
 LENGTH = struct.Struct("<I")
 MAX_REPLY_BYTES = 8 * 1024 * 1024
-"""A reply is a few numbers; what is larger does not come from `child.py`."""
+"""The limit of a reply. A reply is a few numbers; a larger frame does not come from `child.py`."""
 PLACE = "reward.function"
 
 _CHILD = Path(__file__).with_name("child.py")
@@ -33,15 +33,18 @@ _CHILD = Path(__file__).with_name("child.py")
 
 @dataclass(frozen=True)
 class Launched:
-    """A running child, known by its keeper's process, and our end of its socket."""
+    """A running child: the keeper's process, and the parent's end of the socket."""
 
     process: subprocess.Popen[bytes]
     connection: socket.socket
 
     def exit_reason(self, grace_s: float) -> str:
-        """How the child ended, as the end of a sentence. One that has closed its socket is about to: wait a little."""
+        """Return how the child ended, as the end of a sentence.
+
+        A child that has closed its socket is about to end, so the method waits for ``grace_s`` at most.
+        """
         deadline = time.monotonic() + grace_s
-        # Peek without reaping: `end` still needs the process group.
+        # Look without reaping the process: `end` still needs the process group.
         while (ending := os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is None:
             if time.monotonic() > deadline:
                 return "closed its connection"
@@ -52,15 +55,15 @@ class Launched:
         return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
     def end(self) -> None:
-        """Kill the child and what it has started. Harmless to repeat; the socket stays its owner's to close."""
+        """Kill the child and the processes that it has started. Safe to repeat. The owner closes the socket."""
         end_kept(self.process)
 
 
 def find_file(path: Path) -> Path:
-    """The absolute path of the user's file.
+    """Return the absolute path of the user's file.
 
     Raises:
-        ConfigError: there is no such file, or it is not named like Python.
+        ConfigError: the file does not exist, or its name does not end in .py.
     """
     if path.is_dir():
         raise ConfigError(PLACE, f"{path} is a folder", "name the Python file that defines reward_func")
@@ -72,7 +75,8 @@ def find_file(path: Path) -> Path:
 
 
 def launch(path: Path, output: int) -> Launched:
-    """Start a child for the file; ``output`` is the descriptor that its standard output and error go to."""
+    """Start a child for the file. The child writes its standard output and standard error to the descriptor
+    ``output``."""
     ours, theirs = socket.socketpair()
     try:
         command = [sys.executable, "-P", str(_CHILD), str(theirs.fileno()), str(path)]
@@ -93,7 +97,7 @@ def launch(path: Path, output: int) -> Launched:
 
 
 def check_hello(path: Path, hello: Any) -> None:
-    """Judge the child's first frame.
+    """Check the child's first frame.
 
     Raises:
         ConfigError: the file has no usable function.
@@ -114,5 +118,5 @@ def import_timed_out(path: Path, timeout_s: float) -> ConfigError:
 
 
 def decode(body: bytes) -> Any:
-    """Raises ValueError on anything that is not one msgpack value."""
+    """Decode one msgpack value. Raises ValueError where ``body`` is anything else."""
     return msgpack.unpackb(body)

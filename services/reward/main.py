@@ -23,17 +23,21 @@ from services.reward.pool import RewardPool
 from services.reward.servicer import RewardServicer
 
 _GRACE_S = 2.0
-"""For workers that end with the run to take their last answers."""
+"""Time in which workers that end with the run take their last answers."""
 
 
 def main(config: ScorerConfig, name: str) -> int:
-    """Serve until the run is over or a signal comes; returns the exit code."""
+    """Serve until the run is over or a signal comes. Return the exit code."""
     configure(config.run.name, name)
     return run_service(lambda stop: serve(config, name, stop), name)
 
 
 async def serve(config: ScorerConfig, name: str, stop: asyncio.Event) -> int:
-    """Raises ConfigError for a file or an address that cannot be used."""
+    """Start the children, and serve until the run is over or ``stop`` is set. Return the exit code.
+
+    Raises:
+        ConfigError: the file or an address cannot be used.
+    """
     section = config.reward
     if section.function is None:
         raise ConfigError("reward.function", "is not set, so there is nothing to serve", "name a Python file")

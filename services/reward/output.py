@@ -1,4 +1,4 @@
-"""What the user's code prints, line by line, into the service's log."""
+"""Writes the lines that the user's code prints to the service's log."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _MAX_DRAIN_BYTES = 1024 * 1024
 class OutputLog:
     """Reads one child's standard output and error from a pipe and logs the lines.
 
-    The pipe is always emptied, or a chatty function would block in ``print``; but no more than `LINES_PER_S` lines a
-    second are logged, each cut to `MAX_LINE_BYTES`, and the rest is counted.
+    The log always empties the pipe; otherwise a function that prints a lot would block in ``print``. The log shows at
+    most `LINES_PER_S` lines a second, cuts each line to `MAX_LINE_BYTES`, and counts the lines that it leaves out.
 
-    ``write_fd`` is for the child; close it (`child_started`) once the child has it.
+    ``write_fd`` is the child's end of the pipe. Call `child_started` when the child holds ``write_fd``.
     """
 
     def __init__(self, name: str) -> None:
@@ -34,13 +34,13 @@ class OutputLog:
         self._num_left_out = 0
 
     def child_started(self) -> None:
-        """Start reading; our copy of the child's end goes, so that its end is seen."""
+        """Start reading, and close the parent's copy of the child's end, so that the end of the child ends the pipe."""
         os.close(self.write_fd)
         self.write_fd = -1
         asyncio.get_running_loop().add_reader(self._read_fd, self._on_readable)
 
     def close(self) -> None:
-        """Log what is left in the pipe and close it. Harmless to repeat."""
+        """Log the rest of the pipe, and close the pipe. Safe to repeat."""
         if self._read_fd < 0:
             return
         asyncio.get_running_loop().remove_reader(self._read_fd)
@@ -66,11 +66,11 @@ class OutputLog:
         data = self._read()
         if data:
             self.feed(data)
-        else:  # the end; otherwise the loop would call again at once
+        else:  # the end of the pipe; with a reader the loop would call this method again at once
             asyncio.get_running_loop().remove_reader(self._read_fd)
 
     def feed(self, data: bytes) -> None:
-        """Take further bytes; complete lines are logged."""
+        """Take further bytes, and log the complete lines."""
         start = 0
         while (end := data.find(b"\n", start)) >= 0:
             if not self._may_log():

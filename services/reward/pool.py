@@ -1,14 +1,14 @@
-"""The processes that run the reward function side by side, and the line of samples in front of them.
+"""Runs the reward function in several processes side by side, with one line of waiting samples in front.
 
 ::
 
     submit() ──► line ──► one loop per process: take up to `samples_per_call` ──► call ──► the samples' futures
                               └── a process that was lost is replaced before its loop takes more
 
-* `submit` never waits; whoever calls it bounds what is in the line. Its future is always resolved: by a call, or when
-  the sample's own deadline passes, whichever is first.
+* `submit` never waits. The caller of `submit` bounds the number of samples in the line. The future of a sample always
+  ends: with the result of a call, or when the sample's own deadline passes.
 * A loop waits for the line, then for its process: at most ``timeout_s`` for a call, ``start_timeout_s`` for a start.
-* A fault is an answer, `RetryableFailure`, for all samples of the call. Nothing here makes a reward out of one.
+* A fault is the answer `RetryableFailure` for all samples of the call. A fault never becomes a reward.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from services.reward.process import CallFault, CallResult, ProcessLostError, Rew
 _logger = logging.getLogger(__name__)
 
 _GATHER_S = 0.002
-"""How long a call that could take more samples waits for them."""
+"""Time for which a call with room for more samples waits for further samples."""
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _MAX_KEYS = 1000
@@ -40,14 +40,14 @@ class _QueuedSample:
 
 
 class RewardPool:
-    """``start``, then ``run`` as a supervised task, then ``close``.
+    """The children and the line. Call ``start``, then ``run`` in a supervised task, then ``close``.
 
     Args:
         path: the user's file.
-        num_processes: children.
-        samples_per_call: samples of one call at most.
-        timeout_s: of one call.
-        start_timeout_s: for importing the file.
+        num_processes: the number of children.
+        samples_per_call: the most samples of one call.
+        timeout_s: time that one call may take.
+        start_timeout_s: time that importing the file may take.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class RewardPool:
         self._line: asyncio.Queue[_QueuedSample] = asyncio.Queue()
         self._processes: list[RewardProcess | None] = []
         self._logged: set[str] = set()
-        self._fault = ""  # of the last call that ended, where it had one
+        self._fault = ""  # the fault of the last call that ended; empty for none
 
     @property
     def name(self) -> str:
@@ -69,7 +69,7 @@ class RewardPool:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """Of the children that are alive and have loaded the file."""
+        """The process ids of the children that are alive and have loaded the file."""
         return tuple(process.pid for process in self._processes if process is not None)
 
     async def start(self) -> None:
@@ -98,7 +98,7 @@ class RewardPool:
         await asyncio.gather(*(self._serve(index) for index in range(self._num_processes)))
 
     async def close(self) -> None:
-        """End all children. What is still in the line is resolved by its deadlines, or cancelled by its owner."""
+        """End all children. Deadlines end the samples that are still in the line, or their owner cancels them."""
         processes, self._processes = self._processes, []
         await asyncio.gather(*(process.close() for process in processes if process is not None))
 
@@ -107,7 +107,10 @@ class RewardPool:
 
         Args:
             job: the sample.
-            deadline_s: when its outcome is useless; None takes twice the time-out of a call.
+            deadline_s: time after which nobody needs the outcome; None takes twice the timeout of a call.
+
+        Returns:
+            The future of the outcome.
         """
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[ScoreOutcome] = loop.create_future()
@@ -122,7 +125,7 @@ class RewardPool:
         _resolve(outcome, RetryableFailure(f"not scored within {limit_s:g} s ({why})"))
 
     async def _serve(self, index: int) -> None:
-        """Consumes the line with one process. Waits for the line and for the process, which has time limits."""
+        """Serve the line with one process. Wait for the line, and for the process, whose calls have time limits."""
         while True:
             process = self._processes[index]
             if process is None:
@@ -144,7 +147,7 @@ class RewardPool:
                 self._answer(queued, result)
 
     async def _replace(self, index: int) -> RewardProcess:
-        """Start a child until one comes up; meanwhile the other loops serve the line."""
+        """Start children until one child is up. The other loops serve the line meanwhile."""
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
@@ -159,7 +162,7 @@ class RewardPool:
                 return process
 
     async def _take(self) -> list[_QueuedSample]:
-        """The next samples that somebody still waits for: at least one, at most ``samples_per_call``."""
+        """Take the next samples that a caller still waits for: at least one, at most ``samples_per_call``."""
         queued: list[_QueuedSample] = []
         while not queued:
             item = await self._line.get()
@@ -188,7 +191,7 @@ class RewardPool:
             _resolve(item.outcome, RetryableFailure(reason))
 
     def _log_once(self, key: str, text: str, jobs: list[RewardJob], traceback: str) -> None:
-        """Log the first fault of each kind; every one reaches the caller in its answer."""
+        """Log the first fault of each kind. Every fault also reaches its caller in the answer."""
         if key in self._logged or len(self._logged) >= _MAX_KEYS:
             return
         self._logged.add(key)

@@ -1,4 +1,4 @@
-"""A check of the user's reward file that the launcher makes before it starts anything: import, and one call."""
+"""Checks the user's reward file before the launcher starts a service: imports the file, and calls it once."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from services.reward.launch import PLACE, find_file
 from services.reward.process import CallFault, CallTimeoutError, ProcessLostError, RewardJob, RewardProcess
 
 TRIAL_LIMIT_S = 8.0
-"""A function that may take longer than this is not waited for."""
+"""The longest time for which the check waits for the function."""
 
 
 @dataclass(frozen=True)
 class TrialCall:
-    """What the function is called with: a prompt as rendered, and its label. ``place`` names the row in messages."""
+    """The arguments of the trial call: a rendered prompt and its label. ``place`` names the row in messages."""
 
     place: str
     prompt: str
@@ -25,15 +25,17 @@ class TrialCall:
 
 
 def check_function(path: Path, section: RewardSection, trial: TrialCall | None) -> str:
-    """Import the file in a process of its own, check its ``reward_func``, and call it once. Needs the main thread.
+    """Import the file in a process of its own, check its ``reward_func``, and call the function once.
+
+    Call this in the main thread.
 
     Args:
         path: the user's file.
-        section: time limits, and whether to call the function at all.
-        trial: None does not call it.
+        section: the time limits, and whether the check calls the function.
+        trial: the arguments of the call; None does not call the function.
 
     Returns:
-        What is known of the function now.
+        A phrase that says what the check found.
 
     Raises:
         ConfigError: the file is missing, cannot be imported in time, or has no usable function; or the call gives no

@@ -1,4 +1,4 @@
-"""One child process as the service sees it: start, call, close."""
+"""Starts, calls and closes one child process for the service."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _EXIT_GRACE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class RewardJob:
-    """One sample as the function sees it. ``label_json`` is empty where there is none; ``sample_id`` is for logs."""
+    """The texts of one sample for the function. ``label_json`` is empty for no label; ``sample_id`` is for logs."""
 
     sample_id: str
     query: str
@@ -40,7 +40,7 @@ class RewardJob:
 
 @dataclass(frozen=True, slots=True)
 class CallFault:
-    """The function raised or returned nonsense; the child is well. ``key`` is the same for faults of the same kind."""
+    """The function raised, or returned no reward; the child is well. Faults of the same kind have the same ``key``."""
 
     reason: str
     key: str
@@ -49,14 +49,14 @@ class CallFault:
 
 @dataclass(frozen=True, slots=True)
 class CallResult:
-    """``scores`` in the order of the jobs. ``notes`` say what was left out of the extra logs, by key."""
+    """The scores in the order of the jobs. ``notes`` tell for each key which extra logs the child left out."""
 
     scores: tuple[Score, ...]
     notes: dict[str, str]
 
 
 class ProcessLostError(RollMeshError):
-    """The child died, took too long, or broke the protocol: close it and start another."""
+    """The child died, took too long, or broke the protocol. The owner closes the child and starts another."""
 
 
 class CallTimeoutError(ProcessLostError):
@@ -80,12 +80,13 @@ class RewardProcess:
 
     @classmethod
     async def start(cls, path: Path, timeout_s: float) -> Self:
-        """Start a child and wait until it has loaded the file. Call it in the main thread: the child dies with the
-        thread that started it.
+        """Start a child, and wait until the child has loaded the file.
+
+        Call this in the main thread: the child dies with the thread that started it.
 
         Args:
-            path: absolute.
-            timeout_s: for importing the file.
+            path: the absolute path of the user's file.
+            timeout_s: time for importing the file.
 
         Raises:
             ConfigError: the file cannot be imported in time, or has no usable function.
@@ -113,11 +114,11 @@ class RewardProcess:
         return process
 
     async def call(self, jobs: Sequence[RewardJob], timeout_s: float) -> CallResult | CallFault:
-        """Hand samples to the function.
+        """Call the function with samples.
 
         Raises:
-            ProcessLostError: no proper answer within ``timeout_s``; the process must be closed. `CallTimeoutError` if
-                the function still computes.
+            ProcessLostError: the child gave no proper answer within ``timeout_s``, and must be closed.
+                `CallTimeoutError` if the function still computes.
         """
         request = {
             "queries": [job.query for job in jobs],
@@ -148,21 +149,23 @@ class RewardProcess:
         return await asyncio.to_thread(self._child.exit_reason, _EXIT_GRACE_S)
 
     async def close(self) -> None:
-        """End the child, whatever it is doing. Harmless to repeat."""
+        """End the child, whatever the child is doing. Safe to repeat."""
         self._writer.transport.abort()
         try:
             await asyncio.to_thread(self._child.end)
         finally:
-            self._child.end()  # where the thread was not waited for: the signal has been sent, so this is quick
+            # A cancelled wait leaves the thread alone. The thread has sent the signal, so this call is quick.
+            self._child.end()
             self._output.close()
 
 
 def read_reply(reply: Any, count: int) -> CallResult | CallFault:
-    """Judge the child's answer for ``count`` samples. User code shares a process with the code that wrote it, so
-    nothing is taken for granted.
+    """Check the child's answer for ``count`` samples, and return its result.
+
+    The user's code shares a process with the code that wrote the answer, so this function trusts nothing in it.
 
     Raises:
-        ValueError: it is not an answer.
+        ValueError: ``reply`` is not an answer.
     """
     try:
         if "failure" in reply:

@@ -1,4 +1,4 @@
-"""`RewardService` in front of the pool. The function looks at texts alone, so token ids are not even decoded."""
+"""`RewardService` in front of the pool. The function reads texts only, so the servicer does not decode token ids."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from services.reward.process import RewardJob
 
 MAX_IN_FLIGHT = 256
 _SHARE_OF_DEADLINE = 0.9
-"""Of the caller's time, so that it still hears why there is no score."""
+"""The share of the caller's time that scoring may take. The rest lets the caller hear why a score is missing."""
 
 
 class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
-    """Answers each sample once; see the proto for what the peers may rely on."""
+    """Answers each sample once. The proto states what the peers may rely on."""
 
     def __init__(self, pool: RewardPool) -> None:
         self._pool = pool
