@@ -15,8 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rollmesh.algorithms.advantages import ESTIMATORS
-from rollmesh.algorithms.advantages.gae import generalised_advantages, generalised_advantages_over_all
+from rollmesh.algorithms.advantages import ESTIMATORS, generalised_advantages, generalised_advantages_over_all
 from rollmesh.algorithms.comparison import Comparison
 from rollmesh.algorithms.config import AdvantageSection, RewardShapingSection
 from rollmesh.algorithms.reduction import SumOverRanks, alone

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rollmesh.algorithms.losses.policy_loss import MAX_LOG_RATIO
+from rollmesh.algorithms.ratios import MAX_LOG_RATIO
 
 NUM_BINS = 2001
 """Equal steps of the logarithm from -20 to 20, one of them centred on 0; a quantile is right to 1 per cent."""

@@ -23,7 +23,7 @@ from rollmesh.algorithms.corrections import CORRECTIONS, Limits, Policies
 from rollmesh.algorithms.corrections.correction import Corrected
 from rollmesh.algorithms.kl import kl_estimate
 from rollmesh.algorithms.losses import POLICY_LOSSES, Clip
-from rollmesh.algorithms.losses.policy_loss import bounded_log_ratio
+from rollmesh.algorithms.ratios import bounded_log_ratio
 from rollmesh.algorithms.statistics import NUM_WEIGHT_SUMS, weight_sums
 from rollmesh.algorithms.variants import (
     AutoCorrection,

@@ -1,8 +1,8 @@
-"""What an off-policy correction takes and gives.
+"""The arguments and the result of an off-policy correction.
 
-Three policies are kept apart: the behaviour policy μ that generated a token (recorded), the learner's policy π_old at
-the start of the batch, and the policy π_θ in training. A correction says which policy the loss's ratio is taken
-against, and with which weight each token counts.
+Three policies are kept apart: the behaviour policy μ generated a token (the engine recorded its log-probabilities),
+the policy π_old is the learner's at the start of the batch, and the policy π_θ is in training. A correction chooses the
+policy that the loss's ratio is taken against, and the weight of each token.
 """
 
 from __future__ import annotations
@@ -10,22 +10,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
-from rollmesh.algorithms.losses.policy_loss import bounded_log_ratio
 from rollmesh.algorithms.segments import Segments
 
 
 @dataclass(frozen=True, slots=True)
 class Policies:
-    """Log-probabilities of N generated tokens under each policy; none has a gradient.
+    """Log-probabilities of N generated tokens under each policy, all without gradient.
 
     Attributes:
         behaviour: [N], log μ, recorded by the engine.
         old: [N], log π_old.
         current: [N], log π_θ.
-        versions_apart: int64 [N], policy versions between the one that generated the token and π_old's.
+        versions_apart: int64 [N], policy versions between the version that generated the token and the version of
+            π_old.
         advantages: [N].
         tokens: the generated tokens of each sequence.
         is_kept: bool [N], the tokens that a mask over the whole step keeps (M2PO); None keeps all.
@@ -41,11 +40,12 @@ class Policies:
 
 
 class Corrected(NamedTuple):
-    """What a correction gives.
+    """The result of a correction.
 
     Attributes:
         anchor: [N], log-probabilities of the policy that the ratio is taken against.
-        weights: [N], of each token's policy loss; 0 drops it, while it stays in the denominator.
+        weights: [N], of each token's policy loss. The weight 0 drops the token's loss; the token still counts in the
+            denominator of the average.
     """
 
     anchor: Tensor
@@ -64,13 +64,8 @@ class Limits:
 
 
 class Correction(Protocol):
-    """One off-policy correction."""
+    """The signature of an off-policy correction."""
 
     def __call__(self, policies: Policies, limits: Limits) -> Corrected:
-        """The anchor of the ratio and the weight of each token."""
+        """Return the anchor of the ratio and the weight of each token."""
         ...
-
-
-def importance_weights(policy: Tensor, behaviour: Tensor) -> Tensor:
-    """``exp(log policy - log behaviour)``, [N], log-ratios bounded by ±20."""
-    return torch.exp(bounded_log_ratio(policy, behaviour))

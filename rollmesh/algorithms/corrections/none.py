@@ -1,4 +1,4 @@
-"""No weights: the ratio alone is the correction, against μ, or there is none, against π_old."""
+"""Corrections without weights: the ratio alone corrects (against μ), or nothing does (against π_old)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from rollmesh.algorithms.corrections.correction import Corrected, Limits, Polici
 
 
 def against_behaviour(policies: Policies, limits: Limits) -> Corrected:
-    """Ratio π_θ / μ: with a clipped loss a trust region around the policy that generated."""
+    """Return the anchor μ. With a clipped loss, the ratio π_θ / μ is a trust region around the generating policy."""
     return Corrected(policies.behaviour, torch.ones_like(policies.behaviour))
 
 
 def against_old(policies: Policies, limits: Limits) -> Corrected:
-    """Ratio π_θ / π_old: as if the samples were the learner's own."""
+    """Return the anchor π_old: the samples are treated as if the learner's own policy had generated them."""
     return Corrected(policies.old, torch.ones_like(policies.old))

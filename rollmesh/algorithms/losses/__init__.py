@@ -1,12 +1,10 @@
-"""Policy losses, one file each, by the name they have in the configuration; and the critic's loss."""
+"""Policy losses by the name that they have in the configuration, and the critic's loss."""
 
 from __future__ import annotations
 
-from rollmesh.algorithms.losses.cispo import cispo
-from rollmesh.algorithms.losses.gspo import gspo
-from rollmesh.algorithms.losses.policy_gradient import policy_gradient
+from rollmesh.algorithms.losses.policy_gradient import cispo, policy_gradient
 from rollmesh.algorithms.losses.policy_loss import Clip, PolicyLoss, PolicyLossFunction
-from rollmesh.algorithms.losses.ppo import ppo
+from rollmesh.algorithms.losses.surrogate import gspo, ppo
 
 POLICY_LOSSES: dict[str, PolicyLossFunction] = {
     "ppo": ppo,

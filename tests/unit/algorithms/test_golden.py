@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rollmesh.algorithms.advantages.gae import generalised_advantages, generalised_advantages_over_all
+from rollmesh.algorithms.advantages import generalised_advantages, generalised_advantages_over_all
 from rollmesh.algorithms.config import AdvantageSection
 from rollmesh.algorithms.corrections import CORRECTIONS, Limits, Policies
 from rollmesh.algorithms.kl import KLController, kl_estimate
