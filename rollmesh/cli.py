@@ -109,6 +109,11 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", dest="is_json", help="everything, as JSON")
     status.set_defaults(run=_run_status)
 
+    checkpoints = commands.add_parser("checkpoints", help="list a run's checkpoints: step, version, pass@1, size")
+    checkpoints.add_argument("folder", type=_path, metavar="RUN", help="run folder, e.g. runs/NAME")
+    checkpoints.add_argument("--json", action="store_true", dest="is_json", help="the list as JSON")
+    checkpoints.set_defaults(run=_run_checkpoints)
+
     report = commands.add_parser("report", help="write a run's report (again)")
     report.add_argument("folder", type=_path, help="run folder")
     report.set_defaults(run=_run_report)
@@ -235,6 +240,10 @@ def _die_with_launcher() -> None:
 
 def _run_status(args: argparse.Namespace) -> int:
     return int(_services("launcher.status").show(_load_any(args), is_json=args.is_json))
+
+
+def _run_checkpoints(args: argparse.Namespace) -> int:
+    return int(_services("launcher.checkpoints").show(args.folder, is_json=args.is_json))
 
 
 def _run_report(args: argparse.Namespace) -> int:

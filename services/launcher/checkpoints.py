@@ -1,0 +1,118 @@
+"""`rollmesh checkpoints`: the complete checkpoints in a run folder, also of a run in progress.
+
+Reads `checkpoints/*/manifest.json` and `evaluations.jsonl` and nothing else; torch is not needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rollmesh.errors import ConfigError
+from rollmesh.telemetry.json_lines import JsonLines
+from services.launcher.outcome import read_json
+from services.launcher.run_folder import RESOLVED
+
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CheckpointEntry:
+    """A complete checkpoint.
+
+    Attributes:
+        step: the last step that the checkpoint covers.
+        version: the policy's version that the step made, as "lineage.number".
+        written_at: when the checkpoint was complete, in UTC, ISO 8601.
+        pass_at_1: of the evaluation at that step; None where there was none.
+        size_bytes: of all files of the checkpoint.
+        path: of the checkpoint's folder, relative to the run folder.
+    """
+
+    step: int
+    version: str
+    written_at: str
+    pass_at_1: float | None
+    size_bytes: int
+    path: str
+
+
+def show(folder: Path, *, is_json: bool) -> int:
+    """Print the checkpoints of a run, the oldest first; returns the exit code.
+
+    Raises:
+        ConfigError: there is no run in ``folder``.
+    """
+    entries = list_checkpoints(folder)
+    if is_json:
+        print(json.dumps([dataclasses.asdict(entry) for entry in entries], indent=2))
+    elif entries:
+        print(_table(entries))
+    else:
+        print(f"{folder} holds no complete checkpoint", file=sys.stderr)
+    return 0
+
+
+def list_checkpoints(folder: Path) -> list[CheckpointEntry]:
+    """The complete checkpoints of a run, by step.
+
+    A checkpoint without a readable manifest is left out, as is one that the learner removes meanwhile.
+
+    Raises:
+        ConfigError: there is no run in ``folder``.
+    """
+    if not (folder / RESOLVED).exists():
+        raise ConfigError(str(folder), "holds no run", "name a run folder, such as runs/NAME")
+    scores = {entry["step"]: float(entry["pass_at_1"]) for entry in JsonLines(folder / "evaluations.jsonl").read()}
+    return sorted(_entries(folder, scores), key=lambda entry: entry.step)
+
+
+def _entries(folder: Path, scores: dict[int, float]) -> Iterator[CheckpointEntry]:
+    for path in folder.glob("checkpoints/step-*[0-9]/manifest.json"):
+        manifest = read_json(path)
+        if not {"step", "policy_version"} <= manifest.keys():
+            continue
+        try:
+            written_at = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
+        except FileNotFoundError:  # the learner keeps the newest ones, and has just removed this one
+            continue
+        step, version, checkpoint = int(manifest["step"]), str(manifest["policy_version"]), path.parent
+        place = str(checkpoint.relative_to(folder))
+        yield CheckpointEntry(step, version, written_at, scores.get(step), _size(checkpoint), place)
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files in a folder. Files that vanish meanwhile count as nothing."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(parent, name)).st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def _table(entries: list[CheckpointEntry]) -> str:
+    rows = [("step", "version", "written (UTC)", "pass@1", "size", "folder")]
+    for entry in entries:
+        written = entry.written_at.removesuffix("+00:00").replace("T", " ")
+        score = "-" if entry.pass_at_1 is None else f"{entry.pass_at_1:.3f}"
+        rows.append((f"{entry.step:,}", entry.version, written, score, format_bytes(entry.size_bytes), entry.path))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    return "\n".join(
+        "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
+    )
+
+
+def format_bytes(size: int) -> str:
+    """A size for people: 1,532,000,000 bytes are "1.5 GB"."""
+    value, unit = float(size), 0
+    while value >= 999.95 and unit < len(_UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:.1f} {_UNITS[unit]}" if unit else f"{size} B"
