@@ -41,6 +41,18 @@ def test_a_dead_service_tells_its_last_error(tmp_path: Path) -> None:
     assert asyncio.run(scenario()) == f"learner exited with 2: model.path: nothing there; its log is {log}"
 
 
+def test_an_error_of_an_earlier_start_is_not_taken_for_the_cause(tmp_path: Path) -> None:
+    async def scenario() -> str:
+        service = _service(tmp_path, "learner", "raise SystemExit(3)")
+        service.log.parent.mkdir()
+        service.log.write_text("error: the disk was full yesterday\n")
+        await service.start()
+        await service.wait()
+        return service.failure()
+
+    assert asyncio.run(scenario()).startswith("learner exited with 3; its log is")
+
+
 def test_a_killed_service_names_the_signal_and_the_log(tmp_path: Path) -> None:
     async def scenario() -> str:
         service = _service(tmp_path, "rollout-0", "import os; os.kill(os.getpid(), 9)")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import stat
@@ -7,14 +8,20 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from rollmesh.errors import ConfigError
 from rollmesh.replay import embedded as embedded_module
-from rollmesh.replay.connection import check_server, connect_blocking
-from rollmesh.replay.embedded import EmbeddedRedis
+from rollmesh.replay.claim import RunClaim
+from rollmesh.replay.connection import check_server, connect, connect_blocking
+from rollmesh.replay.embedded import EmbeddedRedis, loading_timeout_s
+from rollmesh.replay.identity import RunIdentity, find_run
+from rollmesh.replay.keys import Keys
+from rollmesh.replay.ledger import Ledger
+from rollmesh.types import Group, GroupState, PromptId
 
 _PARENT = """
 import sys, threading, time
@@ -79,6 +86,60 @@ def test_what_was_acknowledged_is_there_after_a_kill_and_a_restart(short_folder:
         client = connect_blocking(server.url, 5.0)
         assert client.get("key") == b"value"
         client.close()
+
+
+def _file_size(folder: Path) -> tuple[Path, int]:
+    """The file that the server appends to, and its size."""
+    [path] = folder.glob("appendonlydir/*.incr.aof")
+    return path, path.stat().st_size
+
+
+def test_a_ledger_is_there_after_a_kill_and_a_write_that_was_cut_short(
+    short_folder: Path, make_group: Callable[..., Group]
+) -> None:
+    prompts = [PromptId("train", 0, index) for index in range(3)]
+
+    async def fill(url: str) -> None:
+        redis = connect(url, 5.0)
+        ledger = Ledger(redis, "tiny")
+        await RunClaim(redis, "tiny", RunIdentity("0" * 16, "aaaa"), "Redis", 30.0).take()
+        await ledger.open_groups(prompts)
+        [row] = await ledger.lease("rollout-0", 300.0, 1)
+        await ledger.commit(make_group(row.prompt_id, row.sequence), row.fencing_token)
+        await redis.aclose()
+
+    async def states(url: str) -> list[GroupState]:
+        redis = connect(url, 5.0)
+        rows = [row async for row in Ledger(redis, "tiny").rows()]
+        await redis.aclose()
+        return [row.state for row in sorted(rows, key=lambda row: row.sequence)]
+
+    with EmbeddedRedis.start(short_folder) as server:
+        asyncio.run(fill(server.url))
+        path, whole_bytes = _file_size(short_folder)
+        client = connect_blocking(server.url, 5.0)
+        client.set("cut", b"short")
+        client.close()
+        os.kill(server.pid, signal.SIGKILL)
+        assert wait_until_gone(server.pid)
+    os.truncate(path, (whole_bytes + path.stat().st_size) // 2)
+    assert (short_folder / "redis.sock").exists()
+
+    with EmbeddedRedis.start(short_folder, loading_timeout_s(short_folder)) as server:
+        client = connect_blocking(server.url, 5.0)
+        known = find_run(client, "tiny")
+        assert known is not None
+        assert (known.num_opened, known.is_owned) == (3, True)
+        assert client.get("cut") is None
+        assert asyncio.run(states(server.url)) == [GroupState.READY, GroupState.PENDING, GroupState.PENDING]
+        assert 0 < client.pttl(Keys("tiny").owner) <= 10_000
+        client.close()
+
+
+def test_what_is_large_has_more_time_to_be_loaded(short_folder: Path) -> None:
+    with (short_folder / "data").open("wb") as file:
+        file.truncate(2_000_000_000)  # a hole, not a byte on disk
+    assert loading_timeout_s(short_folder) == 130.0
 
 
 def test_it_ends_when_the_process_that_started_it_is_killed(short_folder: Path) -> None:

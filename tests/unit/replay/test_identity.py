@@ -14,7 +14,7 @@ from rollmesh.errors import ConfigError
 from rollmesh.replay import claim as claim_module
 from rollmesh.replay.claim import RunClaim
 from rollmesh.replay.connection import connect
-from rollmesh.replay.identity import RunIdentity, clear_run, find_run, refuse_known_run
+from rollmesh.replay.identity import RunIdentity, clear_run, expect_own_run, find_run, refuse_known_run
 from rollmesh.replay.keys import Keys
 from rollmesh.replay.ledger import Ledger
 from rollmesh.types import PromptId
@@ -110,6 +110,40 @@ def test_the_same_identity_goes_on_where_it_was(on_redis: Any, run_id: str, raw:
     known = find_run(raw, run_id)
     assert known is not None
     assert (known.identity, known.state, known.num_opened, known.is_owned) == (OLD, "running", 3, True)
+
+
+def test_a_resumed_run_finds_its_own_keys_or_none(on_redis: Any, url: str, run_id: str, raw: redis.Redis) -> None:
+    expect_own_run(url, 5.0, run_id, OLD.id)
+    on_redis(lambda client: work(client, run_id, "interrupted"))
+    expect_own_run(url, 5.0, run_id, OLD.id)
+    with pytest.raises(ConfigError, match=r"holds keys .* of another run of this name; name the Redis that this run"):
+        expect_own_run(url, 5.0, run_id, NEW.id)
+
+
+def test_a_resumed_run_waits_for_the_claim_of_a_coordinator_that_was_killed(
+    on_redis: Any, url: str, run_id: str, raw: redis.Redis
+) -> None:
+    on_redis(lambda client: work(client, run_id, ""))
+    raw.pexpire(Keys(run_id).owner, 400)
+    expect_own_run(url, 5.0, run_id, OLD.id)
+    assert not raw.exists(Keys(run_id).owner)
+    on_redis(lambda client: claim_of(client, run_id, OLD).take())
+
+
+def test_a_run_that_goes_on_elsewhere_is_not_resumed(
+    on_redis: Any, url: str, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim_module, "RENEW_S", 0.05)
+
+    async def scenario(client: Any) -> None:
+        claim = claim_of(client, run_id, OLD)
+        await claim.take()
+        renewing = asyncio.create_task(claim.until_lost())
+        with pytest.raises(ConfigError, match="and still goes on"):
+            await asyncio.to_thread(expect_own_run, url, 5.0, run_id, OLD.id)
+        renewing.cancel()
+
+    on_redis(scenario)
 
 
 def test_a_claim_that_expired_while_its_process_slept_is_taken_again(
