@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ from services.launcher.environment import service_environment
 
 TAIL_BYTES = 65_536
 LAUNCHER_VARIABLE = "ROLLMESH_LAUNCHER_PID"
+_POLL_S = 0.1
 _CAUSES = ("error: ", "Fatal Python error: ")
 """What the lines begin with that say why a process ended: our own, and those of Python's fault handler."""
 
@@ -64,6 +66,7 @@ class ServiceProcess:
         environment = {**service_environment(os.environ), LAUNCHER_VARIABLE: str(os.getpid()), **self.environment}
         with self.log.open("ab") as sink:
             self._log_start = sink.tell()
+            _lock(sink.fileno())
             self._process = await asyncio.create_subprocess_exec(
                 *self.command,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -117,6 +120,32 @@ class ServiceProcess:
             lines = source.read().decode(errors="replace").splitlines()
         errors = [line.partition(": ")[2] for line in lines if line.startswith(_CAUSES)]
         return errors[0 if self.has_ranks else -1] if errors else ""
+
+
+def _lock(log: int) -> bool:
+    """Lock an open log for this process and for all that inherit the descriptor. False where others hold the lock."""
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_in_use(log: Path) -> bool:
+    """Whether a process that writes ``log`` still runs: a service, or a process that the service started."""
+    with log.open("rb") as source:
+        return not _lock(source.fileno())
+
+
+def wait_until_unused(logs: Sequence[Path], timeout_s: float) -> list[Path]:
+    """Wait for the processes that write these logs to end; returns the logs of those that have not in ``timeout_s``.
+
+    The launcher that started the processes may have been killed: the lock on a log ends with the last of its writers.
+    """
+    deadline = time.monotonic() + timeout_s
+    while (used := [log for log in logs if is_in_use(log)]) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    return used
 
 
 def describe_exit(code: int | None) -> str:

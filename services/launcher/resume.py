@@ -22,6 +22,7 @@ from rollmesh.telemetry.json_lines import JsonLines
 from services.config import MeshConfig
 from services.launcher.main import claim_folder, print_findings, start
 from services.launcher.outcome import ACCOUNTING, drop_incomplete, last_checkpoint, read_json
+from services.launcher.processes import wait_until_unused
 from services.launcher.resume_rules import Change, check_changes
 from services.launcher.run_folder import (
     RESOLVED,
@@ -32,6 +33,9 @@ from services.launcher.run_folder import (
     with_absolute_paths,
     write_requested,
 )
+
+LEFTOVERS_S = 30.0
+"""Time for processes of the earlier part to end."""
 
 
 def resume_folder(folder: Path, overrides: Sequence[str]) -> int:
@@ -69,6 +73,7 @@ def resume(config: MeshConfig) -> int:
         checkpoint = last_checkpoint(folder)
         step = 0 if checkpoint is None else step_of(checkpoint)
         check_can_go_on(folder, before, config, step)
+        check_leftovers(folder)
         print_findings(config)
         _print_start(folder, config, step, changes)
         _prepare(folder, config, step, changes)
@@ -104,6 +109,17 @@ def check_can_go_on(folder: Path, before: MeshConfig, config: MeshConfig, step: 
     if trained and step == 0 and before.learner.checkpoint.every_steps is None:
         problem = f"is none, so that step {trained[-1]['step']} was trained and no checkpoint was kept"
         raise ConfigError("learner.checkpoint.every_steps", problem, "start the run anew with --overwrite")
+
+
+def check_leftovers(folder: Path) -> None:
+    """Wait for the processes of the earlier part, which end with their launcher but need a moment for it.
+
+    Raises:
+        ConfigError: some are still there after `LEFTOVERS_S`; names their log.
+    """
+    if used := wait_until_unused(sorted((folder / "logs").glob("*.log")), LEFTOVERS_S):
+        problem = f"processes of the run's earlier part have not ended after {LEFTOVERS_S:g} s and may write {used[0]}"
+        raise ConfigError("run.name", problem, f"end them; `fuser {used[0]}` lists them")
 
 
 def _print_start(folder: Path, config: MeshConfig, step: int, changes: Sequence[Change]) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import time
 from functools import partial
 from pathlib import Path
 
-from services.launcher.processes import ProcessGroup, ServiceProcess
+from services.launcher.processes import ProcessGroup, ServiceProcess, wait_until_unused
 from tests.fakes.waiting import until
 
 
@@ -51,6 +52,24 @@ def test_an_error_of_an_earlier_start_is_not_taken_for_the_cause(tmp_path: Path)
         return service.failure()
 
     assert asyncio.run(scenario()).startswith("learner exited with 3; its log is")
+
+
+def test_a_log_is_in_use_until_the_last_process_that_writes_it_has_ended(tmp_path: Path) -> None:
+    code = (
+        "import subprocess, sys\nprint(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']).pid)\n"
+    )
+
+    async def scenario() -> int:
+        service = _service(tmp_path, "rollout-0", code)
+        await service.start()
+        await service.wait()
+        return int(service.log.read_text())
+
+    grandchild = asyncio.run(scenario())
+    log = tmp_path / "logs" / "rollout-0.log"
+    assert wait_until_unused([log], 0.0) == [log]
+    os.kill(grandchild, signal.SIGKILL)
+    assert wait_until_unused([log], 10.0) == []
 
 
 def test_a_killed_service_names_the_signal_and_the_log(tmp_path: Path) -> None:

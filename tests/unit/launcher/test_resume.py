@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -169,6 +170,19 @@ def test_a_run_that_still_goes_on_is_left_alone(folder: Path, started: Started) 
     with claim_folder(folder), pytest.raises(ConfigError, match="belongs to a run that still goes on"):
         resume_folder(folder, [])
     assert not started
+
+
+def test_processes_of_the_earlier_part_are_awaited_and_then_named(
+    folder: Path, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resume_module, "LEFTOVERS_S", 0.0)
+    with (folder / "logs" / "learner.log").open("ab") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match=r"processes of the run's earlier part .*learner\.log; end them"):
+            resume_folder(folder, [])
+    assert not started
+    resume_folder(folder, [])
+    assert started
 
 
 def test_a_refused_change_leaves_the_folder_as_it_is(folder: Path, started: Started) -> None:
