@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from rollmesh.errors import ConfigError
-from rollmesh.models.probe import Probe
+from rollmesh.models.probe import ModelProbe
 
 _logger = logging.getLogger(__name__)
 
@@ -104,8 +104,8 @@ def name_of(model: Any) -> str:
 
 
 def settle_attention(
-    model: Any, make_probe: Callable[[], Probe], wanted: str, place: str, should_log: bool = True
-) -> Probe:
+    model: Any, make_probe: Callable[[], ModelProbe], wanted: str, place: str, should_log: bool = True
+) -> ModelProbe:
     """Compare a loaded model's attention with `eager`, which is taken where they differ. Collective.
 
     Args:

@@ -73,15 +73,15 @@ _RESOLUTION = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """What a way of batching does to the outputs; see the module's docstring."""
+class BatchingTrial:
+    """The result of one way of batching; see the module's docstring for ``difference`` and ``disturbance``."""
 
     difference: float
     disturbance: float
     is_right: bool
 
 
-class Probe:
+class ModelProbe:
     """One model under examination. Its forward passes are short: 5 to begin with, 2 for each way of batching.
 
     Args:
@@ -119,12 +119,12 @@ class Probe:
         """The largest ``difference`` that counts as rounding."""
         return max(self._floor, min(self._bounds.of_outputs * self._scale, self._bounds.of_leak * self._leak))
 
-    def examine(self, batching: Batching) -> Finding:
+    def examine(self, batching: Batching) -> BatchingTrial:
         """Try one way of batching. Collective."""
         difference, disturbance = self._maximum(self._compare(batching))
         limit = max(self._floor, self._bounds.of_disturbance * self._sensitivity)
         is_right = difference <= self.tolerance and disturbance <= limit
-        return Finding(difference, disturbance, is_right and (self.can_see_leaks or not batching.is_packed))
+        return BatchingTrial(difference, disturbance, is_right and (self.can_see_leaks or not batching.is_packed))
 
     def _compare(self, batching: Batching) -> tuple[float, float]:
         """Difference and disturbance; infinite where the model does not take the boundaries."""
@@ -190,7 +190,7 @@ def ways_of_batching(attentions: Sequence[str], may_pack: bool) -> list[Batching
     return [packed, Batching.PACKED_WITH_BOUNDARIES, Batching.PADDED]
 
 
-def choose_batching(probes: Sequence[Probe], candidates: Sequence[Batching], should_log: bool = True) -> Batching:
+def choose_batching(probes: Sequence[ModelProbe], candidates: Sequence[Batching], should_log: bool = True) -> Batching:
     """The first way of batching that is right for all models; one sequence a pass where none is. Collective.
 
     Args:
@@ -198,7 +198,7 @@ def choose_batching(probes: Sequence[Probe], candidates: Sequence[Batching], sho
         candidates: the cheapest first.
         should_log: say what was found, in one sentence for each model; on one rank only.
     """
-    tried: list[tuple[Batching, list[Finding]]] = []
+    tried: list[tuple[Batching, list[BatchingTrial]]] = []
     choice = Batching.SINGLE
     for batching in candidates:
         tried.append((batching, [probe.examine(batching) for probe in probes]))
@@ -211,7 +211,7 @@ def choose_batching(probes: Sequence[Probe], candidates: Sequence[Batching], sho
     return choice
 
 
-def _log(probe: Probe, choice: Batching, tried: Sequence[tuple[Batching, Finding]]) -> None:
+def _log(probe: ModelProbe, choice: Batching, tried: Sequence[tuple[Batching, BatchingTrial]]) -> None:
     wrong = [
         f"{batching} they differ from single passes by up to {finding.difference:.1e} "
         f"and by up to {finding.disturbance:.1e} when a neighbour's tokens change"

@@ -26,7 +26,7 @@ from rollmesh.config import merge
 from rollmesh.errors import ConfigError, RollMeshError
 from rollmesh.models.attention import implementation_of, name_of, settle_attention
 from rollmesh.models.loading import ModelSource, load_causal_lm
-from rollmesh.models.probe import Probe
+from rollmesh.models.probe import ModelProbe
 from rollmesh.models.rows import Rectangle
 from rollmesh.models.values import ValueModel
 from rollmesh.types import TensorSpec
@@ -140,7 +140,7 @@ class TrainingEngine:
         )
         return outputs
 
-    def examine(self) -> Probe:
+    def examine(self) -> ModelProbe:
         """Settle the model's attention, and prepare to try how sequences may be batched. Collective.
 
         Raises:
@@ -148,9 +148,9 @@ class TrainingEngine:
         """
         model, section = self._pretrained, self._section
 
-        def make_probe() -> Probe:
+        def make_probe() -> ModelProbe:
             vocabulary = model.config.get_text_config().vocab_size
-            return Probe(name_of(model), self._outputs_of, vocabulary, section.dtype, self._ranks.max)
+            return ModelProbe(name_of(model), self._outputs_of, vocabulary, section.dtype, self._ranks.max)
 
         return settle_attention(
             model, make_probe, section.attention, "learner.attention", should_log=self._ranks.is_first

@@ -17,7 +17,7 @@ from rollmesh.errors import ConfigError, UnavailableError
 from rollmesh.models.attention import AUTO, name_of, settle_attention
 from rollmesh.models.loading import ModelSource, load_causal_lm
 from rollmesh.models.logprobs import target_logprobs
-from rollmesh.models.probe import Probe, choose_batching, ways_of_batching
+from rollmesh.models.probe import ModelProbe, choose_batching, ways_of_batching
 from rollmesh.models.rows import AcceptedInputs, Batching, Rectangle, lay_out
 from rollmesh.models.wanted import WantedLogits
 from rollmesh.types import Float32Array, Int32Array
@@ -143,13 +143,13 @@ class FrozenPolicy:
         targets = input_ids.flatten()[wanted + 1]
         return target_logprobs(logits, targets, temperatures.to(self._device)).cpu()
 
-    def _probe(self) -> Probe:
+    def _probe(self) -> ModelProbe:
         @torch.inference_mode()
         def forward(rectangle: Rectangle, predictors: Tensor, _targets: Tensor) -> Tensor:
             return self._logprobs(rectangle, predictors, torch.ones(len(predictors)))
 
         dtype = str(self._model.dtype).removeprefix("torch.")
-        return Probe(name_of(self._model), forward, self.vocab_size, dtype, list)
+        return ModelProbe(name_of(self._model), forward, self.vocab_size, dtype, list)
 
 
 def choose_device(name: str) -> torch.device:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rollmesh.models.attention import AUTO, implementation_of, name_of, settle_attention
-from rollmesh.models.probe import Probe, choose_batching, ways_of_batching
+from rollmesh.models.probe import ModelProbe, choose_batching, ways_of_batching
 from rollmesh.models.rows import Batching, Rectangle
 from services.learner.policy import PolicyModel
 from tests.unit.models.architectures import ARCHITECTURES, make_model
@@ -24,7 +24,7 @@ DOCUMENT = Path(__file__).parents[3] / "docs" / "models.md"
 BEGIN, END = "<!-- table: python -m tests.unit.models.table -->\n", "<!-- end of table -->\n"
 
 
-def make_probe(policy: PolicyModel, dtype: str = "float32") -> Probe:
+def make_probe(policy: PolicyModel, dtype: str = "float32") -> ModelProbe:
     """The probe of a policy outside of an engine."""
     config = policy.causal_lm.config
 
@@ -35,7 +35,7 @@ def make_probe(policy: PolicyModel, dtype: str = "float32") -> Probe:
         )[0]
         return logprobs
 
-    return Probe(name_of(policy.causal_lm), forward, config.get_text_config().vocab_size, dtype, list)
+    return ModelProbe(name_of(policy.causal_lm), forward, config.get_text_config().vocab_size, dtype, list)
 
 
 def choose(model: Any) -> tuple[PolicyModel, Batching]:

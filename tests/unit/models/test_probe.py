@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rollmesh.models.probe import Probe, choose_batching, ways_of_batching
+from rollmesh.models.probe import ModelProbe, choose_batching, ways_of_batching
 from rollmesh.models.rows import Batching, Rectangle
 from services.learner.policy import PolicyModel
 from tests.unit.models.architectures import make_model
@@ -48,8 +48,8 @@ class RunningMean:
         return torch.zeros_like(places)
 
 
-def _probe(model: RunningMean, vocabulary: int = 50) -> Probe:
-    return Probe("fake", model, vocabulary, "float32", list)
+def _probe(model: RunningMean, vocabulary: int = 50) -> ModelProbe:
+    return ModelProbe("fake", model, vocabulary, "float32", list)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_what_one_rank_finds_decides_for_all() -> None:
     def found_elsewhere(values: Sequence[float]) -> list[float]:
         return [max(value, 0.5) for value in values]
 
-    probe = Probe("fake", RunningMean("positions"), 50, "float32", found_elsewhere)
+    probe = ModelProbe("fake", RunningMean("positions"), 50, "float32", found_elsewhere)
     assert choose_batching([probe], ALL) is Batching.SINGLE
 
 
