@@ -1,7 +1,8 @@
 """From one value per token to one number per optimiser step: a weight for every token.
 
-Every way of averaging is a weighted sum over the tokens of the whole step, on all ranks, so that the shares of
-micro-batches simply add up however the batch was cut. With N tokens, S sequences and G groups that have any:
+Every way of averaging is a weighted sum over the tokens of the whole step, on all ranks. So the sums of the
+micro-batches add up to the same number however the batch was cut. N is the number of tokens in the step, S of
+sequences with tokens, G of groups with tokens:
 
 ================  =====================================
 `token_mean`      1 / N
@@ -30,7 +31,7 @@ def token_weights(
     constant_tokens: int,
     sum_over_ranks: SumOverRanks = alone,
 ) -> Tensor:
-    """The weight of each generated token in the policy's loss. Collective: one sum.
+    """Return the weight of each generated token in the policy's loss. Collective: one sum.
 
     Args:
         aggregation: `token_mean`, `sequence_mean`, `prompt_mean` or `constant`.
@@ -40,7 +41,22 @@ def token_weights(
         sum_over_ranks: collective.
 
     Returns:
-        float64 [N]. They sum to 1 over all ranks, except for `constant`.
+        float64 [N]. The weights sum to 1 over all ranks, except with `constant`.
+
+    Example: two groups. The first has two samples, of 1 and 3 tokens; the second has one sample of 4 tokens. So
+    N = 8, S = 3 and G = 2; a token of the second sample has the `sequence_mean` weight 1 / (3 · 3) = 0.1111.
+
+        >>> tokens, groups = Segments(torch.tensor([1, 3, 4])), Segments(torch.tensor([2, 1]))
+        >>> def first_token_of_each_sample(aggregation):
+        ...     return token_weights(aggregation, tokens, groups, constant_tokens=10)[[0, 1, 4]]
+        >>> first_token_of_each_sample("token_mean")
+        tensor([0.1250, 0.1250, 0.1250], dtype=torch.float64)
+        >>> first_token_of_each_sample("sequence_mean")
+        tensor([0.3333, 0.1111, 0.0833], dtype=torch.float64)
+        >>> first_token_of_each_sample("prompt_mean")
+        tensor([0.1250, 0.1250, 0.1250], dtype=torch.float64)
+        >>> first_token_of_each_sample("constant")
+        tensor([0.0333, 0.0333, 0.0333], dtype=torch.float64)
     """
     of_group = groups.sums(tokens.lengths)
     counts = torch.stack([tokens.lengths.sum(), (tokens.lengths > 0).sum(), (of_group > 0).sum()]).double()
@@ -57,11 +73,14 @@ def token_weights(
 
 
 def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
-    """``Σ weights · values``. Tokens of weight 0 are left out: an infinity there touches neither sum nor gradient.
+    """Return ``Σ weights · values``. An infinite value of weight 0 changes neither the sum nor the gradient.
 
     Args:
         values: [N], differentiable.
         weights: [N], without gradient.
+
+    >>> weighted_sum(torch.tensor([1.0, 3.0, torch.inf]), torch.tensor([0.5, 0.25, 0.0])).item()
+    1.25
     """
     kept = weights != 0
     return (torch.where(kept, values, torch.zeros_like(values)) * weights.to(values.dtype)).sum()

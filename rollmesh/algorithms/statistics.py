@@ -1,4 +1,7 @@
-"""Distributions over all tokens of a step, on all ranks, by sums alone: a histogram adds up, a quantile does not."""
+"""Statistics over all tokens of a step, on all ranks, from sums alone.
+
+Histograms of ranks add up, quantiles do not. So each rank counts a histogram, and the quantiles come from the sum.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,18 @@ NUM_RESIDUAL_SUMS = 5
 
 
 def weight_sums(log_weights: Tensor) -> Tensor:
-    """What `WeightStatistics` is made of: count, sum and sum of squares of the weights, then a histogram.
+    """Return the sums for `WeightStatistics`: count, sum and sum of squares of the weights, then a histogram.
 
     Args:
         log_weights: [N], within ±20.
 
     Returns:
         float64 [NUM_WEIGHT_SUMS], to be added up over micro-batches and ranks.
+
+    Example: the weights 1 and 3 have the sum 4 and the sum of squares 10.
+
+        >>> weight_sums(torch.tensor([1.0, 3.0]).double().log())[:3].round(decimals=6).tolist()
+        [2.0, 4.0, 10.0]
     """
     exact = log_weights.detach().double()
     weights = exact.exp()
@@ -36,12 +44,18 @@ def weight_sums(log_weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class WeightStatistics:
-    """Importance weights of a step.
+    """Statistics of the importance weights of a step.
 
     Attributes:
-        mean: of the weights.
-        effective_share: effective sample size over the number of tokens, ``(Σ w)² / (N Σ w²)``: 1 on policy.
-        quantiles: by probability.
+        mean: the mean weight.
+        effective_share: the effective sample size over the number of tokens, ``(Σ w)² / (N Σ w²)``; 1 on policy.
+        quantiles: quantiles of the weights, by probability.
+
+    Example: the weights 1 and 3 have the effective share 4² / (2 · 10) = 0.8.
+
+        >>> found = WeightStatistics.from_sums(weight_sums(torch.tensor([1.0, 3.0]).double().log()))
+        >>> round(found.mean, 6), round(found.effective_share, 6), found.quantiles[0.5]
+        (2.0, 0.8, 1.0)
     """
 
     mean: float
@@ -50,7 +64,7 @@ class WeightStatistics:
 
     @classmethod
     def from_sums(cls, sums: Tensor, probabilities: tuple[float, ...] = (0.01, 0.5, 0.99)) -> WeightStatistics:
-        """From what `weight_sums` gave, added up; 1 everywhere where there are no tokens."""
+        """Return the statistics from added-up `weight_sums`; every statistic is 1 where there are no tokens."""
         count, total, squares = sums[:_MOMENTS].tolist()
         if count == 0:
             return cls(1.0, 1.0, dict.fromkeys(probabilities, 1.0))
@@ -63,10 +77,19 @@ class WeightStatistics:
 
 
 def residual_sums(values: Tensor, returns: Tensor) -> Tensor:
-    """What `explained_variance` is made of: count, then sum and sum of squares of returns and of ``returns - values``.
+    """Return the sums for `explained_variance`.
+
+    The sums are the count, the sum and the sum of squares of the returns, and the same two of ``returns - values``.
+
+    Args:
+        values: [N], of the critic.
+        returns: [N], the critic's targets.
 
     Returns:
-        float64 [NUM_RESIDUAL_SUMS], to be added up.
+        float64 [NUM_RESIDUAL_SUMS], to be added up over micro-batches and ranks.
+
+    >>> residual_sums(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 2.0])).tolist()
+    [2.0, 2.0, 4.0, 1.0, 1.0]
     """
     targets = returns.detach().double()
     residuals = targets - values.detach().double()
@@ -75,7 +98,15 @@ def residual_sums(values: Tensor, returns: Tensor) -> Tensor:
 
 
 def explained_variance(sums: Tensor) -> float:
-    """``1 - Var(returns - values) / Var(returns)``: 1 for a perfect critic, 0 for the mean. 0 without variance."""
+    """Return ``1 - Var(returns - values) / Var(returns)`` from added-up `residual_sums`.
+
+    A perfect critic gets 1, and a critic that always gives the mean gets 0. Returns without variance give 0.
+
+    Example: returns 0 and 2 have the variance 1; residuals 0 and 1 have the variance 0.25.
+
+        >>> explained_variance(residual_sums(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 2.0])))
+        0.75
+    """
     count, total, squares, residual, residual_squares = sums.tolist()
     if count == 0:
         return 0.0
