@@ -11,9 +11,9 @@ from rollmesh.data.render import load_tokenizer
 from rollmesh.replay.connection import check_server
 from rollmesh.telemetry import logs
 from services.config import MeshConfig
+from services.rollout.compose import engine_settings, make_worker, redis_url
 from services.rollout.engine import Engine
-from services.rollout.engine_args import EngineSettings, engine_seed
-from services.rollout.worker import Worker, redis_url
+from services.rollout.engine_args import EngineSettings
 
 _logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def main(config: MeshConfig, name: str) -> int:
 async def _serve(config: MeshConfig, name: str, stop: asyncio.Event) -> int:
     await asyncio.to_thread(check_server, redis_url(config.replay), config.replay.timeout_s)
     tokenizer = await asyncio.to_thread(load_tokenizer, config.model.path, config.model.trust_remote_code)
-    worker = Worker(config, name, tokenizer)
+    worker = make_worker(config, name, tokenizer)
     engine = await _start_engine(engine_settings(config, worker_index(name)), stop)
     if engine is None:
         return 0
@@ -46,11 +46,6 @@ async def _serve(config: MeshConfig, name: str, stop: asyncio.Event) -> int:
         return await worker.run(engine, stop)
     finally:
         await engine.stop()
-
-
-def engine_settings(config: MeshConfig, worker_index: int = 0) -> EngineSettings:
-    """Return the settings of one worker's engine; ``worker_index`` counts the run's workers from 0."""
-    return EngineSettings(config.model, config.rollout, config.weights, engine_seed(config.run.seed, worker_index))
 
 
 async def _start_engine(settings: EngineSettings, stop: asyncio.Event) -> Engine | None:

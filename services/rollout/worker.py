@@ -1,4 +1,4 @@
-"""Composes one rollout worker, and runs it from its registration to the end of its last group.
+"""Runs one rollout worker from its registration to the end of its last group.
 
 ::
 
@@ -17,13 +17,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NoReturn
 
 from rollmesh.aio.awake import AwakeClock
 from rollmesh.aio.supervisor import Supervisor
-from rollmesh.config import DataSection, EvaluationSection, ModelSection, ReplaySection, SamplingSection
+from rollmesh.algorithms.config import FilterSection
 from rollmesh.data.render import PromptRenderer, Tokenizer
-from rollmesh.errors import ConfigError, RollMeshError
+from rollmesh.errors import RollMeshError
 from rollmesh.replay.connection import connect
 from rollmesh.replay.ledger import Ledger
 from rollmesh.rpc.channel import parse_address
@@ -33,7 +35,7 @@ from rollmesh.rpc.membership import Membership
 from rollmesh.rpc.scorer_clients import ReferenceClient, RewardClient
 from rollmesh.rpc.server import Server
 from rollmesh.types import LeaseKind, MemberReport, Role, RolloutStatus, RunState
-from services.config import MeshConfig
+from services.rollout.config import RolloutSection
 from services.rollout.delivery import Delivery
 from services.rollout.engine import Engine
 from services.rollout.group import GenerationCounts, GroupRunner
@@ -51,47 +53,81 @@ _ENGINE_POLL_S = 0.5
 """Time between two checks of whether the engine is alive."""
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """The settings that a worker uses.
+
+    Attributes:
+        run_id: the run's name.
+        rollout: the worker's own section.
+        samples_per_prompt: the number of samples in a training group.
+        filter: the rules that say which groups are not trained on.
+        redis_url: the address of the run's Redis.
+        redis_timeout_s: time that one command of Redis may take.
+        payload_limit_bytes: the most bytes of one group in Redis.
+        max_attempts: tries that a group has before the group fails.
+        lease_ttl_s: the life of a lease, counted from its renewal.
+        stall_timeout_s: time after which work that stands still is given up.
+        member_timeout_s: time after which the coordinator drops a silent member.
+    """
+
+    run_id: str
+    rollout: RolloutSection
+    samples_per_prompt: int
+    filter: FilterSection
+    redis_url: str
+    redis_timeout_s: float
+    payload_limit_bytes: int
+    max_attempts: int
+    lease_ttl_s: float
+    stall_timeout_s: float
+    member_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerClients:
+    """The services that a worker calls, and closes. ``reference`` is None where the run needs no reference."""
+
+    coordinator: CoordinatorClient
+    reward: RewardClient
+    reference: ReferenceClient | None
+
+
 class Worker:
     """A rollout worker without its engine. Belongs to the running event loop.
 
-    The constructor composes the worker out of the mesh file's sections.
-
     Args:
-        config: the whole mesh file.
-        name: the member's name, e.g. "rollout-0".
+        settings: the settings.
+        clients: the services that the worker calls.
+        renderers: one renderer for each kind of lease.
         tokenizer: the policy's tokenizer.
 
     Raises:
-        ConfigError: an address or a template cannot be used.
+        ConfigError: `rollout.address` is malformed.
     """
 
-    def __init__(self, config: MeshConfig, name: str, tokenizer: Tokenizer) -> None:
-        self._redis = connect(redis_url(config.replay), config.replay.timeout_s)
-        self._config = config
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        clients: WorkerClients,
+        renderers: Mapping[LeaseKind, PromptRenderer],
+        tokenizer: Tokenizer,
+    ) -> None:
+        parse_address(settings.rollout.address, "rollout.address")
+        self._settings = settings
+        self._clients = clients
+        self._renderers = renderers
         self._tokenizer = tokenizer
-        self._renderers = make_renderers(tokenizer, config.model, config.sampling, config.data, config.evaluation)
         self._counts = GenerationCounts()
-        parse_address(config.rollout.address, "rollout.address")
-        self._client = CoordinatorClient(config.coordinator.address, name)
-        self._reward = RewardClient(config.reward.address)
-        self._reference: ReferenceClient | None = None
-        if config.has_reference:
-            assert config.reference is not None, "the configuration was checked"
-            self._reference = ReferenceClient(config.reference.address)
+        self._redis = connect(settings.redis_url, settings.redis_timeout_s)
         self._scorer = Scorer(
-            self._reward,
-            self._reference,
-            attempts=config.rollout.scoring_attempts,
-            timeout_s=config.rollout.scoring_timeout_s,
+            clients.reward,
+            clients.reference,
+            attempts=settings.rollout.scoring_attempts,
+            timeout_s=settings.rollout.scoring_timeout_s,
         )
-        limit_bytes, max_attempts = config.replay.payload_limit_bytes, config.coordinator.max_attempts
-        ledger = Ledger(self._redis, config.run.name, limit_bytes, max_attempts)
-        self._delivery = Delivery(
-            ledger,
-            self._client,
-            config.coordinator.lease_ttl_s,
-            config.algorithm.filter,
-        )
+        ledger = Ledger(self._redis, settings.run_id, settings.payload_limit_bytes, settings.max_attempts)
+        self._delivery = Delivery(ledger, clients.coordinator, settings.lease_ttl_s, settings.filter)
 
     async def run(self, engine: Engine, stop: asyncio.Event) -> int:
         """Work until ``stop`` is set or the run is over.
@@ -102,33 +138,31 @@ class Worker:
         Raises:
             RollMeshError: this worker cannot go on; the coordinator knows the failure.
         """
-        config = self._config
+        settings = self._settings
         runner = GroupRunner(
             engine,
             self._scorer,
             self._renderers,
             self._tokenizer,
-            has_reference=self._reference is not None,
+            has_reference=self._clients.reference is not None,
             counts=self._counts,
         )
         # Scoring ends by its own deadline, which may be longer than the stall timeout.
-        patience_s = max(config.coordinator.stall_timeout_s, config.rollout.scoring_timeout_s)
-        keeper = LeaseKeeper(
-            config.coordinator.lease_ttl_s, patience_s, AwakeClock(config.coordinator.member_timeout_s)
-        )
-        max_open_groups = config.rollout.open_groups(config.training.samples_per_prompt)
+        patience_s = max(settings.stall_timeout_s, settings.rollout.scoring_timeout_s)
+        keeper = LeaseKeeper(settings.lease_ttl_s, patience_s, AwakeClock(settings.member_timeout_s))
+        max_open_groups = settings.rollout.open_groups(settings.samples_per_prompt)
         pool = GroupPool(runner, self._delivery, keeper, self._counts, max_open_groups)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._redis.aclose)
-            await stack.enter_async_context(self._client)
+            await stack.enter_async_context(self._clients.coordinator)
             weights = WeightProtocol(engine)
             stack.push_async_callback(weights.close)
             servicer = RolloutServicer(weights, lambda: self._status(engine, pool))
-            server = Server(config.rollout.address, servicer.as_services(), place="rollout.address")
+            server = Server(settings.rollout.address, servicer.as_services(), place="rollout.address")
             await stack.enter_async_context(server)
             membership = Membership(
-                self._client,
-                config.run.name,
+                self._clients.coordinator,
+                settings.run_id,
                 Role.ROLLOUT,
                 server.address,
                 engine.num_weight_ranks,
@@ -152,7 +186,7 @@ class Worker:
         stop: asyncio.Event,
     ) -> None:
         """Work until the stop signal, the end of the run, or the failure of a task of this method."""
-        source = self._client.lease_stream(lost_timeout_s=membership.registration.member_timeout_s)
+        source = self._clients.coordinator.lease_stream(lost_timeout_s=membership.registration.member_timeout_s)
         grace_s, reason = 0.0, "the worker failed"
         async with Supervisor() as supervisor:
             supervisor.spawn(weights.watch(), "weights")
@@ -171,14 +205,14 @@ class Worker:
                 await pool.close(running, source, grace_s, reason)
 
     async def _take_groups(self, pool: GroupPool, source: LeaseStream) -> None:
-        info = await self._reward.connect(self._config.rollout.start_timeout_s)
+        info = await self._clients.reward.connect(self._settings.rollout.start_timeout_s)
         _logger.info("reward server %r takes %d samples at a time", info.name, info.max_in_flight)
         await pool.run(source)
 
     async def _close_scorers(self) -> None:
-        await self._reward.close()
-        if self._reference is not None:
-            await self._reference.close()
+        await self._clients.reward.close()
+        if self._clients.reference is not None:
+            await self._clients.reference.close()
 
     def _report(self, engine: Engine, keeper: LeaseKeeper) -> MemberReport:
         counts, num_tokens = self._counts, engine.num_generated_tokens
@@ -186,7 +220,7 @@ class Worker:
         return MemberReport(
             num_generated_tokens=num_tokens,
             num_moves=num_moves,
-            patience_s=self._config.rollout.scoring_timeout_s if self._scorer.num_scoring else 0.0,
+            patience_s=self._settings.rollout.scoring_timeout_s if self._scorer.num_scoring else 0.0,
             renewals=keeper.renewals(num_moves),
         )
 
@@ -210,36 +244,3 @@ async def watch_engine(engine: Engine) -> NoReturn:
     while engine.is_alive:  # noqa: ASYNC110 (an engine that dies sets no event)
         await asyncio.sleep(_ENGINE_POLL_S)
     raise RollMeshError(engine.explain_death())
-
-
-def redis_url(replay: ReplaySection) -> str:
-    """Return the address of the run's Redis.
-
-    Raises:
-        ConfigError: the mesh file names no Redis.
-    """
-    if replay.url is None:
-        raise ConfigError("replay.url", "is not set", "start the mesh with `rollmesh up`, or name a Redis")
-    return replay.url
-
-
-def make_renderers(
-    tokenizer: Tokenizer,
-    model: ModelSection,
-    sampling: SamplingSection,
-    data: DataSection,
-    evaluation: EvaluationSection | None,
-) -> dict[LeaseKind, PromptRenderer]:
-    """Return a renderer for each kind of lease that the run has.
-
-    A prompt may fill ``max_length`` but for the tokens that a sample may generate.
-
-    Raises:
-        ConfigError: a template cannot be used.
-    """
-    max_length, new_tokens = model.max_length, sampling.max_new_tokens
-    renderers = {LeaseKind.TRAIN: PromptRenderer(tokenizer, data, max_length - new_tokens)}
-    if evaluation is not None:
-        limit = max_length - (evaluation.max_new_tokens or new_tokens)
-        renderers[LeaseKind.EVALUATE] = PromptRenderer(tokenizer, evaluation.data, limit, "evaluation.data")
-    return renderers

@@ -30,9 +30,8 @@ from rollmesh.replay.ledger import Ledger
 from rollmesh.replay.rows import GroupRow
 from rollmesh.types import GroupState, Lease, LeaseKind, PolicyVersion, PromptId, SamplingSpec
 from services.config import MeshConfig, dump_mesh, load_mesh
+from services.rollout.compose import engine_settings, make_renderers, make_worker
 from services.rollout.engine import Engine
-from services.rollout.main import engine_settings
-from services.rollout.worker import Worker, make_renderers
 from tests.bench.peer import REPOSITORY
 from tests.fakes.coordinator import FakeCoordinator
 from tests.integration.publisher import Publisher
@@ -158,7 +157,7 @@ async def running_worker(folder: Path, overrides: Sequence[str]) -> AsyncIterato
         stack.callback(publisher.leave)
         await publisher.publish(PolicyVersion(0, 0), weights)
         stop = asyncio.Event()
-        worker = Worker(config, "rollout-0", load_tokenizer(config.model.path, False))
+        worker = make_worker(config, "rollout-0", load_tokenizer(config.model.path, False))
         working = asyncio.create_task(worker.run(engine, stop), name="worker")
         try:
             yield WorkerRig(config, coordinator, engine, Ledger(redis, RUN))

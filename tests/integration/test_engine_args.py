@@ -11,9 +11,9 @@ import pytest
 
 from rollmesh.errors import ConfigError
 from services.config import MeshConfig
+from services.rollout.compose import engine_settings
 from services.rollout.engine import Engine
 from services.rollout.engine_args import engine_args, prepare_environment
-from services.rollout.main import engine_settings
 from tests.integration.test_weight_exactness import mesh_config
 from tests.integration.tiny_model import make_tiny_model
 

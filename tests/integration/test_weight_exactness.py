@@ -26,8 +26,8 @@ from rollmesh.errors import DeadlineError, InvalidArgumentError, UnavailableErro
 from rollmesh.types import PolicyVersion, SamplingSpec, StopReason, TensorSpec
 from services.config import MeshConfig
 from services.learner.checkpoint_names import CheckpointNames
+from services.rollout.compose import engine_settings
 from services.rollout.engine import Completion, Engine
-from services.rollout.main import engine_settings
 from tests.fakes.waiting import until
 from tests.integration.hf_forward import logprobs_across_versions, logprobs_of_one_version
 from tests.integration.publisher import Publisher

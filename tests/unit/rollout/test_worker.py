@@ -28,8 +28,8 @@ from rollmesh.types import (
 from rollmesh.weights.plan import build_plan
 from rollmesh.wire.weights import encode_plan
 from services.config import MeshConfig
+from services.rollout.compose import make_worker
 from services.rollout.main import worker_index
-from services.rollout.worker import Worker
 from tests.fakes.coordinator import FakeCoordinator
 from tests.fakes.engine import FakeEngine
 from tests.fakes.scorers import FakeReferenceServicer, FakeRewardServicer, reference_server, reward_server
@@ -103,7 +103,9 @@ async def running_worker(
         config = mesh_config(run_id, **sections)
         redis = connect(url, 5.0)
         stop = asyncio.Event()
-        running = asyncio.create_task(Worker(config, "rollout-0", AsciiTokenizer()).run(engine, stop), name="worker")
+        running = asyncio.create_task(
+            make_worker(config, "rollout-0", AsciiTokenizer()).run(engine, stop), name="worker"
+        )
         mesh = Mesh(coordinator, reward, reference, Ledger(redis, run_id), engine, stop, running)
         try:
             await until(lambda: coordinator.registered or running.done())
@@ -269,7 +271,7 @@ def test_a_reward_server_that_never_comes_fails_the_worker_in_time(redis_url: st
                 replay={"url": redis_url},
                 rollout={"start_timeout_s": 0.5},
             )
-            worker = Worker(config, "rollout-0", AsciiTokenizer())
+            worker = make_worker(config, "rollout-0", AsciiTokenizer())
             with pytest.raises(RollMeshError, match="reward server"):
                 await worker.run(FakeEngine(), asyncio.Event())
             assert "reward server" in coordinator.left[0].failure
@@ -279,7 +281,7 @@ def test_a_reward_server_that_never_comes_fails_the_worker_in_time(redis_url: st
 
 def test_a_worker_without_redis_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"replay\.url: is not set"):
-        Worker(
+        make_worker(
             mesh_config("x", reward={"address": "127.0.0.1:1"}, coordinator={"address": "127.0.0.1:2"}),
             "rollout-0",
             AsciiTokenizer(),
