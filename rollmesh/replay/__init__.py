@@ -8,14 +8,15 @@
     learner     ── take_batch, payloads ─────────────────┤   payload:<group>  msgpack, from commit to retirement
                 ── mark_trained, retire ─────────────────┘   indexes, slots, journal, wake-up
 
-One row per group is the truth. `Ledger` (asyncio) and `BatchQueue` (blocking) move rows by one Lua script per
-transition, which compares the state and the fencing token, writes the row, appends to the journal and wakes the
-learner; payloads never pass through Lua. The learner is the only one who blocks: it waits for commits, for ends of
-groups in its way and for the closing of the ledger. `keys` is the only place that spells a key.
+Each group has one row, and the row alone says where the group is. `Ledger` (asyncio) and `BatchQueue` (blocking) move
+rows. Each transition is one Lua script: the script compares the state and the fencing token, writes the row, appends to
+the journal and wakes the learner. Payloads never pass through Lua. Only the learner blocks: the learner waits for
+commits, for the end of groups that stand before a batch, and for the closing of the ledger. Only `keys` spells keys.
 
-Every call may be applied twice (the client repeats it after a broken connection) without harm.
+The client repeats a call after a broken connection. Redis may therefore apply a call twice; that does no harm.
 
-Modules: `staleness` (the window and its bound), `ledger`, `intake`, `rows`, `accounting` (where every group ended),
-`codec` (payloads), `keys`, `scripts`, `connection`, `server` (a Redis of our own). This package imports nothing by
-itself, so that the Redis client stays optional.
+Modules: `staleness` (the window and its bound), `ledger`, `batches` (the learner's side), `commits`, `rows`,
+`accounting` (where every group ended), `codec` and `header` (payloads), `keys`, `scripts`, `connection`, `memory`,
+`identity` and `claim` (whose keys these are), `embedded` (a Redis of the run's own). The package's `__init__` imports
+nothing, so that the Redis client stays optional.
 """

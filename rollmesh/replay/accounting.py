@@ -18,7 +18,7 @@ from rollmesh.replay.ledger import Ledger
 from rollmesh.types import GroupState, RunState
 
 VARYING = "…"
-"""Stands for the words in which sentences of one kind differ."""
+"""Replaces the words that differ between sentences of one kind."""
 
 
 class EndState(enum.Enum):
@@ -30,19 +30,27 @@ class EndState(enum.Enum):
 
     @classmethod
     def of(cls, state: RunState) -> EndState:
-        """The end of a run whose coordinator ends in ``state``."""
+        """Return how a run ended whose coordinator ended in ``state``."""
         return {RunState.FINISHED: cls.COMPLETED, RunState.FAILED: cls.FAILED}.get(state, cls.INTERRUPTED)
 
 
 async def account(ledger: Ledger) -> dict[str, Any]:
-    """Go through the rows of the ledger once, and add its totals of the groups that have no row any more. O(rows).
+    """Return the accounting of a run. Reads each row once, and the totals of the groups that have no row any more.
+
+    Cost: O(rows).
 
     Returns:
-        ``num_opened``; ``num_groups`` by state; ``num_trained`` (TRAINED or RETIRED); ``num_steps``; ``num_retried``
-        (groups of more than one attempt); ``pass_rate``, what part of the trained and FILTERED groups was trained (1
-        where there are none); ``reasons`` of FAILED and FILTERED groups with their numbers; ``num_duplicate_prompts``
-        and ``num_gaps`` in the line, which are 0 in a sound run; ``is_balanced`` (both are, every group ended, and the
-        places of all groups sum up to what the places of a line without gaps do).
+        A dictionary with these entries:
+
+        * ``num_opened``: groups in the run; ``num_groups``: groups in each state.
+        * ``num_trained``: groups that are TRAINED or RETIRED; ``num_steps``: steps trained.
+        * ``num_retried``: groups that took more than one attempt.
+        * ``pass_rate``: the trained part of the groups that were trained or FILTERED; 1 where there are no such groups.
+          30 trained and 10 FILTERED groups give 0.75.
+        * ``reasons``: of FAILED and FILTERED groups, with the number of groups for each reason.
+        * ``num_duplicate_prompts`` and ``num_gaps`` (places of the line without a group); 0 in a sound run.
+        * ``is_balanced``: both are 0, every group ended, and the places of all groups have the sum of a line without
+          gaps. Four groups stand at the places 0 to 3, whose sum is 6 = 4 · 3 / 2.
     """
     totals = await ledger.totals()
     states = Counter(totals.num_compacted)
@@ -80,7 +88,7 @@ async def account(ledger: Ledger) -> dict[str, Any]:
 
 
 async def most_frequent_failure(ledger: Ledger) -> str:
-    """The reason that most FAILED groups carry, with their number; empty if none failed."""
+    """Return the most frequent reason of FAILED groups and its number; an empty text if no group failed."""
     reasons = ReasonCounter()
     for state, reason, count in (await ledger.totals()).reasons:
         if state is GroupState.FAILED:
@@ -94,10 +102,10 @@ async def most_frequent_failure(ledger: Ledger) -> str:
 
 
 def write_accounting(path: Path, books: dict[str, Any]) -> None:
-    """Write the accounting as JSON. A reader finds the file that was there before or the whole new one.
+    """Write the accounting as JSON. A reader finds either the former file or the whole new file.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written; what was there before stays.
+        OSError: the disk is full, or the folder cannot be written. The former file stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -109,9 +117,10 @@ def write_accounting(path: Path, books: dict[str, Any]) -> None:
 
 
 class ReasonCounter:
-    """Counts reasons. Two are alike if they have the same words, where a word with a digit in it is like any other.
+    """Counts reasons by kind. Reasons of one kind have the same words, where all words with a digit are alike.
 
-    Keeps one sentence for each kind, whatever the number of groups.
+    "lease of rollout-1 expired" and "lease of rollout-2 expired" are of one kind: "lease of … expired". The counter
+    keeps one sentence for each kind, whatever the number of groups.
     """
 
     def __init__(self) -> None:
@@ -130,5 +139,5 @@ class ReasonCounter:
         return self._counts.total()
 
     def most_common(self) -> dict[str, int]:
-        """Number of groups by reason, the most frequent first; what differs within a reason is `VARYING`."""
+        """Return the number of groups of each kind, the most frequent first. `VARYING` is for words that differ."""
         return {" ".join(self._words[kind]): count for kind, count in self._counts.most_common()}

@@ -5,9 +5,10 @@
     READY ──take_batch──► BATCHED ──mark_trained──► TRAINED ──retire──► RETIRED
                              │ payloads
 
-`take_batch` waits until the window (see `staleness`, and ``scripts/take.lua``) lets it take a whole batch. Three events
-wake it: a commit that leaves enough groups READY for a batch, a group that FAILED or was FILTERED, and the closing of
-the ledger. It also looks every two seconds. Every rank reads the payloads of its own share with an intake of its own.
+`take_batch` waits until the window (see `staleness`, and ``scripts/take.lua``) contains a whole batch. Three events
+wake `take_batch`: a commit that leaves enough groups READY for a batch, a group that FAILED or was FILTERED, and the
+closing of the ledger. Without an event `take_batch` looks every two seconds. Every rank has a `BatchQueue` of its own,
+with which the rank reads the payloads of its share.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from rollmesh.replay.scripts import source
 from rollmesh.types import Group, GroupState
 
 _LONGEST_WAIT_S = 2.0
-"""The longest blocking read. It ends before the socket's timeout, at which the client would report a failure."""
+"""The longest blocking read. The read ends before the socket's timeout, which the client would report as a failure."""
 _PAUSE_S = 0.2
 """Time between two tries while Redis does not answer."""
 _PAYLOADS_PER_CALL = 16
@@ -37,7 +38,7 @@ _MOVED_PER_CALL = 100
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The groups of one step, in the order of the line. ``is_last``: no batch follows."""
+    """The rows of the groups of one step, in the order of the line. ``is_last``: no batch follows."""
 
     step: int
     rows: tuple[GroupRow, ...]
@@ -45,18 +46,22 @@ class Batch:
 
 
 class TakenOver(NamedTuple):
-    """What a learner that took the queue over has to train again: groups that are READY, and groups that are PENDING
-    because their samples are no longer there."""
+    """The groups that a learner trains again after it took the queue over.
+
+    Attributes:
+        num_ready: groups whose payload is still there.
+        num_pending: groups that are generated again, because their payload is gone.
+    """
 
     num_ready: int
     num_pending: int
 
 
 class BatchQueue:
-    """The queue of one run, seen by the learner.
+    """The queue of one run, as the learner uses it.
 
     Every method may raise UnavailableError (Redis is away: try again), ReplayError, and SupersededError (another
-    learner has taken over).
+    learner has taken the queue over).
 
     Args:
         redis: from `connection.connect_blocking`; the caller closes it.
@@ -72,8 +77,11 @@ class BatchQueue:
         self._wait_s = min(_LONGEST_WAIT_S, socket_timeout_s / 2)
 
     def possible_starts(self) -> range:
-        """The steps after which a learner can take over: the groups of all later steps are there to be trained again,
-        and the ledger knows the steps up to it."""
+        """Return the steps after which a learner can take the queue over.
+
+        After such a step, the groups of all later steps can be trained again, and the ledger knows the step itself. If
+        the groups of step 3 are retired and step 7 took the newest batch, the steps 3 to 7 are returned.
+        """
         fields = ["payloads_gone_step", "retired_step", "taken_step"]
         with translate_errors():
             known: Any = self._redis.hmget(self._keys.meta, fields)
@@ -81,10 +89,10 @@ class BatchQueue:
         return range(max(gone, retired), taken + 1)
 
     def make_durable(self) -> bool:
-        """Wait until the server has what was written so far on its disk, so that a power cut does not take it back.
+        """Wait until the server has all writes so far on its disk, so that a power cut does not undo them.
 
         Returns:
-            Whether the server said so: not where it keeps no append-only file, or is older than Redis 7.2.
+            Whether the server confirmed it. A server without an append-only file, or older than Redis 7.2, does not.
         """
         try:
             with translate_errors():
@@ -94,17 +102,17 @@ class BatchQueue:
         return int(answer[0]) >= 1
 
     def take_over(self, step: int) -> TakenOver:
-        """Become the run's learner, which has the policy that ``step`` made and goes on with the next step.
+        """Become the run's learner. The learner has the policy that ``step`` made, and goes on with the next step.
 
-        What later steps took is trained again: groups whose payload is there are READY, the others PENDING, each at its
-        old place in the line. A learner that took over earlier is refused from now on.
+        The groups of later steps are trained again, each at its old place in the line: a group whose payload is still
+        there becomes READY, every other group becomes PENDING. Learners that took over earlier are refused.
 
         Args:
-            step: the step that a checkpoint covers; 0 for the model as it was given.
+            step: the last step that the checkpoint covers; 0 for the initial model.
 
         Raises:
-            ReplayError: groups of later steps are retired, or the ledger knows fewer steps. Nothing has changed.
-            SupersededError: another learner took over meanwhile.
+            ReplayError: groups of later steps are retired, or the ledger does not know ``step``. Nothing has changed.
+            SupersededError: another learner took the queue over meanwhile.
         """
         term, num_ready, num_pending = "", 0, 0
         while True:
@@ -118,19 +126,19 @@ class BatchQueue:
     def take_batch(
         self, step: int, size: int, window: int, timeout_s: float, lineage: int = 0, lowest_number: int = 0
     ) -> Batch | None:
-        """The ``size`` groups that ``step`` trains on; the same ones when asked again.
+        """Return the ``size`` groups that ``step`` trains on. A repeated call returns the same groups.
 
         Args:
-            window: places of the line, from `StalenessWindow.size`.
-            lineage: of the learner's version.
-            lowest_number: a group of an older lineage, with a token of a version before this number, is generated
-                again.
+            window: size of the window in places of the line: `StalenessWindow.size`.
+            timeout_s: longest wait for the batch.
+            lineage: the lineage of the learner's version.
+            lowest_number: a group of an older lineage is generated again if the number of its oldest version is lower.
 
         Returns:
-            None when the ledger is closed and nothing is left. The last batch may be smaller than ``size``.
+            The batch; the last batch may be smaller than ``size``. None if the ledger is closed and no group is left.
 
         Raises:
-            DeadlineError: there was no batch for ``timeout_s`` seconds, or Redis did not answer for so long.
+            DeadlineError: there was no batch for ``timeout_s`` seconds, or Redis did not answer for that time.
             ReplayError: the groups of the step are retired.
         """
         deadline = time.monotonic() + timeout_s
@@ -165,7 +173,7 @@ class BatchQueue:
         return ", ".join(f"{count} {state.value}" for state, count in zip(states, counts, strict=True))
 
     def num_filtered(self) -> int:
-        """Groups FILTERED so far in the run. O(1)."""
+        """Return the number of groups that were FILTERED so far in the run. O(1)."""
         with translate_errors():
             with self._redis.pipeline(transaction=True) as pipeline:
                 pipeline.zcard(self._keys.index(GroupState.FILTERED))
@@ -174,10 +182,10 @@ class BatchQueue:
             return int(num_with_row) + int(num_without or 0)
 
     def payloads(self, group_ids: Sequence[str]) -> list[Group]:
-        """Read groups of a batch, in this order, some at a time.
+        """Read groups of a batch, in the order of ``group_ids``. One call to Redis reads some of the groups.
 
         Raises:
-            ReplayError: a group has no payload, or one that cannot be read.
+            ReplayError: a group has no payload, or its payload cannot be read.
         """
         return [
             group
@@ -204,7 +212,7 @@ class BatchQueue:
             yield group
 
     def mark_trained(self, step: int) -> int:
-        """Say that the optimiser has stepped on the batch of ``step``. Returns the batch's size.
+        """Record that the optimiser has stepped on the batch of ``step``. Return the batch's size.
 
         Raises:
             ReplayError: the step never took a batch.
@@ -215,12 +223,13 @@ class BatchQueue:
         return num_groups
 
     def retire(self, through_step: int) -> int:
-        """Drop the payloads of what steps up to ``through_step`` trained, once no learner will go back to those steps.
+        """Drop the payloads of the groups that the steps up to ``through_step`` trained.
 
-        The rows follow when enough later groups have ended. The steps cannot be taken or marked again.
+        Call this once no learner will go back to those steps: their batches cannot be taken or marked again. The rows
+        of the groups go later, when enough other groups have ended.
 
         Returns:
-            How many groups retired by this call.
+            The number of groups that this call retired.
         """
         num_groups = 0
         while True:

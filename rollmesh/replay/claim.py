@@ -6,8 +6,8 @@
                                  │
                                  └── Redis is away too long, has lost the keys, or they are another run's ──► a sentence
 
-The owner key of a process that was killed ends by itself. A process that slept for longer takes its key again, unless
-another one came between.
+If the process is killed, its owner key ends by itself. A process that slept for more than 10 s takes its key again,
+unless another process has taken the run meanwhile.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rollmesh.replay.scripts import source
 
 RENEW_S = 2.0
 LOOK_LIMIT_S = 30.0
-"""Longer than the time between two looks, an answer that Redis owes included."""
+"""More than the time between two looks, including the wait for an answer of Redis. A longer gap is sleep."""
 
 
 class RunClaim:
@@ -34,10 +34,10 @@ class RunClaim:
 
     Args:
         redis: from `connection.connect`; the caller closes it.
-        name: of the run.
-        identity: of the run.
-        server: the Redis server in an error's words, e.g. "Redis at redis://host:6379".
-        outage_timeout_s: Redis may be away for so long before the run is given up.
+        name: the run's name.
+        identity: the run's identity.
+        server: what error messages call the Redis server, e.g. "Redis at redis://host:6379".
+        outage_timeout_s: seconds that Redis may be away before the run is given up.
     """
 
     def __init__(self, redis: Redis, name: str, identity: RunIdentity, server: str, outage_timeout_s: float) -> None:
@@ -68,12 +68,12 @@ class RunClaim:
         raise ConfigError("run.name", problem, fix)
 
     async def until_lost(self) -> str:
-        """Renew the claim for as long as that works.
+        """Renew the claim until the claim is lost.
 
         Returns:
-            Why the run cannot go on, as a sentence.
+            A sentence that says why the run cannot go on.
         """
-        clock = AwakeClock(LOOK_LIMIT_S)  # an outage that this process slept through is none
+        clock = AwakeClock(LOOK_LIMIT_S)  # while this process sleeps, Redis is not away
         last_answer_s = clock()
         while True:
             await asyncio.sleep(RENEW_S)
@@ -94,7 +94,7 @@ class RunClaim:
                 return f"another run named {self._name!r} has taken over the keys {self._keys.prefix}*"
 
     async def release(self, state: str) -> None:
-        """Say how the run ended, and let the claim go.
+        """Write how the run ended into Redis, and give the claim back.
 
         Args:
             state: "finished", "failed" or "interrupted".

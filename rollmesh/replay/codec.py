@@ -1,18 +1,19 @@
-"""A group as it is stored: a small msgpack header, then the arrays of all samples as four raw columns.
+"""The stored form of a group: a small msgpack header, then the arrays of all samples as four raw columns.
 
 Layout of schema 3, little-endian throughout::
 
     "RMG" | schema: u8 | length of the header: u32 | header | zeros up to a multiple of 4
     int32   prompts    [sum of P] | int32   responses   [sum of R]
-    float32 logprobs   [sum of G] | float32 references  [sum of R over the samples that have one]
+    float32 logprobs   [sum of G] | float32 references  [sum of R over the samples with references]
 
-P, R and G are the prompt, response and generated tokens of one sample. The header is a map with the fields of `Header`:
-single values of the group, and lists with one item for each sample, turn or version span. Each column holds the samples
-in the order of the group. The turns of a sample add up to its response, its version spans to its generated tokens.
+P, R and G are the numbers of prompt, response and generated tokens of one sample. The header is a map with the fields
+of `Header`: values of the whole group, and lists with one item for each sample, turn or version span. Each column holds
+the samples in the order of the group. The turns of a sample add up to its response, and its version spans to its
+generated tokens.
 
-This layout costs one copy of the group when it is packed and none when it is read, and two passes check all numbers,
-whatever the number of samples. Packing and reading check the same rules: a group that could not be read back is not
-stored, and bytes that break a rule are refused before an array is made of them.
+Packing copies the arrays once, and reading copies nothing. Two passes check all numbers, whatever the number of
+samples. Packing and reading check the same rules: a group that could not be read back is not stored, and bytes that
+break a rule are refused before they become an array.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from rollmesh.types import (
 MAGIC = b"RMG"
 SCHEMA = 3
 SCHEMA_WITHOUT_DATASOURCE = 2
-"""Of groups that earlier versions stored; these are read too."""
+"""Schema of groups that earlier versions of RollMesh stored. Such groups can be read."""
 PREFIX = struct.Struct("<3sBI")
 """Magic, schema, length of the header."""
 _ITEM_BYTES = 4
@@ -51,7 +52,9 @@ _FLOAT32 = np.dtype("<f4")
 
 
 def encode_group(group: Group) -> bytes:
-    """Pack a group; 12 bytes per generated token with a reference, 8 without, plus 4 per prompt token.
+    """Pack a group: 12 bytes per generated token with a reference, 8 without a reference, 4 per prompt token.
+
+    A sample of 100 prompt tokens and 500 generated tokens with references takes 400 + 6,000 bytes and its header.
 
     Raises:
         InvalidArgumentError: the group breaks a rule of `rollmesh.types`; ``field`` says which.
@@ -69,10 +72,10 @@ def encode_group(group: Group) -> bytes:
 
 
 def decode_group(payload: bytes) -> Group:
-    """The inverse of `encode_group`. Arrays are read-only views of ``payload``, which lives as long as any of them.
+    """Return the group that `encode_group` packed. The arrays are read-only views of ``payload``, and keep it alive.
 
     Raises:
-        InvalidArgumentError: ``payload`` is anything else; ``field`` says where.
+        InvalidArgumentError: ``payload`` is not a packed group; ``field`` says where it breaks a rule.
     """
     header, start = _unpack_header(payload)
     check_header(header)
@@ -118,7 +121,7 @@ def _score_item(score: Score | None) -> list[Any] | None:
 
 
 def _columns_of(group: Group) -> Iterable[memoryview]:
-    """The arrays in the order in which they are stored, each contiguous and of its stored type."""
+    """Return the arrays in stored order, each contiguous and of its stored type."""
     prompts, responses, logprobs, references = [], [], [], []
     for i, sample in enumerate(group.samples):
         _check_arrays(sample, group.prompt_id, f"samples[{i}]")
@@ -135,7 +138,7 @@ def _stored(array: Int32Array | Float32Array, dtype: np.dtype[Any]) -> memoryvie
 
 
 def _check_arrays(sample: Sample, prompt_id: PromptId, field: str) -> None:
-    """Check what the payload does not hold and a reader derives: lengths of arrays, starts of spans, each prompt id."""
+    """Check the values that are not stored and that a reader derives: array lengths, span starts, prompt ids."""
     if sample.prompt_id != prompt_id:
         raise InvalidArgumentError(f"{field} is of prompt {sample.prompt_id}, not {prompt_id}", field)
     num_generated, num_response = sample.num_generated_tokens, len(sample.response_token_ids)
@@ -156,7 +159,7 @@ def _check_arrays(sample: Sample, prompt_id: PromptId, field: str) -> None:
 
 
 def _unpack_header(payload: bytes) -> tuple[Header, int]:
-    """The header, and the position of the first column in bytes."""
+    """Return the header, and the position of the first column in bytes."""
     if len(payload) < PREFIX.size:
         raise InvalidArgumentError(f"payload has {len(payload)} bytes and no header", "payload")
     magic, schema, length = PREFIX.unpack_from(payload)
@@ -183,7 +186,7 @@ def _unpack_header(payload: bytes) -> tuple[Header, int]:
 
 
 def _numbers(payload: bytes, start: int, header: Header) -> tuple[Int32Array, Float32Array]:
-    """The columns as two views: prompts and responses, log-probs and references."""
+    """Return the columns as two views: prompts and responses, then log-probabilities and references."""
     num_tokens = sum(header.prompt_lengths) + sum(header.response_lengths)
     num_values = sum(header.generated_lengths()) + sum(header.reference_lengths())
     if len(payload) != start + _ITEM_BYTES * (num_tokens + num_values):
@@ -198,7 +201,7 @@ def _numbers(payload: bytes, start: int, header: Header) -> tuple[Int32Array, Fl
 
 
 def _check_numbers(header: Header, tokens: Int32Array, values: Float32Array) -> None:
-    """Refuse negative token ids and values that are not finite. The sample is looked up only for the error."""
+    """Refuse negative token ids and values that are not finite. The error names the sample and the array."""
     if len(tokens) and tokens.min() < 0:
         columns = (("prompt", header.prompt_lengths), ("response", header.response_lengths))
         raise refusal(*_owner(int(np.argmax(tokens < 0)), columns), "has a negative token id")
@@ -208,11 +211,13 @@ def _check_numbers(header: Header, tokens: Int32Array, values: Float32Array) -> 
 
 
 def _owner(position: int, columns: Iterable[tuple[str, list[int]]]) -> tuple[str, str]:
-    """The sample and the array to which a number belongs, as an error names them.
+    """Return the sample and the array that hold a number, as an error names them.
+
+    Position 5 of prompts with the lengths [3, 4] is ("samples[1]", "prompt").
 
     Args:
-        position: of the number in one of the two views that `_numbers` returns.
-        columns: of that view, in order: name of the array, and its length in each sample.
+        position: index of the number in one of the two views that `_numbers` returns.
+        columns: the view's columns in order: the name of the array, and its length in each sample.
     """
     for name, lengths in columns:
         for i, length in enumerate(lengths):
@@ -232,7 +237,8 @@ def _samples(header: Header, prompt_id: PromptId, tokens: Int32Array, values: Fl
     reasons = [STOP_REASONS[reason] for reason in header.stop_reasons]
     turns = list(map(Turn, header.generated_tokens, header.environment_tokens, reasons))
     pairs = list(zip(header.lineages, header.numbers, strict=True))
-    versions = {pair: PolicyVersion(*pair) for pair in set(pairs)}  # a group has few, and many spans of each
+    # A group has few versions, and many spans of each version.
+    versions = {pair: PolicyVersion(*pair) for pair in set(pairs)}
     runs = list(zip(map(versions.__getitem__, pairs), header.span_lengths, strict=True))
     for i, (sample_turns, sample_runs) in enumerate(
         zip(split(turns, header.num_turns), split(runs, header.num_versions), strict=True)

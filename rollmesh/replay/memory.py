@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 SHORT_FRACTION = 0.85
-"""From this part of the limit on nothing new is opened, so that groups that are open can still be committed."""
+"""If this part of the limit is in use, no group is opened, so that open groups can still be committed."""
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _MIB = 1024**2
 
 
 @dataclass(frozen=True, slots=True)
 class RedisMemory:
-    """What a server uses of what it may use.
+    """The memory that a server uses, and its limit.
 
     Attributes:
-        used_bytes: by everything that the server holds, other runs and other users included.
-        limit_bytes: its `maxmemory`; 0 where it has none.
+        used_bytes: memory in use, including that of other runs and other users.
+        limit_bytes: the server's `maxmemory`; 0 where the server has no limit.
     """
 
     used_bytes: int
@@ -28,12 +28,12 @@ class RedisMemory:
 
     @classmethod
     def of(cls, info: Mapping[str, Any]) -> RedisMemory:
-        """From the answer to ``INFO memory``."""
+        """Return the memory that an answer to ``INFO memory`` reports."""
         return cls(int(info.get("used_memory", 0)), int(info.get("maxmemory", 0)))
 
     @property
     def is_short(self) -> bool:
-        """Whether nothing new is to be opened."""
+        """Whether memory is too short to open another group."""
         return self.limit_bytes > 0 and self.used_bytes >= SHORT_FRACTION * self.limit_bytes
 
     def __str__(self) -> str:
@@ -41,10 +41,10 @@ class RedisMemory:
 
 
 def default_limit_bytes() -> int:
-    """Half of the memory that this process may use: of the machine's, or of its control group's where that is less."""
+    """Return half of the machine's memory, or half of the control group's limit where that is less."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         group = int(_CGROUP_LIMIT.read_text(encoding="ascii"))
-    except (OSError, ValueError):  # there is no such file, or it says "max"
+    except (OSError, ValueError):  # the file is missing, or contains "max"
         group = machine
     return min(machine, group) // 2

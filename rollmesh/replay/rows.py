@@ -1,4 +1,4 @@
-"""One row of the ledger, as it is stored and as the rest of the mesh sees it."""
+"""One row of the ledger: its fields, and how a row is read from Redis."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from rollmesh.types import GroupState, PolicyVersion, PromptId
 
 @dataclass(frozen=True, slots=True)
 class GroupRow:
-    """What the ledger knows of one group.
+    """All that the ledger knows of one group.
 
     Attributes:
         group_id: ``str(prompt_id)``.
         sequence: place in the line, from 0, dense in the order of opening.
-        attempt: leases of this group that ended without a commit; so, while it is leased, the tries before this one.
-        fencing_token: of the latest lease; 0 before the first. Tokens only grow, over the whole run.
-        member: who holds or held the latest lease; empty before the first.
+        attempt: number of leases of this group that ended without a commit. While the group is leased for the first
+            time, this is 0.
+        fencing_token: token of the latest lease; 0 before the first lease. Tokens only grow, over the whole run.
+        member: name of the member that holds or held the latest lease; empty before the first lease.
         reason: why the latest attempt failed, or why the group is FILTERED; empty if nothing went wrong.
-        num_samples: of the committed group; 0 before.
-        num_tokens: prompts and responses of the committed group; 0 before.
-        oldest_version: of any token of the committed group; None before.
-        step: the step that took the group; None before.
+        num_samples: samples of the committed group; 0 before the commit.
+        num_tokens: prompt and response tokens of the committed group; 0 before the commit.
+        oldest_version: the oldest version that generated a token of the committed group; None before the commit.
+        step: the step whose batch holds the group; None before.
     """
 
     group_id: str
@@ -41,16 +42,20 @@ class GroupRow:
 
 
 def parse_prompt_id(group_id: str) -> PromptId:
-    """The inverse of ``str`` of a `PromptId`. Raises ValueError on anything else."""
+    """Return the prompt id that ``str`` turned into this text: "train:0:7" gives ``PromptId("train", 0, 7)``.
+
+    Raises:
+        ValueError: the text is not that of a prompt id.
+    """
     dataset, epoch, index = group_id.rsplit(":", 2)
     return PromptId(dataset, int(epoch), int(index))
 
 
 def parse_row(reply: Sequence[bytes]) -> GroupRow:
-    """A row from ``HGETALL``'s flat reply.
+    """Return the row of ``HGETALL``'s flat reply: field, value, field, value, and so on.
 
     Raises:
-        ReplayError: the row is not one that this package wrote.
+        ReplayError: a field is missing or has no possible value.
     """
     fields = {key.decode(): value.decode() for key, value in zip(reply[::2], reply[1::2], strict=True)}
     try:

@@ -6,12 +6,12 @@ from functools import cache
 from importlib import resources
 
 NUM_ENDED_KEPT = 1000
-"""So many of the groups that ended last keep their rows; of those before, the ledger keeps totals."""
+"""The number of ended groups that keep their rows: those that ended last. All earlier ended groups become totals."""
 
 
 @cache
 def source(name: str) -> str:
-    """The full text of the script ``name`` (``"commit"``, ``"take"``, ...)."""
+    """Return the full text of the script ``name`` (``"commit"``, ``"take"``, ...)."""
     folder = resources.files(__package__) / "scripts"
-    parts = [(folder / f"{part}.lua").read_text(encoding="utf-8") for part in ("prelude", name)]
-    return "\n".join([f"local num_ended_kept = {NUM_ENDED_KEPT}", *parts])
+    texts = [(folder / f"{file}.lua").read_text(encoding="utf-8") for file in ("prelude", name)]
+    return "\n".join([f"local num_ended_kept = {NUM_ENDED_KEPT}", *texts])

@@ -1,4 +1,4 @@
-"""How old a sample may be when the learner trains on it: the window of the queue, and the bound of it."""
+"""How old a sample may be when the learner trains on the sample: the window of the queue, and the bound."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class StalenessWindow:
         max_staleness: η, in versions.
         num_slots: A, groups that may be open at the same time: ``B ≤ A ≤ (η + 1) · B``.
         groups_per_batch: B.
-        max_version_lag: d, versions that a worker may be behind the committed one and still get leases.
+        max_version_lag: d, versions that a worker may be behind the committed version and still get leases.
     """
 
     max_staleness: int
@@ -55,7 +55,9 @@ class StalenessWindow:
 
     @property
     def size(self) -> int:
-        """``W``: 1 where ``A = B`` (always so at ``η = 0``): training is synchronous, the order strict. Else ``B + 1``.
+        """``W``, in places of the line: 1 where ``A = B``, else ``B + 1``.
+
+        ``A = B`` (always so at ``η = 0``) means that training is synchronous and the order strict.
 
         ``B + 1`` is the smallest size with which one straggler never stops the learner for the time of a step: even
         where the straggler is the first of its batch, the ``B`` groups behind it fill a batch. A window of
@@ -65,5 +67,5 @@ class StalenessWindow:
 
     @property
     def bound(self) -> int:
-        """The largest staleness that a trained token can have, in versions; the class says why."""
+        """The largest staleness that a trained token can have, in versions. The class has the proof."""
         return (self.num_slots + self.size - 2) // self.groups_per_batch + self.max_version_lag

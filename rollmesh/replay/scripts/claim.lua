@@ -1,8 +1,8 @@
 -- Takes or renews the right to drive the run. O(1).
--- ARGV: 'take' | 'renew', the run's id, fingerprint of its configuration, token of the owner, time to live in ms.
--- Returns 'mine', 'held' (another process drives this run now), 'other' (the keys are another run's), or 'gone' (there
--- is nothing to renew: the server lost the run's keys).
--- A renewal in time writes nothing that needs memory, so that a full memory does not end a run.
+-- ARGV: 'take' | 'renew', the run's id, fingerprint of the configuration, token of the process, time to live in ms.
+-- Returns 'mine', 'held' (another process drives this run now), 'other' (the keys belong to another run), or 'gone'
+-- (the server lost the run's keys, and there is no claim to renew).
+-- A renewal in time writes nothing that needs memory, so that a run goes on when memory is full.
 local mode, id, fingerprint, token, ttl_ms = ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
 local known = redis.call('HGET', identity, 'id')
 if known and known ~= id then return 'other' end

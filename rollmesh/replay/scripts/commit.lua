@@ -1,9 +1,9 @@
--- LEASED → READY, for many groups at once, each for itself. O(groups · log N).
--- ARGV: for each group its id, fencing token, key of the payload, samples, tokens, oldest version. The payload was
--- written just before, as a key that ends by itself unless this script keeps it: who dies in between leaves nothing
--- behind.
--- Returns for each accepted, duplicate (this lease has committed already), fenced, missing (there is no payload), or
--- the error that it met.
+-- LEASED → READY, for many groups at once. Each group has its own answer. O(groups · log N).
+-- ARGV: for each group its id, fencing token, key of the payload, number of samples, number of tokens, oldest version.
+-- The worker wrote the payload just before, under a key that ends by itself unless this script keeps it. Therefore a
+-- worker that dies between the two writes leaves nothing behind.
+-- Returns for each group 'accepted', 'duplicate' (this lease has committed before), 'fenced' (the lease is over or
+-- superseded), 'missing' (there is no payload), or an error.
 local now = now_ms()
 local ids, scored, holdings = {}, {}, {}
 
@@ -41,7 +41,8 @@ if #ids == 0 then return answers end
 call_all('ZREM', deadlines, ids)
 call_all('ZREM', holders, holdings)
 reindex('leased', 'ready', ids, scored)
--- The learner said how many it waits for. To wake it for each single group would cost more than to read the group.
+-- The learner said how many groups it waits for. Waking the learner for each group would cost more than reading a
+-- group.
 local size = tonumber(redis.call('HGET', meta, 'batch_size') or '1')
 if redis.call('ZCARD', index.ready) >= size or is_all_done() then wake_learner() end
 return answers

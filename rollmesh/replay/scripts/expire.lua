@@ -1,5 +1,6 @@
--- LEASED → PENDING or FAILED, for leases that are overdue or whose member is gone. O(limit · log N).
--- ARGV: member ('': all members' overdue leases), reason, attempts allowed, limit. Returns the rows.
+-- LEASED → PENDING or FAILED, for overdue leases, or for all leases of one member. O(limit · log N).
+-- ARGV: name of the member ('': overdue leases of all members), reason, attempts allowed, limit.
+-- Returns the rows of the groups.
 local member, reason, max_attempts, limit = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local ids
 if member == '' then

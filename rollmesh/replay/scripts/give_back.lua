@@ -1,6 +1,6 @@
--- LEASED → PENDING, FAILED or FILTERED, by the holder of the lease. O(log N).
+-- LEASED → PENDING, FAILED or FILTERED, on behalf of the lease's holder. O(log N).
 -- ARGV: id, fencing token, 'pending' | 'failed' | 'filtered', reason, attempts allowed (for 'pending').
--- Returns the new state, the same again when repeated, or nothing where the lease is not the current one.
+-- Returns the new state, and the same state for a repeated call; nothing if the lease is over or superseded.
 local id, token, to, reason, max_attempts = ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
 local row = redis.call('HMGET', row_prefix .. id, 'state', 'token', 'member', 'sequence', 'attempt', 'returned')
 local state, current_token, member, sequence, attempt, returned = unpack(row)

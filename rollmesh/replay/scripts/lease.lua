@@ -1,11 +1,12 @@
 -- PENDING → LEASED, lowest sequence first. O(limit · log N).
--- ARGV: member, time to live in ms, limit, request id, number of slots (A; -1: any). A request that comes twice gets the leases of the first time.
--- Returns the rows. The first write needs memory on purpose: with memory full nothing is leased.
+-- ARGV: member, time to live in ms, limit, request id, number of slots (A; -1: any).
+-- Returns the rows of the leased groups. A repeated request gets the leases of the first request.
+-- The first write needs memory on purpose: when memory is full, no group is leased.
 local member, ttl_ms, limit, request = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local num_slots = tonumber(ARGV[6])
 local rows = {}
 
--- O(log N). Groups that hold a slot and stand before this place in the line.
+-- Returns how many groups that hold a slot stand before this place in the line. O(log N).
 local function num_before(sequence)
   local count = redis.call('ZCARD', index.batched) + redis.call('ZCOUNT', slots, '-inf', '(+inf')
   for _, state in ipairs({'pending', 'leased', 'ready'}) do
@@ -21,8 +22,8 @@ if redis.call('HGET', requests, member) == request then
   return rows
 end
 local deadline = now_ms() + ttl_ms
--- After a resume more than A groups may hold a slot. The proof of the staleness bound (see `staleness`) counts fewer than
--- A of them before a group that is being generated: the others wait.
+-- After a resume more than A groups may hold a slot. The proof of the staleness bound (see `staleness`) counts fewer
+-- than A of them before a group that is being generated: the others wait.
 local is_over = num_slots >= 0 and redis.call('ZCARD', slots) > num_slots
 local waiting = redis.call('ZRANGE', index.pending, 0, limit - 1, 'WITHSCORES')
 for i = 1, #waiting, 2 do

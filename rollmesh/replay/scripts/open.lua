@@ -1,8 +1,8 @@
 -- (new) → PENDING, with a slot and the next place in the line. O(ids · log N).
--- ARGV: number of slots that may be taken (-1: any), place in the line of the first id (-1: the next one), then the ids.
--- A group that exists is left as it is. So is one whose place is taken already: the call is repeated, and the group may
--- have ended and lost its row meanwhile.
--- Returns the rows of those ids that have one afterwards, or an error where a new one meets a closed ledger.
+-- ARGV: number of slots (-1: any), place in the line of the first id (-1: the next place), then the ids.
+-- A group that exists stays as it is. If the place of an id is taken, the call is a repeated one: no group is opened
+-- for the id, because its group may have ended and lost its row meanwhile.
+-- Returns the rows of the ids that have a row afterwards, or an error if the ledger is closed and an id is new.
 local num_slots, first = tonumber(ARGV[2]), tonumber(ARGV[3])
 local is_closed = redis.call('HEXISTS', meta, 'closed') == 1
 local num_opened = tonumber(redis.call('HGET', meta, 'opened') or '0')

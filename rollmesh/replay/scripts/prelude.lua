@@ -1,5 +1,5 @@
--- Common to all transitions. KEYS is `Keys.for_scripts`, ARGV[1] the prefix of the rows; arguments of a script's own
--- follow. N is the number of groups that have a row. `num_ended_kept` is defined before (see `scripts.py`).
+-- The beginning of every script. KEYS is `Keys.for_scripts`. ARGV[1] is the prefix of the rows; the arguments of the
+-- script follow. N is the number of groups that have a row. `scripts.py` defines `num_ended_kept`.
 local index = {
   pending = KEYS[1], leased = KEYS[2], ready = KEYS[3], batched = KEYS[4],
   trained = KEYS[5], retired = KEYS[6], filtered = KEYS[7], failed = KEYS[8],
@@ -17,19 +17,19 @@ local function read_row(id)
   return redis.call('HGETALL', row_prefix .. id)
 end
 
--- O(1). One element is enough: whoever pops it looks at everything.
+-- Wakes the learner. O(1). One element is enough: a learner that pops an element looks at everything.
 local function wake_learner()
   if redis.call('EXISTS', wake) == 0 then redis.call('RPUSH', wake, '1') end
 end
 
--- O(1). Whether no group will become ready any more.
+-- Returns whether no group will become ready any more. O(1).
 local function is_all_done()
   return redis.call('HEXISTS', meta, 'closed') == 1
     and redis.call('ZCARD', index.pending) + redis.call('ZCARD', index.leased) == 0
 end
 
--- Calls a command with all items, in parts: Lua passes no more than some thousands at once. Even, so that pairs of score
--- and member stay together.
+-- Calls a command with all items, some items per call: Lua passes only a few thousand arguments at once. The number per
+-- call is even, so that each score stays with its member.
 local items_per_call = 1000
 local function call_all(command, key, items)
   for i = 1, #items, items_per_call do
@@ -37,34 +37,36 @@ local function call_all(command, key, items)
   end
 end
 
--- O(ids · log N). `scored` is {score, id, ...}, as ZADD takes it.
--- The removal comes first on purpose: with memory full, Redis refuses a script whose first write needs memory and lets
--- a script go on that has begun. So a transition happens whole or not at all, and those that free memory always do.
+-- Moves groups from one state's index to another. O(ids · log N). `scored` is {score, id, score, id, ...}, as for ZADD.
+-- The removal comes first on purpose. When memory is full, Redis refuses a script whose first write needs memory, but
+-- lets a script finish that has begun to write. So a transition happens whole or not at all, and a transition that
+-- begins with a removal always happens.
 local function reindex(from, to, ids, scored)
   call_all('ZREM', index[from], ids)
   call_all('ZADD', index[to], scored)
 end
 
--- {score, id, score, id, ...}, for `reindex`.
+-- Returns {score, id, score, id, ...}, for `reindex`.
 local function with_score(score, ids)
   local scored = {}
   for i, id in ipairs(ids) do scored[2 * i - 1], scored[2 * i] = score, id end
   return scored
 end
 
--- O(1). Appends to the journal, and drops entries that are older than what the groups that hold a slot can have
--- written: a group makes five transitions, and two more for each attempt that fails.
+-- Appends an entry to the journal, and drops old entries. O(1). The journal keeps more entries than the groups that
+-- hold a slot can have written: a group makes five transitions, and two more for each attempt that fails.
 local function note(...)
   redis.call('XADD', journal, 'MAXLEN', '~', 1000 + 16 * redis.call('ZCARD', slots), '*', ...)
 end
 
--- O(1). The trailing arguments are the row's fields that change with the state.
+-- Writes the new state of a group into its row and the journal. O(1). The further arguments are other fields that
+-- change.
 local function write_row(id, to, ...)
   redis.call('HSET', row_prefix .. id, 'state', to, ...)
   note('group', id, 'state', to, ...)
 end
 
--- O(1). Counts a reason by its kind: words with a digit in them are all alike. The number of kinds is bounded.
+-- Counts a reason by its kind, for which all words with a digit are alike. O(1). The number of kinds is bounded.
 local function count_reason(state, reason)
   local kind = string.gsub(string.gsub(string.sub(reason, 1, 500), '%S*%d%S*', '…'), '%s+', ' ')
   local field = state .. '\0' .. kind
@@ -74,7 +76,7 @@ local function count_reason(state, reason)
   redis.call('HINCRBY', reasons, field, 1)
 end
 
--- O(log N). The row of the oldest ended group goes; the totals keep what the accounting needs.
+-- Removes the row of the group that ended first, and adds to the totals what the accounting needs. O(log N).
 local function compact_oldest()
   local id = redis.call('LPOP', ended)
   local row = redis.call('HMGET', row_prefix .. id, 'state', 'sequence', 'attempt', 'reason')
@@ -88,37 +90,40 @@ local function compact_oldest()
   if state ~= 'retired' then count_reason(state, reason or '') end
 end
 
--- O(ids · log N). Groups have reached their last state. The latest keep their rows, so that a commit or a give-back that
--- is repeated gets the answer of the first time; older rows become totals.
+-- Notes that groups have ended. O(ids · log N). The groups that ended last keep their rows, so that a repeated commit
+-- or give-back gets its first answer. Older rows become totals.
 local function keep_latest(ids)
   call_all('RPUSH', ended, ids)
   local surplus = redis.call('LLEN', ended) - num_ended_kept
   for _ = 1, math.min(surplus, 2 * #ids) do compact_oldest() end
 end
 
--- O(log N). The transition of one group. A script that moves many calls `reindex` once and `write_row` for each.
+-- Makes the transition of one group. O(log N). A script that moves many groups calls `reindex` once, and `write_row`
+-- for each group.
 local function move(id, from, to, score, ...)
   reindex(from, to, {id}, {score, id})
   write_row(id, to, ...)
 end
 
--- O(log N). Whether this lease is the current one and not over.
+-- Returns whether a lease is the current lease of its group and not over. O(log N).
 local function holds(id, state, current_token, token, now)
   if state ~= 'leased' or current_token ~= token then return false end
   return tonumber(redis.call('ZSCORE', deadlines, id)) > now
 end
 
--- A member's lease of a group, as it stands in `holders`.
+-- Returns the entry in `holders` for a member's lease of a group.
 local function holding(member, id)
   return member .. '\0' .. id
 end
 
+-- Removes a lease from both lists of leases. O(log N).
 local function drop_lease(id, member)
   redis.call('ZREM', deadlines, id)
   redis.call('ZREM', holders, holding(member, id))
 end
 
--- O(log N + leases of the member).
+-- Returns the ids of the groups that a member holds, `limit` of them at most (-1: all). O(log N + leases of the
+-- member).
 local function leases_of(member, limit)
   local entries = redis.call('ZRANGEBYLEX', holders, '[' .. member .. '\0', '(' .. member .. '\1', 'LIMIT', 0, limit)
   local ids = {}
@@ -126,16 +131,16 @@ local function leases_of(member, limit)
   return ids
 end
 
--- O(1). An error unless this learner took the queue over last. Every learner that does gets a term of its own, so that
--- one that was believed dead, and is not, changes nothing any more.
+-- Returns an error unless the learner with this term was the last to take the queue over. O(1). Each learner that takes
+-- the queue over gets a new term. A former learner that was believed dead, and lives, can therefore change nothing.
 local function refuse_other_term(term)
   local current = redis.call('HGET', meta, 'learner_term') or '0'
   if current == term then return nil end
   return redis.error_reply('TERM another learner has taken the queue over: its term is ' .. current .. ', not ' .. term)
 end
 
--- O(log N). A group whose payload is gone or too old is generated again, at its old place in the line. It may fail and
--- have to be replaced, so that the ledger is open again.
+-- Sends a group whose payload is gone or too old back to be generated again, at its old place in the line. O(log N).
+-- The group may fail and need a replacement; therefore the ledger is open again.
 local function send_back(id, from, sequence, reason)
   local payload = redis.call('HGET', row_prefix .. id, 'payload')
   if payload and payload ~= '' then redis.call('UNLINK', payload) end
@@ -144,7 +149,8 @@ local function send_back(id, from, sequence, reason)
   redis.call('HDEL', meta, 'closed')
 end
 
--- O(log N). A group that ends without being trained gives back its slot and stops standing in the learner's way.
+-- Ends a group that will not be trained: the group gives back its slot, and the learner no longer waits for it. O(log
+-- N).
 local function end_group(id, to, sequence, ...)
   move(id, 'leased', to, sequence, ...)
   redis.call('ZREM', slots, id)
@@ -152,8 +158,8 @@ local function end_group(id, to, sequence, ...)
   wake_learner()
 end
 
--- O(log N). A lease that ended without a commit: the group keeps its slot and its place in the line, or FAILS after
--- its last attempt. Returns the new state.
+-- Ends a lease without a commit, and returns the new state of the group. O(log N). The group is PENDING again, with its
+-- slot and its place in the line; after its last attempt the group is FAILED.
 local function end_attempt(id, sequence, attempt, max_attempts, reason)
   if attempt + 1 >= max_attempts then
     end_group(id, 'failed', sequence, 'attempt', attempt + 1, 'reason', reason)

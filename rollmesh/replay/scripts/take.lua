@@ -1,11 +1,12 @@
 -- READY → BATCHED, a whole batch or nothing. O(size · log N); O(1) while too few groups are ready.
--- ARGV: key of the step's record, step, size, window, the learner's term, its lineage, and the lowest version number
--- that it may train a group of an older lineage on. A step that has its batch gets it again.
--- The rule: take the ready group of lowest sequence, again and again, while it lies inside the window that begins at
--- the oldest live group (pending, leased or ready). Ready groups before the first one still being worked on are the
--- oldest themselves; so all `size` lowest may go exactly if the last of them lies in the window that begins there.
--- A step that was retired is refused: its groups are gone, and others must not take their place.
--- Returns {'batch', 1 if it is the last, row, ...}, {'wait'}, or {'end'} where nothing will come any more.
+-- ARGV: key of the step's batch, step, size, window, the learner's term, the learner's lineage, and the lowest version
+-- number of a group of an older lineage that the learner may train on. A step that has its batch gets the batch again.
+-- The rule: again and again, take the ready group of lowest sequence, as long as the group lies in the window that
+-- begins at the oldest live group (pending, leased or ready). A ready group that stands before all pending and leased
+-- groups is itself the oldest live group, so that the window begins at the first pending or leased group. Therefore the
+-- `size` lowest ready groups may go exactly if the last of them lies in the window that begins at that group.
+-- A step that was retired is refused: its groups are gone, and other groups must not take their place.
+-- Returns {'batch', 1 if the batch is the last, row, ...}, {'wait'}, or {'end'} if no group will come any more.
 local record, step, size, window = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 
 local term, lineage, lowest_number = ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
@@ -27,7 +28,8 @@ if tonumber(step) <= retired then
   return redis.error_reply('RETIRED the groups of step ' .. step .. ' are retired and cannot be taken again')
 end
 
--- For commits, which need not wake the learner for less. May fail with memory full, where commits fail as well.
+-- Commits wake the learner only once this many groups are ready. The write may fail when memory is full; then commits
+-- fail as well.
 if redis.call('HGET', meta, 'batch_size') ~= ARGV[4] then redis.pcall('HSET', meta, 'batch_size', ARGV[4]) end
 
 -- A learner that went back to a checkpoint meets groups of the lineage that it left. Groups that are older than the

@@ -1,8 +1,9 @@
--- A learner takes the queue over and goes on after a step: whatever later steps took is READY again, or PENDING where the
--- payload is gone. O(limit · log N + steps). Called until it moves fewer groups than `limit`; may be repeated.
--- ARGV: the step, limit, prefix of the steps' records, the learner's term ('' at the first call).
--- Returns {term, groups that are ready again, groups that are to be generated again, groups moved}, or an error where the groups of
--- a later step are gone, or the ledger knows fewer steps.
+-- A learner takes the queue over and goes on after a step. The groups of later steps are READY again, or PENDING if
+-- their payload is gone. O(limit · log N + steps).
+-- The learner calls the script until the script moves fewer groups than `limit`. The call may be repeated.
+-- ARGV: the step, limit, prefix of the keys of batches, the learner's term ('' at the first call).
+-- Returns {term, number of groups that are READY again, number of groups that are PENDING again, number of moved
+-- groups}, or an error if groups of a later step are retired, or if the ledger does not know the step.
 local step, limit, record_prefix, term = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local taken = tonumber(redis.call('HGET', meta, 'taken_step') or '0')
 if term == '' then
@@ -22,7 +23,7 @@ else
   if refusal then return refusal end
 end
 
--- The checkpoint covers these groups, and the ledger did not hear that they were trained.
+-- The checkpoint covers these groups, but the former learner did not mark them as trained.
 local num_moved, num_ready, num_pending = 0, 0, 0
 local covered = redis.call('ZRANGEBYSCORE', index.batched, '-inf', step, 'WITHSCORES', 'LIMIT', 0, limit)
 for i = 1, #covered, 2 do
@@ -52,7 +53,7 @@ end
 if num_moved < limit then
   for later = step + 1, taken do redis.call('UNLINK', record_prefix .. later) end
   redis.call('HSET', meta, 'taken_step', step, 'num_steps', step)
-  -- More steps may be asked for than before: the coordinator closes the ledger anew where the line is complete.
+  -- The run may now have more steps than before. The coordinator closes the ledger again once the line is complete.
   redis.call('HDEL', meta, 'last_step', 'closed')
   note('learner', term, 'step', step)
 end

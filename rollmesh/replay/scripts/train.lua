@@ -1,6 +1,7 @@
 -- BATCHED → TRAINED, for the batch of one step. O(size · log N). ARGV: key of the step's record, step, the
 -- learner's term.
--- The slot stays taken, and from now on says which version sets it free. Returns the size of the batch.
+-- The groups keep their slots. The slot's score is now the step, whose version frees the slot once it is committed.
+-- Returns the size of the batch.
 local record, step = ARGV[2], ARGV[3]
 local refusal = refuse_other_term(ARGV[4])
 if refusal then return refusal end

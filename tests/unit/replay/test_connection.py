@@ -82,7 +82,7 @@ def test_a_server_that_does_not_come_to_answer_is_refused_when_the_time_is_up(an
         async with server:
             with pytest.raises(ConfigError) as caught:
                 await asyncio.to_thread(check_server, url, 2.0)
-        fix = "see what holds it up, correct the address, or raise replay.timeout_s"
+        fix = "see what holds the server up, correct the address, or raise replay.timeout_s"
         assert str(caught.value) == f"replay.url: {url} {problem}; {fix}"
 
     asyncio.run(scenario())

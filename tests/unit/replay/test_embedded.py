@@ -116,8 +116,10 @@ def test_a_ledger_is_there_after_a_kill_and_a_write_that_was_cut_short(
 
     with EmbeddedRedis.start(short_folder) as server:
         asyncio.run(fill(server.url))
-        path, whole_bytes = _file_size(short_folder)
         client = connect_blocking(server.url, 5.0)
+        client.set("whole", b"on disk")
+        client.waitaof(1, 0, 5000)  # all writes so far are in the file
+        path, whole_bytes = _file_size(short_folder)
         client.set("cut", b"short")
         client.close()
         os.kill(server.pid, signal.SIGKILL)

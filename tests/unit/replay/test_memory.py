@@ -57,6 +57,6 @@ def test_the_servers_limit_is_that_of_the_configuration(tmp_path: Path) -> None:
         assert memory.RedisMemory.of(client.info("memory")).limit_bytes == 100 * 1024 * 1024
         check_server(server.url, 5.0)
         client.config_set("maxmemory", client.info("memory")["used_memory"] * 11 // 10)
-        with pytest.raises(ConfigError, match=r"is nearly full: it uses \d+ of \d+ MiB.*raise its maxmemory"):
+        with pytest.raises(ConfigError, match=r"is nearly full: the server uses \d+ of \d+ MiB.*raise its maxmemory"):
             check_server(server.url, 5.0)
         client.close()
