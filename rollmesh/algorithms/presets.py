@@ -1,6 +1,6 @@
-"""The algorithms by name: what each one sets, over the defaults of `rollmesh.algorithms.config`. No torch here.
+"""The presets: the settings of each algorithm, over the defaults of `rollmesh.algorithms.config`. No torch here.
 
-A preset is a choice among the parts. The mesh file may override every one of them.
+The mesh file may override every setting of a preset.
 """
 
 from __future__ import annotations

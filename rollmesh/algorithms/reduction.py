@@ -1,4 +1,4 @@
-"""The one thing that the maths asks of a process group: the sum over its ranks."""
+"""The sum over the ranks of the learner: the only collective operation that the maths needs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 class SumOverRanks(Protocol):
-    """Adds a tensor up over all ranks of the learner. Every rank calls it with the same shape, in the same order."""
+    """A function that sums a tensor over all ranks. Every rank calls it with the same shapes, in the same order."""
 
     def __call__(self, values: Tensor, /) -> Tensor:
-        """The sum, on every rank."""
+        """Return the sum, on every rank."""
         ...
 
 
 def alone(values: Tensor) -> Tensor:
-    """The sum over the ranks of a single process."""
+    """Return the values: the sum over the ranks of a single process."""
     return values

@@ -1,4 +1,4 @@
-"""Rules between the objective and the sections that it works with: what cannot work, and what is probably not meant."""
+"""Rules that span the objective and other sections: what is refused, and what the mesh warns about."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _check_frozen_steps(algorithm: AlgorithmSection, training: TrainingSection) 
 
 
 def objective_warnings(algorithm: AlgorithmSection, training: TrainingSection, sampling: SamplingSection) -> list[str]:
-    """What works and is probably not meant, a sentence each."""
+    """Return warnings about settings that work and that the user probably does not mean, a sentence each."""
     return [
         *_truncation_warnings(algorithm, training, sampling),
         *_kl_warnings(algorithm),
