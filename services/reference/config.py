@@ -1,4 +1,4 @@
-"""The reference service's section."""
+"""The reference service's section of the mesh file."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from rollmesh.errors import ConfigError
 
 class ReferenceSection(Section):
     address: str = "127.0.0.1:0"
-    """host:port of the reference server. Not started where algorithm.kl.coef is 0."""
+    """The host:port of the reference server. The mesh starts no reference server where algorithm.kl.coef is 0."""
     model_path: Path | None = None
-    """The frozen policy; defaults to model.path."""
+    """The folder of the frozen policy; defaults to model.path."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     attention: Attention = "auto"
-    """transformers' attn_implementation; "auto" takes what is right for the model. As learner.attention."""
+    """transformers' attn_implementation; "auto" takes the implementation that is right for the model, like
+    learner.attention."""
     tokens_per_batch: PositiveInt = 8192
-    """Tokens in one forward pass, padding included."""
+    """The most tokens of one forward pass, padding included."""
     num_threads: PositiveInt = 1
-    """Threads of the forward pass on CPU."""
+    """The number of threads of the forward pass on CPU."""
 
     def check_sample_fits(self, model: ModelSection) -> None:
-        """Raises ConfigError if the longest sample is larger than a forward pass."""
+        """Raise ConfigError if the longest sample does not fit into a forward pass."""
         if model.max_length > self.tokens_per_batch:
             raise ConfigError(
                 "reference.tokens_per_batch",

@@ -1,4 +1,4 @@
-"""The reward service's section."""
+"""The reward service's section of the mesh file."""
 
 from __future__ import annotations
 
@@ -11,30 +11,33 @@ from rollmesh.errors import ConfigError
 
 class RewardSection(Section):
     address: str = "127.0.0.1:0"
-    """host:port of the reward server. With `function` it is started there; without, it is yours and runs already."""
+    """The host:port of the reward server. With `function` the mesh starts the server there. Without `function` the
+    address names a server of yours that runs already."""
     function: Path | None = None
     """A Python file with `reward_func(queries, prompts, labels)`."""
     timeout_s: PositiveFloat = 30.0
-    """Time one call of the function may take; then its process is ended and started again."""
+    """Seconds that one call of the function may take. Afterwards the service ends the process and starts a new
+    process."""
     num_processes: PositiveInt = 1
-    """Processes that run the function side by side."""
+    """The number of processes that run the function side by side."""
     samples_per_call: PositiveInt = 1
-    """Samples handed to one call of the function; OpenRLHF's functions expect 1."""
+    """The most samples of one call of the function. OpenRLHF's functions expect 1."""
     start_timeout_s: PositiveFloat = 60.0
-    """Time importing the file may take."""
+    """Seconds that importing the file may take."""
     should_probe: bool = True
-    """Call the function once before anything starts, on the first prompt with an empty answer, so that a fault of it is
-    found at once. Switch it off for a judge that costs money, or that cannot bear an empty answer."""
+    """Call the function once before the services start, with the first prompt and an empty answer, to find a fault of
+    the function at once. Switch this off for a judge that costs money, or that fails on an empty answer."""
 
     def check_is_given(self) -> None:
-        """Raises ConfigError if the mesh would have no rewards: neither a function nor a server."""
+        """Raise ConfigError if the mesh has no rewards: the file names neither a function nor a server."""
         if self.function is None and self.address.endswith(":0"):
             raise ConfigError(
                 "reward", "has neither a `function` file nor the `address` of a running server", "set one of them"
             )
 
     def check_is_awaited(self, scoring_timeout_s: float) -> None:
-        """Raises ConfigError if workers give a sample up (rollout.scoring_timeout_s) before its call times out."""
+        """Raise ConfigError if a worker gives a sample up (rollout.scoring_timeout_s) before the sample's call times
+        out."""
         if self.function is not None and self.timeout_s >= scoring_timeout_s:
             raise ConfigError(
                 "rollout.scoring_timeout_s",

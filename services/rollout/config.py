@@ -1,4 +1,4 @@
-"""The rollout worker's section."""
+"""The rollout worker's section of the mesh file."""
 
 from __future__ import annotations
 
@@ -16,42 +16,44 @@ class EngineSection(Section):
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_num_seqs: PositiveInt = 64
-    """Samples that generate at the same time."""
+    """The most samples that generate at the same time."""
     tensor_parallel_size: PositiveInt = 1
     enforce_eager: bool = False
-    """No graph capture: starts faster, generates slower on GPUs."""
+    """Switch graph capture off: the engine starts faster, and generates slower on GPUs."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     cpu_kv_cache_gib: PositiveInt = 1
     """Size of the KV cache where vLLM runs on CPU."""
     enable_prefix_caching: bool = True
-    """Cached prefixes are salted with the policy version."""
+    """Cache prefixes of prompts. The policy version salts the cache, so that no version reads another version's
+    entries."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Further keyword arguments of vLLM's AsyncEngineArgs."""
 
 
 class RolloutSection(Section):
     address: str = "127.0.0.1:0"
-    """host:port the worker listens on; port 0 takes a free one, which the worker registers."""
+    """The host:port that the worker listens on. Port 0 takes a free port, which the worker registers."""
     num_workers: PositiveInt = 1
-    """Workers that `rollmesh up` starts."""
+    """The number of workers that `rollmesh up` starts."""
     engine: EngineSection = EngineSection()
     max_open_groups: PositiveInt | None = None
-    """Groups a worker holds at the same time. Default: enough to fill the engine and have as many samples again
-    waiting or being scored."""
+    """The most groups that a worker holds at the same time. The default holds twice as many samples as the engine
+    takes: one half generates while the other half waits or is scored."""
     kv: Literal["keep", "recompute", "drain"] = "keep"
-    """What happens to requests in flight when a version is committed: go on with their KV cache, go on with it
-    computed anew, or be finished before."""
+    """What happens to requests in flight when a version is committed. keep: the requests go on with their KV cache.
+    recompute: the requests go on, and the engine computes their KV cache anew. drain: the requests finish before."""
     scoring_timeout_s: PositiveFloat = 120.0
-    """Time for the reward of one sample, retries included."""
+    """Seconds that scoring one sample may take, retries included."""
     scoring_attempts: PositiveInt = 3
-    """Tries to score one sample before its group fails."""
+    """The number of tries to score one sample. After the last try the sample's group fails."""
     start_timeout_s: PositiveFloat = 600.0
-    """Time the engine may take to start."""
+    """Seconds that the engine may take to start."""
 
     def open_groups(self, samples_per_prompt: int) -> int:
-        """Groups that one worker holds at the same time, with the default of `max_open_groups` worked out.
+        """Return the most groups that one worker holds at the same time.
 
-        64 sequences and groups of 8 give 16: eight groups generate while eight wait or are being scored.
+        Without `max_open_groups`, 64 sequences and groups of 8 give 16: eight groups generate while eight groups wait
+        or are scored.
         """
         if self.max_open_groups is not None:
             return self.max_open_groups

@@ -34,7 +34,7 @@ def random_jobs(count: int, seed: int = 0, max_length: int = 60) -> list[LogProb
 
 
 def expected_logprobs(path: Path, job: LogProbJob) -> Float32Array:
-    """One sequence alone, all positions, no mask, the model's own attention: by definition."""
+    """Compute the log-probabilities by definition: one sequence, all positions, no mask, the model's own attention."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
         logits = model(torch.from_numpy(job.token_ids.astype(np.int64))[None]).logits[0, :-1].double()

@@ -1,4 +1,4 @@
-"""What the child makes of the user's file and of what its function returns; in this process, without a child."""
+"""The child's code loads the user's file and reads the function's result; the tests run it in this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker's inside, between a fake engine and a coordinator that is a ledger: the scorer's gRPC and Redis are real."""
+"""The inner classes of a worker, with a fake engine and a real ledger as coordinator. gRPC and Redis are real."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.fakes.scorers import FakeRewardServicer, reward_server
 
 
 class AsciiTokenizer:
-    """One token a character."""
+    """Makes one token out of each character."""
 
     chat_template = None
 
@@ -64,7 +64,7 @@ def lease(
 
 
 class LedgerLeases:
-    """A lease stream that leases from the ledger as far as credits go; leases put in by hand come first."""
+    """A lease stream that leases from the ledger as far as credits go. Leases that a test puts in come first."""
 
     def __init__(self, ledger: Ledger, **changes: Any) -> None:
         self._ledger = ledger
@@ -125,7 +125,7 @@ class LedgerLeases:
 
 
 class Evaluations:
-    """Keeps what is reported; tokens other than 1 are of leases that are over."""
+    """Keeps the reported results. A fencing token other than 1 belongs to a lease that is over."""
 
     def __init__(self) -> None:
         self.reported: dict[str, tuple[Sequence[EvaluationSample], str]] = {}
@@ -139,7 +139,7 @@ class Evaluations:
 
 
 class Rig:
-    """Everything that a test looks at or turns."""
+    """All objects that a test reads or changes."""
 
     def __init__(
         self,
@@ -211,7 +211,7 @@ async def running_rig(
     filter_section: FilterSection | None = None,
     **changes: Any,
 ) -> AsyncIterator[Rig]:
-    """A pool at work; ``settings`` are of the data section, ``changes`` of every lease."""
+    """Run a pool. ``settings`` change the data section; ``changes`` change every lease."""
     redis = connect(url, 5.0)
     rig = Rig(
         engine or FakeEngine(),

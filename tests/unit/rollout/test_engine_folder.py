@@ -1,4 +1,4 @@
-"""vLLM reads every safetensors file of a folder, so that it is shown one layout alone."""
+"""vLLM reads every safetensors file of a folder, so the engine shows vLLM only one layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why an engine ended, out of what vLLM printed."""
+"""The output of vLLM tells why an engine ended."""
 
 from __future__ import annotations
 

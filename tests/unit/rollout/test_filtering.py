@@ -1,4 +1,4 @@
-"""Which groups are trained on: strict limits, float32, and no variance."""
+"""The filter decides which groups are trained on: strict limits, float32, and no variance."""
 
 from __future__ import annotations
 

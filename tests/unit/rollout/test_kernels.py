@@ -1,4 +1,4 @@
-"""A head size that vLLM lacks on CPU is told before any engine starts."""
+"""A head size that vLLM lacks on CPU is reported before an engine starts."""
 
 from __future__ import annotations
 

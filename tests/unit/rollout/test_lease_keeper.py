@@ -13,7 +13,7 @@ from tests.unit.rollout.rig import lease
 
 
 class Rig:
-    """A keeper whose clock for standing still the test moves."""
+    """A keeper with a stall clock that the test moves."""
 
     def __init__(self, ttl_s: float, stall_timeout_s: float = 10.0) -> None:
         self.now = 0.0
@@ -29,7 +29,7 @@ class Rig:
         return task
 
     def beat(self, num_moves: int, *ended: Lease) -> int:
-        """One heartbeat and its answer; says how many leases it renewed."""
+        """Send one heartbeat and take its answer. Return the number of renewed leases."""
         report = MemberReport(num_moves=num_moves, renewals=self.keeper.renewals(num_moves))
         self.keeper.heard(report, Heartbeat(RunState.RUNNING, None, ended=tuple(lease.key for lease in ended)))
         return len(report.renewals)

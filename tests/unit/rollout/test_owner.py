@@ -32,7 +32,8 @@ engine.wait(60)
 
 @pytest.fixture
 def owner(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
-    """A process that owns others, and their ids, once the innermost follows it."""
+    """A process that owns other processes, and the ids of the processes, once the innermost process follows its
+    owner."""
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", _OWNER, request.param], stdout=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -1,4 +1,4 @@
-"""A worker's groups: no barrier between them, never more than it may hold, and an end for every lease."""
+"""A worker works on its groups without a barrier, never holds too many groups, and ends every lease."""
 
 from __future__ import annotations
 

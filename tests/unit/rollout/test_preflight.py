@@ -1,4 +1,4 @@
-"""What an engine needs of the machine."""
+"""The preflight checks the limits of the machine for an engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a finished sample, whatever the scorers answer."""
+"""Every answer of the scorers leads a finished sample to a score, a reason or a failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The worker's service: a plan is kept from one version to the next, and asked for where it is not held."""
+"""The worker's service keeps a plan from one version to the next, and asks for a plan that it does not hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order of the weight protocol's calls, repeated ones, late ones, and a load that fails."""
+"""The weight protocol bears calls in the wrong order, repeated calls, late calls, and a load that fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EPOCH = WeightEpoch(1, "127.0.0.1", 1234, 2)
 
 
 def run(scenario: Callable[[WeightProtocol, FakeEngine], Awaitable[None]]) -> FakeEngine:
-    """Run a scenario on a fresh protocol, and look for tasks it left behind."""
+    """Run a scenario on a new protocol, and check that the protocol leaves no task behind."""
 
     async def main() -> FakeEngine:
         engine = FakeEngine(version=None)

@@ -1,4 +1,4 @@
-"""A whole worker but its engine: member of a run, weights in, groups out, and an orderly end of every kind."""
+"""A worker with a fake engine joins a run, takes weights, delivers groups, and ends in order in every case."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def mesh_config(run_id: str, **sections: dict[str, Any]) -> MeshConfig:
 
 @dataclass
 class Mesh:
-    """What surrounds the worker, and its task."""
+    """The worker's task, and the services around the worker."""
 
     coordinator: FakeCoordinator
     reward: FakeRewardServicer

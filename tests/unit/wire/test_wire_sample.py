@@ -1,4 +1,4 @@
-"""Samples cross the wire whole, and whatever is wrong with one is refused by the name of the field."""
+"""Samples cross the wire whole. A reader refuses a bad sample and names the bad field."""
 
 from __future__ import annotations
 

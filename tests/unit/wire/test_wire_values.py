@@ -1,4 +1,4 @@
-"""What the wire's types cannot hold, or must not, is refused in both directions; the rest keeps its value."""
+"""Readers and writers refuse values that the wire cannot or must not carry. All other values stay the same."""
 
 from __future__ import annotations
 
