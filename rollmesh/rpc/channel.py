@@ -1,4 +1,4 @@
-"""Parses addresses, and opens channels: the one way to open a channel.
+"""Parses addresses, and opens channels. All channels of the mesh are opened here.
 
 Both ends use the limits and the frame size of this module. With unequal limits, a message that one side may send breaks
 the whole stream of the other side.

@@ -1,4 +1,4 @@
-"""Serves gRPC, the one way to do so: bind, health, reflection, status mapping, ordered stop.
+"""Runs a gRPC server: bind, health, reflection, status mapping, ordered stop. All servers of the mesh run here.
 
 ::
 

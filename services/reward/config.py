@@ -41,7 +41,7 @@ class RewardSection(Section):
         if self.function is not None and self.timeout_s >= scoring_timeout_s:
             raise ConfigError(
                 "rollout.scoring_timeout_s",
-                f"{scoring_timeout_s:g} s are over before one call of {self.timeout_s:g} s (reward.timeout_s) is, and "
-                "nobody would hear why",
-                "raise the one or lower the other",
+                f"workers give a sample up after {scoring_timeout_s:g} s, before its call times out after "
+                f"{self.timeout_s:g} s (reward.timeout_s)",
+                "raise rollout.scoring_timeout_s or lower reward.timeout_s",
             )

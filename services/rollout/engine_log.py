@@ -70,7 +70,7 @@ class EngineLog:
         """
         cause = self._printed_cause() or _own_cause(error)
         advice = hint(cause)
-        place = "what it printed above says more" if self.path is None else f"see {self.path}"
+        place = "the output above says more" if self.path is None else f"see {self.path}"
         return "; ".join(part for part in (f"{problem}: {cause:.400}" if cause else problem, advice, place) if part)
 
     def _printed_cause(self) -> str:
@@ -84,7 +84,7 @@ class EngineLog:
 def _own_cause(error: BaseException) -> str:
     killed = _KILLED.search(str(error))
     if killed:
-        return f"a process of it was ended by {signal.Signals(int(killed[1])).name}"
+        return f"a process of vLLM was ended by {signal.Signals(int(killed[1])).name}"
     line = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0].rstrip(".: ")
     return "" if _SAYS_LITTLE.search(line) else line
 

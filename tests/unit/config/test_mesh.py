@@ -70,7 +70,11 @@ def test_an_override_reaches_its_key_and_nothing_else(mesh_file: Path) -> None:
         ("sampling.max_new_tokens=96", "sampling.max_new_tokens", "model.max_length 96"),
         ("learner.tokens_per_micro_batch=95", "learner.tokens_per_micro_batch", "model.max_length 96"),
         ("reward.function=null", "reward", "neither a `function` file nor the `address`"),
-        ("reward.timeout_s=120", "rollout.scoring_timeout_s", "raise the one or lower the other"),
+        (
+            "reward.timeout_s=120",
+            "rollout.scoring_timeout_s",
+            "raise rollout.scoring_timeout_s or lower reward.timeout_s",
+        ),
         ("learner.attention=flash", "learner.attention", "use auto, eager, sdpa"),
         ("reference.attention=flash", "reference.attention", "use auto, eager, sdpa"),
         ("training=3", "training", "write a mapping of settings"),

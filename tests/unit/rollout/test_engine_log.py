@@ -91,10 +91,13 @@ def test_only_what_was_printed_since_the_start_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (RuntimeError("Engine core initialization failed. Failed core proc(s): {'E': 1}"), "vLLM did not start; what"),
+        (
+            RuntimeError("Engine core initialization failed. Failed core proc(s): {'E': 1}"),
+            "vLLM did not start; the",
+        ),
         (
             RuntimeError("Engine core initialization failed. Failed core proc(s): {'E': -9}"),
-            "vLLM did not start: a process of it was ended by SIGKILL; the kernel does that when memory runs out;",
+            "vLLM did not start: a process of vLLM was ended by SIGKILL; the kernel does that when memory runs out;",
         ),
         (OSError(24, "Too many open files"), "OSError: [Errno 24] Too many open files; raise the limit of open files"),
     ],
