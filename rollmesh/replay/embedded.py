@@ -65,12 +65,13 @@ class EmbeddedRedis:
         pid: process id of the server.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], ended: threading.Event, socket: Path) -> None:
-        self._process = process
-        self._ended = ended
-        self._socket = socket
-        self.url = _url(socket)
-        self.pid = process.pid
+    def __init__(self, binary: Path, directory: Path, memory_limit_bytes: int) -> None:
+        self._binary = binary
+        self._directory = directory
+        self._memory_limit_bytes = memory_limit_bytes
+        self._socket = _socket_path(directory)
+        self.url = _url(self._socket)
+        self._launch()
 
     @classmethod
     def start(
@@ -89,19 +90,25 @@ class EmbeddedRedis:
         """
         binary = find_binary()
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        directory = directory.resolve()
-        socket = _socket_path(directory)
-        _wait_for_predecessor(directory, socket)
-        limit_bytes = memory_limit_bytes or default_limit_bytes()
-        process, ended = _spawn([str(binary), *_options(directory, socket, limit_bytes)], directory)
-        server = cls(process, ended, socket)
-        try:
-            server._wait_until_ready(directory, timeout_s)
-        except BaseException:
-            server.stop()
-            raise
-        logger.info("redis started", extra={"pid": server.pid, "directory": str(directory), "binary": str(binary)})
+        server = cls(binary, directory.resolve(), memory_limit_bytes or default_limit_bytes())
+        server._wait_until_ready(timeout_s)
         return server
+
+    def start_again(self) -> None:
+        """Start a server that died on the files that it left, at the same address. Returns when it answers.
+
+        Raises:
+            ConfigError: the server did not start.
+            DeadlineError: the server did not answer within `loading_timeout_s`.
+        """
+        self._launch()
+        self._wait_until_ready(loading_timeout_s(self._directory))
+
+    def _launch(self) -> None:
+        _wait_for_predecessor(self._directory, self._socket)
+        options = _options(self._directory, self._socket, self._memory_limit_bytes)
+        self._process, self._ended = _spawn([str(self._binary), *options], self._directory)
+        self.pid = self._process.pid
 
     def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
         """Ask the server to end, and kill a server that has not ended after ``timeout_s``. May be repeated."""
@@ -130,8 +137,17 @@ class EmbeddedRedis:
     ) -> None:
         self.stop()
 
-    def _wait_until_ready(self, directory: Path, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
+    def _wait_until_ready(self, timeout_s: float) -> None:
+        try:
+            self._wait_for_answer(timeout_s)
+        except BaseException:
+            self.stop()
+            raise
+        place = {"directory": str(self._directory), "binary": str(self._binary)}
+        logger.info("redis started", extra={"pid": self.pid, **place})
+
+    def _wait_for_answer(self, timeout_s: float) -> None:
+        deadline, directory = time.monotonic() + timeout_s, self._directory
         while not _answers(self._socket):
             if self._ended.wait(0.01):
                 raise ConfigError(

@@ -58,6 +58,8 @@ STATUS_SILENCE_S = 30.0
 """The coordinator may fail to answer for so long before the run is given up."""
 EARLY_END_S = 10.0
 """A service may end so long before the coordinator says that the run is over."""
+MAX_REDIS_STARTS = 3
+"""Times that the run's own Redis is started again."""
 STAGES = {"coordinator": 0, "reward": 1, "reference": 1, "rollout": 2, "learner": 2}
 """Who uses whom: the end goes from the highest down."""
 EXIT_OK, EXIT_FAILED = 0, 1
@@ -91,6 +93,7 @@ class LocalRun:
         self._signal = signal.SIGINT
         self._last_answer = time.monotonic()
         self._first_end: float | None = None
+        self._num_redis_starts = 0
         self.is_finishing = False
         """Whether the run is over and its members have still to end."""
 
@@ -186,15 +189,26 @@ class LocalRun:
         self._last_answer = time.monotonic()
         return status
 
-    def _raise_if_redis_died(self) -> None:
-        if self._server is not None and not self._server.is_running:
-            log, how = self._folder / "redis" / "server.log", describe_exit(self._server.exit_code)
-            what = f"redis (pid {self._server.pid}), which holds the replay queue"
-            raise ServiceDiedError(f"{what}, {how}; its log is {log}", "redis", log)
+    async def _keep_redis(self) -> None:
+        """Start the run's own Redis again where it died. It loads its file again, and everybody waits for it."""
+        if self._server is None or self._server.is_running:
+            return
+        log, how = self._folder / "redis" / "server.log", describe_exit(self._server.exit_code)
+        what = f"redis (pid {self._server.pid}), which holds the replay queue, {how}"
+        if self._num_redis_starts == MAX_REDIS_STARTS:
+            problem = f"{what}, after it was started again {MAX_REDIS_STARTS} times; its log is {log}"
+            raise ServiceDiedError(problem, "redis", log)
+        self._num_redis_starts += 1
+        self._progress.finish()
+        print(f"warning: {what}; it is started again on its files", file=sys.stderr, flush=True)
+        try:
+            await asyncio.to_thread(self._server.start_again)
+        except RollMeshError as error:
+            raise ServiceDiedError(f"{what}, and cannot be started again ({error})", "redis", log) from error
 
     async def _raise_if_dead(self) -> None:
         """Redis comes first: without it every service ends, in any order."""
-        self._raise_if_redis_died()
+        await self._keep_redis()
         failed = self._group.first_failure()
         if failed is None:
             return
@@ -228,7 +242,7 @@ class LocalRun:
     async def _watch(self) -> MeshStatus | None:
         """Show progress until the run is over; None if it was interrupted."""
         while not self._interrupted.is_set():
-            self._raise_if_redis_died()  # before the coordinator is asked, which would wait for Redis
+            await self._keep_redis()  # before the coordinator is asked, which would wait for Redis
             status = await self._status()
             if status is not None:
                 self._progress.show(status)

@@ -50,6 +50,13 @@ class _Mesh:
         await Ledger(redis, self.config.run.name).open_groups([PromptId("train", 0, index) for index in range(count)])
         await redis.aclose()
 
+    async def num_groups(self) -> int:
+        redis = connect(self.server.url, 5.0)
+        try:
+            return (await Ledger(redis, self.config.run.name).snapshot()).num_opened
+        finally:
+            await redis.aclose()
+
     @property
     def books(self) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((self.folder / "accounting.json").read_text())
@@ -91,7 +98,7 @@ def _end(
         return asyncio.run(asyncio.wait_for(scenario(server), 100))
 
 
-@pytest.mark.parametrize("victim", ["rollout-0", "coordinator", "redis"])
+@pytest.mark.parametrize("victim", ["rollout-0", "coordinator"])
 def test_a_killed_process_is_named_and_the_groups_are_accounted_for(
     victim: str,
     tree: dict[str, Any],  # noqa: F811
@@ -101,7 +108,7 @@ def test_a_killed_process_is_named_and_the_groups_are_accounted_for(
 ) -> None:
     async def kill(mesh: _Mesh) -> None:
         await mesh.open_groups(3)
-        os.kill(mesh.server.pid if victim == "redis" else mesh.pid(victim), signal.SIGKILL)
+        os.kill(mesh.pid(victim), signal.SIGKILL)
 
     exit_code, mesh = _end(tree, tmp_path, monkeypatch, kill)
     assert exit_code == 1
@@ -119,6 +126,33 @@ def test_a_killed_process_is_named_and_the_groups_are_accounted_for(
         assert log.splitlines()[-1] == f"error: the run failed: {books['reason']}"
     assert "| the run | failed |" in mesh.page
     assert "3 groups opened = 0 trained" in mesh.page
+
+
+def test_redis_is_started_again_on_its_files_a_few_times(
+    tree: dict[str, Any],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def kill(mesh: _Mesh) -> None:
+        await mesh.open_groups(3)
+        for _ in range(local_run.MAX_REDIS_STARTS):
+            pid = mesh.server.pid
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda pid=pid: mesh.server.pid != pid and mesh.server.is_running)  # type: ignore[misc]
+            assert await mesh.num_groups() == 3
+        os.kill(mesh.server.pid, signal.SIGKILL)
+
+    exit_code, mesh = _end(tree, tmp_path, monkeypatch, kill)
+    assert exit_code == 1
+    lines = capsys.readouterr().err.splitlines()
+    warnings = [line for line in lines if line.startswith("warning: redis (pid ")]
+    assert len(warnings) == local_run.MAX_REDIS_STARTS
+    assert all("was killed by SIGKILL; it is started again on its files" in line for line in warnings)
+    (error,) = [line for line in lines if line.startswith("error: ")]
+    assert "was killed by SIGKILL, after it was started again 3 times; its log is" in error
+    books = mesh.books
+    assert (books["state"], books["first_cause"]["process"], books["num_opened"]) == ("failed", "redis", 3)
 
 
 def test_a_hangup_ends_a_run_in_order(
