@@ -5,7 +5,7 @@ Nothing here imports torch, transformers, vLLM or DeepSpeed.
 
 from __future__ import annotations
 
-from services.reward.config import RewardSection
+from services.reward.config import RewardSection as RewardSection
 from services.reward.preflight import TrialCall, check_function
 from services.rollout.preflight import check_engine as check_engine
 

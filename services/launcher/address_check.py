@@ -1,4 +1,4 @@
-"""The addresses that this machine will listen on: well-formed, its own, free, and no two the same."""
+"""Check the addresses that this machine will listen on: well-formed, local, free, and all different."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rollmesh.rpc.server import explain_bind_error
 from services.config import MeshConfig
 
 _PORTS = (15000, 32000)
-"""Above those of well-known servers, below those that Linux gives to connections."""
+"""Above the ports of well-known servers, below the ports that Linux gives to connections."""
 _TRIES = 20
 
 
@@ -20,7 +20,7 @@ def check_addresses(config: MeshConfig) -> None:
     """Check every address that a service of `rollmesh up` binds.
 
     Raises:
-        ConfigError: one cannot be used.
+        ConfigError: an address cannot be used.
     """
     places = {"coordinator.address": config.coordinator.address, "learner.address": config.learner.address}
     if config.reward.function:
@@ -35,7 +35,7 @@ def check_addresses(config: MeshConfig) -> None:
             f"{config.rollout.address} is one port for rollout.num_workers = {config.rollout.num_workers} workers",
             f"write {Address(addresses['rollout.address'].host, 0)}, and each takes a free one",
         )
-    _check_weights_host(config)
+    _check_weights_host(config.weights.host)
     addresses["weights.store_port"] = Address(config.weights.host, config.weights.store_port)
     seen: dict[Address, str] = {}
     for place, address in addresses.items():
@@ -45,20 +45,20 @@ def check_addresses(config: MeshConfig) -> None:
         reserve(place, address).close()
 
 
-def _check_weights_host(config: MeshConfig) -> None:
-    """The learner listens there and tells it to the engines, so that 0.0.0.0 would not do."""
+def _check_weights_host(host: str) -> None:
+    """Check that this machine can listen on ``host``. The engines connect to the same host: 0.0.0.0 would not do."""
     try:
-        reserve("weights.host", Address(config.weights.host, 0)).close()
+        reserve("weights.host", Address(host, 0)).close()
     except ConfigError as error:
         fix = "use the address at which the engines reach this machine, e.g. 127.0.0.1"
         raise ConfigError(error.place, error.problem, fix) from error
 
 
 def reserve(place: str, address: Address) -> socket.socket:
-    """Bind an address, port 0 to a free port; the caller closes the socket.
+    """Bind an address; port 0 takes a free port. The caller closes the socket.
 
     Raises:
-        ConfigError: it cannot be bound.
+        ConfigError: the address cannot be bound.
     """
     try:
         family, kind, protocol, _, target = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
@@ -79,10 +79,10 @@ def reserve(place: str, address: Address) -> socket.socket:
 
 
 def reserve_any(place: str, host: str) -> socket.socket:
-    """Bind some free port that the system does not hand out by itself, so that it is still free a moment later.
+    """Bind a free port outside the range that the system hands out, so that nobody takes the port a moment later.
 
     Raises:
-        ConfigError: the host has none.
+        ConfigError: the host has no free port.
     """
     for _ in range(_TRIES):
         with contextlib.suppress(ConfigError):

@@ -1,4 +1,4 @@
-"""Whether this machine has a CUDA device at all, asked of the driver: torch takes seconds to import."""
+"""Ask the driver whether this machine has a CUDA device: to import torch takes seconds."""
 
 from __future__ import annotations
 
@@ -7,26 +7,16 @@ import importlib.metadata
 from pathlib import Path
 
 from rollmesh.errors import ConfigError
-from services.config import MeshConfig
-
-
-def check_devices(config: MeshConfig) -> None:
-    """Raises ConfigError if a section asks for "cuda" and there can be none."""
-    wanted = [("learner.device", config.learner.device)]
-    if config.has_reference and config.reference:
-        wanted.append(("reference.device", config.reference.device))
-    for place, device in wanted:
-        check_device(place, device)
 
 
 def check_device(place: str, device: str) -> None:
-    """Raises ConfigError if ``device`` is "cuda" and there can be none."""
+    """Raise ConfigError if ``device`` is "cuda" and torch cannot find a CUDA device here."""
     if device == "cuda" and (obstacle := cuda_obstacle()):
         raise ConfigError(place, f"is 'cuda', but {obstacle}", "set it to auto or cpu")
 
 
 def cuda_obstacle() -> str | None:
-    """Why torch will find no device that it calls "cuda"; None where it may find one."""
+    """Return why torch will find no CUDA device; None where torch may find a device."""
     try:
         version = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:

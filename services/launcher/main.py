@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from rollmesh.config import ReplaySection
 from rollmesh.errors import ConfigError
 from rollmesh.replay.embedded import EmbeddedRedis, loading_timeout_s
 from rollmesh.replay.identity import clear_run, expect_own_run, refuse_known_run
@@ -33,11 +34,11 @@ def up(config: MeshConfig, *, should_overwrite: bool) -> int:
     """Run a whole mesh; returns the exit code.
 
     Raises:
-        ConfigError: it cannot work; nothing was started and nothing was changed.
+        ConfigError: the mesh cannot work; nothing was started and nothing was changed.
     """
-    check_folder(config, should_overwrite=should_overwrite)
+    check_folder(config.run.folder, should_overwrite=should_overwrite)
     print_findings(config)
-    free_name(config, should_overwrite=should_overwrite)
+    free_name(config.run.name, config.replay, should_overwrite=should_overwrite)
     config = config.model_copy(update={"run": config.run.model_copy(update={"id": secrets.token_hex(8)})})
     folder = prepare_folder(config, should_overwrite=should_overwrite)
     print(f"  {'run':<11}{folder} · {config.training.steps} steps at most", flush=True)
@@ -50,9 +51,9 @@ def start(config: MeshConfig, folder: Path, *, is_resumed: bool) -> int:
     """Start Redis and the services of a run, and watch the run to its end; returns the exit code.
 
     Args:
-        config: as asked for: ports may be open, and without a URL a Redis is started in ``folder``.
-        folder: of the run, claimed by this process.
-        is_resumed: whether Redis holds the keys of this run already.
+        config: as the user asked. Ports may be open; without `replay.url` a Redis is started in ``folder``.
+        folder: the run folder, claimed by this process.
+        is_resumed: whether Redis already holds the keys of this run.
 
     Raises:
         ConfigError: Redis cannot be used.
@@ -75,12 +76,12 @@ def start(config: MeshConfig, folder: Path, *, is_resumed: bool) -> int:
 
 
 async def _run(config: MeshConfig, folder: Path, server: EmbeddedRedis | None) -> int:
-    # Made here because its gRPC channel belongs to the loop that runs when it is made.
+    # LocalRun opens a gRPC channel, which belongs to the event loop that runs at that moment.
     return await LocalRun(config, folder, server).run()
 
 
 def print_findings(config: ScorerConfig) -> None:
-    """Run the checks and show, line by line, what they find."""
+    """Run the checks, and print a line for each finding."""
     for finding in preflight.check(config):
         print(f"  {finding.what:<11}{finding.where} · {finding.result}", flush=True)
         if finding.warning:
@@ -93,28 +94,27 @@ def print_findings(config: ScorerConfig) -> None:
         print(f"warning: {problem}; the services start without {'it' if len(names) == 1 else 'them'}", file=sys.stderr)
 
 
-def free_name(config: MeshConfig, *, should_overwrite: bool) -> None:
-    """See to it that no keys in Redis carry the run's name: clear those of an earlier run on request.
+def free_name(name: str, section: ReplaySection, *, should_overwrite: bool) -> None:
+    """Check that no keys in Redis carry the run's name. On request, clear the keys of an earlier run.
 
     Raises:
-        ConfigError: there are keys of another run, which are not to be replaced, or which goes on.
+        ConfigError: another run of that name has keys, and may not be replaced or still goes on.
     """
-    section = config.replay
     if section.url is None:
         return
     if not should_overwrite:
-        refuse_known_run(section.url, section.timeout_s, config.run.name)
-    elif clear_run(section.url, section.timeout_s, config.run.name):
-        print(f"  {'replay':<11}the keys of an earlier run {config.run.name!r} were cleared", flush=True)
+        refuse_known_run(section.url, section.timeout_s, name)
+    elif clear_run(section.url, section.timeout_s, name):
+        print(f"  {'replay':<11}the keys of an earlier run {name!r} were cleared", flush=True)
 
 
-def check_folder(config: MeshConfig, *, should_overwrite: bool) -> None:
-    """Refuse a run folder that is not ours to use.
+def check_folder(folder: Path, *, should_overwrite: bool) -> None:
+    """Refuse a run folder that this run must not use.
 
     Raises:
-        ConfigError: it is something else, or holds an earlier run that is not to be replaced or still goes on.
+        ConfigError: the folder is no run folder, or holds an earlier run that may not be replaced or still goes on.
     """
-    folder = config.run.folder.resolve()
+    folder = folder.resolve()
     try:
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             return
@@ -134,10 +134,10 @@ def check_folder(config: MeshConfig, *, should_overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def claim_folder(folder: Path) -> Iterator[None]:
-    """Hold the run folder as long as this process uses it; the claim ends with the process, however that ends.
+    """Hold the run folder for the length of the block. The claim ends with the process, however the process ends.
 
     Raises:
-        ConfigError: another process holds it.
+        ConfigError: another process holds the folder.
     """
     lock = os.open(folder / "mesh.yaml", os.O_RDONLY)
     try:
@@ -152,12 +152,12 @@ def claim_folder(folder: Path) -> Iterator[None]:
 
 
 def prepare_folder(config: MeshConfig, *, should_overwrite: bool) -> Path:
-    """Make the run folder. An earlier run is only replaced on request, and only if it is a run folder.
+    """Make the run folder. An earlier run is replaced only on request, and only if the folder is a run folder.
 
     Raises:
-        ConfigError: see `check_folder`; or nothing can be written there.
+        ConfigError: `check_folder` refuses the folder, or nothing can be written in the folder.
     """
-    check_folder(config, should_overwrite=should_overwrite)
+    check_folder(config.run.folder, should_overwrite=should_overwrite)
     folder = config.run.folder.resolve()
     try:
         if folder.exists():
@@ -181,7 +181,7 @@ def _with_redis(config: MeshConfig, url: str) -> MeshConfig:
 
 
 def assign_ports(config: MeshConfig) -> MeshConfig:
-    """Replace port 0 of the servers that others have to find. Rollout workers and the learner register theirs."""
+    """Replace port 0 of the servers that others have to find. Rollout workers and the learner register their ports."""
     servers = ["coordinator"]
     if config.reward.function:
         servers.append("reward")

@@ -1,8 +1,8 @@
-"""What can be known to fail before anything is started: model, prompts, addresses, devices, Redis, user code.
+"""Checks before anything is started: model, prompts, addresses, devices, Redis, the user's code.
 
 Every check raises ConfigError with the place, the value and the fix. All of them together take a few seconds, and as
 long as the user's reward function takes for one sample; a chat template adds the import of transformers, in a process
-of its own. Nothing here imports torch, transformers, vLLM or DeepSpeed. The cheapest come first.
+of its own. Nothing here imports torch, transformers, vLLM or DeepSpeed. The cheapest checks come first.
 """
 
 from __future__ import annotations
@@ -10,21 +10,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from rollmesh.algorithms.config import AlgorithmSection
+from rollmesh.config import ReplaySection
 from rollmesh.replay.connection import check_server, without_password
 from rollmesh.replay.embedded import find_binary
 from services.config import MeshConfig, ScorerConfig
 from services.launcher.address_check import check_addresses
 from services.launcher.deepspeed_check import check_deepspeed
-from services.launcher.device_check import check_device, check_devices
+from services.launcher.device_check import check_device
 from services.launcher.model_check import check_length, check_model, check_reference
 from services.launcher.prompt_check import CheckedPrompts, PromptSource, check_prompts
 from services.launcher.server_check import check_answers
-from services.preflight import check_engine, check_reward_function
+from services.preflight import RewardSection, check_engine, check_reward_function
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that was looked at and found right; ``warning`` says what works and is probably not meant."""
+    """The result of one check that passed. ``warning`` names a setting that works and is probably not meant."""
 
     what: str
     where: str
@@ -33,7 +35,7 @@ class Finding:
 
 
 def check(config: ScorerConfig) -> Iterator[Finding]:
-    """Run all checks; yields what each has found.
+    """Run all checks, and yield a finding for each.
 
     Raises:
         ConfigError: the mesh, or the servers that stand alone, cannot work.
@@ -55,14 +57,16 @@ def _check_scorers(config: ScorerConfig) -> Iterator[Finding]:
 
 def _check_mesh(config: MeshConfig) -> Iterator[Finding]:
     check_deepspeed(config.learner.deepspeed)
-    check_devices(config)
+    check_device("learner.device", config.learner.device)
+    if config.has_reference and config.reference:
+        check_device("reference.device", config.reference.device)
     check_addresses(config)
     trusted = config.model.trust_remote_code
     policy = check_model("model.path", config.model.path, trust_remote_code=trusted, is_trained=True)
     check_length(policy, config.model.max_length)
     check_engine(config.rollout.engine, config.model)
     yield Finding("model", str(config.model.path), policy.architecture)
-    yield _describe_algorithm(config)
+    yield _describe_algorithm(config.algorithm, config.training.max_staleness)
     if config.has_reference and config.reference and config.reference.model_path:
         path = config.reference.model_path
         frozen = check_model("reference.model_path", path, trust_remote_code=trusted)
@@ -76,29 +80,28 @@ def _check_mesh(config: MeshConfig) -> Iterator[Finding]:
     for what, source, checked in zip(("data", "evaluation"), sources, prompts, strict=False):
         warning = config.training.shortfall(checked.num_rows) if what == "data" else ""
         yield Finding(what, str(source.data.path), checked.result, warning)
-    yield _check_replay(config)
-    yield _check_reward(config, prompts[0])
+    yield _check_replay(config.replay)
+    yield _check_reward(config.reward, prompts[0])
 
 
-def _describe_algorithm(config: MeshConfig) -> Finding:
-    section, (correction, anchor) = config.algorithm, config.algorithm.resolve_correction(config.training.max_staleness)
+def _describe_algorithm(section: AlgorithmSection, max_staleness: int) -> Finding:
+    correction, anchor = section.resolve_correction(max_staleness)
     loss = f"{section.loss.type} loss, {section.loss.aggregation.replace('_', ' ')}"
     ratio = f"ratio against the {'behaviour' if anchor == 'behaviour' else 'old'} policy"
     weights = "" if correction == "none" else f", {correction}"
     return Finding("algorithm", section.type, f"{section.advantage.estimator} · {loss} · {ratio}{weights}")
 
 
-def _check_replay(config: MeshConfig) -> Finding:
-    if config.replay.url is None:
+def _check_replay(section: ReplaySection) -> Finding:
+    if section.url is None:
         return Finding("replay", find_binary().name, "starts with the run")
-    check_server(config.replay.url, config.replay.timeout_s)
-    return Finding("replay", without_password(config.replay.url), "reachable, writable, never evicts")
+    check_server(section.url, section.timeout_s)
+    return Finding("replay", without_password(section.url), "reachable, writable, never evicts")
 
 
-def _check_reward(config: MeshConfig, prompts: CheckedPrompts) -> Finding:
-    section = config.reward
+def _check_reward(section: RewardSection, prompts: CheckedPrompts) -> Finding:
     if section.function is None:
         check_answers("reward.address", section.address)
         return Finding("reward", section.address, "answers")
-    result = check_reward_function(config.reward, prompts.first_place, prompts.first_text, prompts.first_label_json)
+    result = check_reward_function(section, prompts.first_place, prompts.first_text, prompts.first_label_json)
     return Finding("reward", str(section.function), result)

@@ -21,10 +21,10 @@ def show(config: ScorerConfig, *, is_json: bool) -> int:
     """Print the status that the coordinator gives.
 
     Raises:
-        ConfigError: the mesh file leaves the port open, and there is no run folder that says which one was taken.
+        ConfigError: the mesh file leaves the port open, and no run folder says which port was taken.
         UnavailableError: the coordinator does not answer.
     """
-    address = find_coordinator(config)
+    address = find_coordinator(config.coordinator.address, config.run.folder)
     try:
         status = asyncio.run(_ask(address))
     except (UnavailableError, DeadlineError) as error:
@@ -36,7 +36,7 @@ def show(config: ScorerConfig, *, is_json: bool) -> int:
 
 
 def _end_of(folder: Path) -> str:
-    """What the run folder says of the end of its run."""
+    """Return what the run folder says about the end of the run."""
     books = read_json(folder / ACCOUNTING)
     if "state" not in books:
         return "the run is over, or was never started"
@@ -44,18 +44,22 @@ def _end_of(folder: Path) -> str:
     return f"the run is over: {books['state']}{reason}"
 
 
-def find_coordinator(config: ScorerConfig) -> str:
-    """The address in the mesh file, or where that leaves the port open, in the file that `rollmesh up` resolved.
+def find_coordinator(address: str, folder: Path) -> str:
+    """Return the coordinator's address with a port.
+
+    Args:
+        address: as the mesh file names the address. Port 0 means: look in the run folder.
+        folder: the run folder, in which `rollmesh up` left the resolved configuration.
 
     Raises:
-        ConfigError: neither names a port.
+        ConfigError: neither the mesh file nor the run folder names a port.
     """
     place = "coordinator.address"
-    if parse_address(config.coordinator.address, place).port:
-        return config.coordinator.address
-    resolved = config.run.folder / "mesh.yaml"
+    if parse_address(address, place).port:
+        return address
+    resolved = folder / "mesh.yaml"
     if not resolved.exists():
-        problem = f"{config.coordinator.address} leaves the port open, and there is no run in {config.run.folder}"
+        problem = f"{address} leaves the port open, and there is no run in {folder}"
         raise ConfigError(place, problem, "start it with `rollmesh up`, or name the coordinator's port")
     address = load_mesh(resolved).coordinator.address
     if not parse_address(address, place).port:
@@ -72,7 +76,7 @@ async def _ask(address: str) -> MeshStatus:
 
 
 def _plain(value: object) -> object:
-    """Dataclasses and enums as JSON."""
+    """Return dataclasses and enums as values that JSON can hold."""
     if isinstance(value, PolicyVersion):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

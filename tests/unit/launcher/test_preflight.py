@@ -255,7 +255,7 @@ def test_an_earlier_run_is_replaced_only_on_request(tree: Tree, tmp_path: Path) 
     folder = prepare_folder(config, should_overwrite=False)
     (folder / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(ConfigError, match="--overwrite"):
-        check_folder(config, should_overwrite=False)
+        check_folder(config.run.folder, should_overwrite=False)
     assert (folder / "metrics.jsonl").exists()
     prepare_folder(config, should_overwrite=True)
     assert not (folder / "metrics.jsonl").exists()
@@ -306,12 +306,12 @@ def test_keys_of_an_earlier_run_of_the_name_are_refused_and_cleared_on_request(
 ) -> None:
     with EmbeddedRedis.start(tmp_path / "redis") as server:
         config = _load(tree, tmp_path, f"replay.url={server.url}")
-        free_name(config, should_overwrite=False)
+        free_name(config.run.name, config.replay, should_overwrite=False)
         client = connect_blocking(server.url, 5.0)
         client.hset(Keys("tiny").meta, "opened", "3")
         with pytest.raises(ConfigError, match=r"run\.name: Redis holds keys rollmesh:\{tiny\}:\* .*--overwrite"):
-            free_name(config, should_overwrite=False)
-        free_name(config, should_overwrite=True)
+            free_name(config.run.name, config.replay, should_overwrite=False)
+        free_name(config.run.name, config.replay, should_overwrite=True)
         assert not client.keys()
         client.close()
     assert "the keys of an earlier run 'tiny' were cleared" in capsys.readouterr().out
