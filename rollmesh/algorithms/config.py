@@ -30,7 +30,7 @@ Estimator = Literal["gae", "reinforce", "reinforce_baseline", "group_norm", "dr_
 MixedVersion = Literal["allow", "same_version", "weight"]
 
 GROUP_ESTIMATORS = ("reinforce_baseline", "group_norm", "dr_grpo", "rloo")
-"""They compare the samples of a prompt with each other and need more than one."""
+"""Estimators that compare the samples of a prompt with each other: they need more than one sample."""
 
 ESTIMATOR_SETTINGS = {
     "gamma": ("gae", "reinforce"),
@@ -38,20 +38,20 @@ ESTIMATOR_SETTINGS = {
     "gae_over": ("gae",),
     "mixed_version": GROUP_ESTIMATORS,
 }
-"""The settings of advantages that some estimators alone look at."""
+"""The settings of the advantage section that have an effect with some estimators only."""
 
 
 class RewardShapingSection(Section):
-    """What happens to a reward before advantages are made of it, in this order."""
+    """Steps between a reward and its advantage, in this order."""
 
     normalize: bool = False
-    """Divide by the running deviation after subtracting the running mean of all rewards seen: for reward models."""
+    """Subtract the running mean of all rewards so far and divide by their running deviation: for reward models."""
     overlong_buffer_tokens: PositiveInt | None = None
-    """DAPO's soft penalty: the last so many of sampling.max_new_tokens cost up to `overlong_penalty`; none is off."""
+    """DAPO's soft penalty: tokens up to sampling.max_new_tokens that cost up to `overlong_penalty`; none is off."""
     overlong_penalty: NonNegativeFloat = 1.0
     stop_properly_coef: Annotated[float, Field(le=1)] | None = None
-    """ProRL's penalty for answers cut at the limit: 0 to 1 multiplies their reward, a negative number replaces it; none
-    is off."""
+    """ProRL's penalty for answers that are cut at the limit: a number from 0 to 1 multiplies their reward, a negative
+    number replaces it; none is off."""
     clip: tuple[float, float] | None = (-10.0, 10.0)
     """Limits of the reward after the group's baseline is subtracted, as OpenRLHF does; none is off."""
 
@@ -61,18 +61,18 @@ class AdvantageSection(Section):
 
     estimator: Estimator = "group_norm"
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Discount per generated token, for gae and reinforce; the group estimators use 1."""
+    """Discount per generated token, for gae and reinforce. The group estimators use 1."""
     gae_lambda: UnitFloat = 1.0
     """λ of generalised advantage estimation."""
     gae_over: Literal["generated", "all"] = "generated"
-    """Steps of GAE: generated tokens alone, so that an environment's answer does not decay credit; or all tokens of the
-    response, as OpenRLHF does. Equal where λ and γ are 1."""
+    """Steps of GAE. `generated`: the generated tokens, so that an environment's answer does not decay credit. `all`:
+    all tokens of the response, as OpenRLHF does. The two agree where λ and γ are 1."""
     whitening: Literal["auto", "none", "center", "full"] = "auto"
-    """Over all generated tokens of the batch, on all ranks: subtract the mean, and with `full` divide by the deviation.
-    `auto` is full for gae, reinforce and reinforce_baseline, none for the others."""
+    """Over all generated tokens of the batch, on all ranks: `center` subtracts the mean, `full` also divides by the
+    deviation. `auto` is full for gae, reinforce and reinforce_baseline, and none for the other estimators."""
     mixed_version: MixedVersion = "allow"
-    """How samples of one group count that began under different policy versions: all alike; only those of the same
-    version are compared; or each weighs 1 / (1 + versions apart)."""
+    """How samples of one group are compared that began under different policy versions. `allow`: all alike.
+    `same_version`: only samples of the same version. `weight`: each with the weight 1 / (1 + versions apart)."""
 
     @property
     def should_whiten(self) -> bool:
@@ -105,20 +105,20 @@ class KLSection(Section):
     """0 runs without a reference service."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
     place: Literal["loss", "reward"] = "loss"
-    """A term of the loss, with gradient; or subtracted from every token's reward, without."""
+    """`loss`: a term of the loss, with gradient. `reward`: subtracted from every token's reward, without gradient."""
     target: PositiveFloat | None = None
-    """Adapt the coefficient towards this divergence; none keeps it."""
+    """The divergence that the coefficient adapts to; none keeps the coefficient."""
     horizon: PositiveInt = 10000
     """Samples over which the coefficient adapts."""
 
 
 class FilterSection(Section):
-    """Which complete groups are trained on; the others are replaced by new prompts."""
+    """The complete groups that the learner trains on. New prompts replace the other groups."""
 
     score_range: tuple[float, float] | None = None
-    """DAPO's dynamic sampling: the mean score of a group must lie strictly between; none keeps all."""
+    """DAPO's dynamic sampling: keep groups whose mean score lies strictly between these two; none keeps all groups."""
     should_drop_zero_variance: bool = False
-    """Drop groups whose samples all have the same reward: they have no gradient under group estimators."""
+    """Drop groups whose samples all have the same reward: such a group has no gradient under group estimators."""
 
     @property
     def is_on(self) -> bool:
@@ -126,7 +126,7 @@ class FilterSection(Section):
 
 
 class AlgorithmSection(Section):
-    """The objective: a preset by name, every part of which may be set."""
+    """The objective: a preset by name. The file may set every part of the preset."""
 
     type: Literal["ppo", "reinforce++", "reinforce++-baseline", "grpo", "dr_grpo", "rloo", "dapo", "gspo", "cispo"] = (
         "grpo"
@@ -137,7 +137,7 @@ class AlgorithmSection(Section):
     loss: LossSection = SurrogateLoss()
     """The policy's loss per token, and how tokens are averaged."""
     correction: CorrectionSection = AutoCorrection()
-    """What is done about tokens that another policy generated than the one in training."""
+    """Correction for tokens that another policy generated than the policy in training."""
     kl: KLSection = KLSection()
     filter: FilterSection = FilterSection()
     entropy_coef: NonNegativeFloat = 0.0
@@ -147,12 +147,12 @@ class AlgorithmSection(Section):
     value_clip: PositiveFloat = 0.5
     """How far the critic's value may move from the one at the start of the batch before its loss stops falling."""
     policy_frozen_steps: NonNegativeInt = 0
-    """With a critic: train it alone for the first so many batches."""
+    """With a critic: number of batches at the start that train the critic alone."""
 
     @model_validator(mode="before")
     @classmethod
     def _apply_preset(cls, given: Any) -> Any:
-        """What the file says, over what the preset says."""
+        """Return the settings of the file over the settings of the preset."""
         if not isinstance(given, dict):
             return given
         name = given.get("type", "grpo")
@@ -191,7 +191,7 @@ class AlgorithmSection(Section):
         return self.kl.coef > 0
 
     def resolve_correction(self, max_staleness: int) -> ResolvedCorrection:
-        """The correction of a run with training.max_staleness ``max_staleness``.
+        """Return the correction of a run with training.max_staleness ``max_staleness``.
 
         The preset grpo gives ("tis", "old") at 0 and ("none", "behaviour") above.
         """
@@ -208,10 +208,10 @@ class AlgorithmSection(Section):
         return ResolvedCorrection("none", "behaviour" if is_asynchronous else "old")
 
     def needs_old_pass(self, max_staleness: int, updates_per_batch: int) -> bool:
-        """Whether the learner computes log-probabilities before the first optimiser step of a batch.
+        """Return whether the learner computes log-probabilities before the first optimiser step of a batch.
 
-        It does where the reward has a KL term, where the correction chooses its tokens once for the batch, and where
-        several optimiser steps move away from the policy that the ratio is taken against.
+        The learner needs them where the reward has a KL term, where the correction chooses its tokens once for the
+        batch, and where several optimiser steps move away from the policy that the ratio is taken against.
         """
         kind, ratio = self.resolve_correction(max_staleness)
         has_kl_in_reward = self.needs_reference and self.kl.place == "reward"
@@ -222,9 +222,10 @@ class AlgorithmSection(Section):
 
 
 def _fit_loss(preset: dict[str, Any], chosen_type: Any) -> dict[str, Any]:
-    """A preset's loss with every setting of the loss that is chosen, which may be another than the preset's.
+    """Return the preset's loss settings, fitted to the loss type that the file chose.
 
-    Of a loss with other settings only the way of averaging carries over: ppo's clip says nothing about cispo's.
+    If the chosen type has other settings than the preset's type, only the way of averaging carries over: the clip of
+    ppo does not fit cispo.
     """
     chosen = LOSSES.get(chosen_type) if isinstance(chosen_type, str) else None
     if chosen is None:
@@ -236,7 +237,7 @@ def _fit_loss(preset: dict[str, Any], chosen_type: Any) -> dict[str, Any]:
 
 
 def _check_estimator(section: AdvantageSection) -> None:
-    """Refuse settings that have no effect with the estimator, unless they say what holds anyway."""
+    """Refuse settings that have no effect with the estimator, unless they have their default value."""
     for name, estimators in ESTIMATOR_SETTINGS.items():
         value = getattr(section, name)
         if section.estimator not in estimators and value != AdvantageSection.model_fields[name].default:

@@ -5,8 +5,8 @@
     rewards [S] ─► running normalisation ─► overlong ─► stop properly ─► group baseline ─► clip
             ─► on each last token, less β·KL on every token [N] ─► GAE or discounted return ─► whitening ─► [N]
 
-Everything is this rank's; the two steps that look at the whole batch are given the sum over ranks. Groups are never
-split over ranks.
+All tensors are those of one rank. The two steps that need the whole batch (normalisation and whitening) get a function
+that sums over ranks. All samples of a group are on one rank.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ class Trajectories:
 
 @dataclass(frozen=True, slots=True)
 class Advantages:
-    """What comes out.
+    """The advantages of a batch, and what they were made from.
 
     Attributes:
         advantages: float32 [N].
-        returns: float32 [N], the critic's targets; without a critic the advantages before whitening.
-        rewards: float64 [S], after normalisation and penalties, before the group's baseline.
+        returns: float32 [N], the critic's targets; without a critic, the advantages before whitening.
+        rewards: float64 [S], the rewards after normalisation and penalties, before the group's baseline.
     """
 
     advantages: Tensor
@@ -68,13 +68,13 @@ class Advantages:
 def shape_rewards(
     batch: Trajectories, settings: RewardShapingSection, max_new_tokens: int, moments: RunningMoments
 ) -> Tensor:
-    """Normalisation and penalties, float64 [S].
+    """Return the rewards after normalisation and penalties, float64 [S].
 
     Args:
         batch: the samples.
-        settings: which of them.
-        max_new_tokens: generated tokens of a sample at most.
-        moments: of all rewards so far, this batch's included; used where ``settings.normalize`` is on.
+        settings: the normalisation and the penalties that apply.
+        max_new_tokens: the limit of generated tokens of a sample.
+        moments: moments of all rewards so far, with this batch's rewards; used where ``settings.normalize`` is on.
     """
     rewards = batch.rewards.double()
     if settings.normalize:
@@ -96,17 +96,17 @@ def estimate_advantages(
     clip: tuple[float, float] | None,
     sum_over_ranks: SumOverRanks = alone,
 ) -> Advantages:
-    """Baseline, clip, token rewards, returns and whitening. Collective where advantages are whitened.
+    """Subtract the baseline, clip, spread rewards over tokens, sum returns, whiten. Collective where it whitens.
 
     Args:
         batch: the samples.
         rewards: float64 [S], from `shape_rewards`.
-        settings: which estimator.
-        clip: limits of the reward after the baseline.
+        settings: the estimator and its settings.
+        clip: limits of the reward after the baseline; None sets none.
         sum_over_ranks: collective.
 
     Raises:
-        ValueError: the estimator needs values and there are none.
+        ValueError: the estimator needs a critic's values, and the batch has none.
     """
     estimator = ESTIMATORS[settings.estimator]
     shaped = estimator.baseline(rewards, Comparison(batch.groups, batch.versions, settings.mixed_version))
@@ -126,13 +126,16 @@ def estimate_advantages(
 
 
 def _token_rewards(batch: Trajectories, rewards: Tensor) -> Tensor:
-    """float64 [N]: each sample's reward on its last token, and what the divergence costs on every one."""
+    """Return each sample's reward on its last token, less the cost of the divergence on every token. float64 [N]."""
     token_rewards = batch.tokens.last(rewards)
     return token_rewards if batch.kl is None else token_rewards - batch.kl.double()
 
 
 def _returns(batch: Trajectories, rewards: Tensor, gamma: float) -> Tensor:
-    """float64 [N]. Where nothing but the end is rewarded and nothing is discounted, it is the sample's reward."""
+    """Return the discounted return of each token, float64 [N].
+
+    Where only the last token is rewarded and γ is 1, the return of every token is the sample's reward.
+    """
     if batch.kl is None and gamma == 1.0:
         return batch.tokens.spread(rewards)
     return batch.tokens.discounted_sums(_token_rewards(batch, rewards), gamma)
@@ -147,7 +150,7 @@ def _bootstrapped(rewards: Tensor, values: Tensor, batch: Trajectories, settings
 
 
 def _spans(batch: Trajectories) -> Tensor:
-    """int64 [S], from the first to the last generated token; 0 where there is none."""
+    """Return the number of tokens from the first to the last generated token, int64 [S]; 0 where none is generated."""
     tokens, filled = batch.tokens, ~batch.tokens.is_empty
     spans = tokens.lengths.clone()
     first, last = (tokens.ends - tokens.lengths)[filled], (tokens.ends - 1)[filled]

@@ -1,12 +1,12 @@
-"""One home for models: what the learner, the critic and the reference do alike with a Hugging Face model. Uses torch.
+"""Hugging Face models for the learner, the critic and the reference. Uses torch.
 
 ===========  ==================================================================================
-`loading`    a local folder to a model, with everything random in it off
-`attention`  the implementation of attention that is right for a model
-`rows`       how sequences share a forward pass
-`probe`      tries on the loaded model which of these ways are right
-`wanted`     a causal language model whose logits are computed at the wanted positions alone
-`logprobs`   logits to log-probabilities and entropies
+`loading`    loads a model from a local folder, with dropout and noise off
+`attention`  chooses the implementation of attention that is right for a model
+`rows`       places sequences in the rectangle of a forward pass
+`probe`      tries on the loaded model which placements and attentions are right
+`wanted`     runs a causal language model with logits at the wanted positions alone
+`logprobs`   computes log-probabilities and entropies from logits
 `values`     a backbone with a value head
 ===========  ==================================================================================
 """

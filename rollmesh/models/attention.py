@@ -1,10 +1,10 @@
-"""Which attention implementation is right for a model.
+"""The choice of the attention implementation that is right for a model.
 
-The engine computes attention as the model defines it. Here an implementation may leave something out without a word:
-`sdpa` of transformers ignores the soft cap of Gemma 2, `flex_attention` needs a compiler, and attention sinks are an
-extra term of the softmax. So a name is believed only as far as its function takes the soft cap, and what a short
-sequence shows is compared with the model's own `eager` attention once the model is loaded (`probe`). Sliding windows
-are longer than a short sequence; all implementations get them from the same masks of transformers.
+The engine computes attention as the model defines it. An implementation of transformers may leave a part out without an
+error: `sdpa` ignores the soft cap of Gemma 2, `flex_attention` needs a compiler, and attention sinks are an extra term
+of the softmax. So an implementation is chosen only if its function takes the model's soft cap. Once the model is
+loaded, its outputs on a short sequence are compared with those of its own `eager` attention (`probe`). A short sequence
+does not reach a sliding window; all implementations get the windows from the same masks of transformers.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ EAGER = "eager"
 
 
 def choose_attention(config: Any, wanted: str, dtype: str, device: torch.device, place: str) -> str | None:
-    """The implementation to load a model with.
+    """Return the implementation to load a model with.
 
     Args:
-        config: of the model, from transformers.
+        config: transformers' configuration of the model.
         wanted: the user's choice, or "auto".
-        dtype: of the parameters, by name.
-        device: where the model computes.
+        dtype: the name of the parameters' dtype.
+        device: the device that the model computes on.
         place: the configuration path of the user's choice, for errors.
 
     Returns:
         transformers' attn_implementation; None leaves the choice to transformers, which takes `sdpa` where the
-        architecture supports that and `eager` elsewhere.
+        architecture supports `sdpa`, and else `eager`.
 
     Raises:
         ConfigError: the user's choice ignores the model's soft cap.
@@ -56,7 +56,10 @@ def choose_attention(config: Any, wanted: str, dtype: str, device: torch.device,
 
 
 def _takes_soft_cap(implementation: str) -> bool:
-    """True for names that transformers does not know: they are kernels for its flash attention, which takes it."""
+    """Return whether an implementation takes a soft cap.
+
+    Names that transformers does not know are kernels for its flash attention, which takes a soft cap.
+    """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     if implementation == EAGER or implementation not in ALL_ATTENTION_FUNCTIONS:
@@ -75,7 +78,7 @@ def _flash_attention_takes_soft_cap() -> bool:
 
 
 def implementation_of(model: Any) -> str:
-    """The implementation that a loaded model computes with."""
+    """Return the implementation that a loaded model computes with."""
     return str(getattr(model.config.get_text_config(), "_attn_implementation", None) or EAGER)
 
 
@@ -84,7 +87,8 @@ def eager_attention(model: Any) -> Iterator[bool]:
     """Let a model compute with its own `eager` attention while the context lasts.
 
     Yields:
-        Whether it does: architectures of the older kind fix their attention when they are built.
+        Whether the model computes with `eager`. Architectures of the older kind fix their attention when they are
+        built.
     """
     from transformers.utils import logging
 
@@ -99,27 +103,27 @@ def eager_attention(model: Any) -> Iterator[bool]:
 
 
 def name_of(model: Any) -> str:
-    """How the log calls a loaded model: "gemma2 with eager attention"."""
+    """Return the name of a loaded model for the log: "gemma2 with eager attention"."""
     return f"{model.config.model_type} with {implementation_of(model)} attention"
 
 
 def settle_attention(
     model: Any, make_probe: Callable[[], ModelProbe], wanted: str, place: str, should_log: bool = True
 ) -> ModelProbe:
-    """Compare a loaded model's attention with `eager`, which is taken where they differ. Collective.
+    """Compare a loaded model's attention with `eager`, and switch to `eager` where the two differ. Collective.
 
     Args:
-        model: as `choose_attention` had it loaded.
-        make_probe: examines the model as it is then.
+        model: the model, loaded with the choice of `choose_attention`.
+        make_probe: makes a probe of the model as it is at that moment.
         wanted: the user's choice, or "auto".
         place: the configuration path of the user's choice, for errors.
-        should_log: say it where another attention is taken; on one rank only.
+        should_log: log a switch to `eager`; on one rank only.
 
     Returns:
         The probe of the model as it computes from now on.
 
     Raises:
-        ConfigError: the user's choice is not what the model computes.
+        ConfigError: the user's choice changes the model's outputs.
     """
     probe, used = make_probe(), implementation_of(model)
     if used == EAGER:

@@ -1,4 +1,4 @@
-"""Loading models from local folders. Nothing is downloaded."""
+"""Load models from local folders. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rollmesh.models.attention import choose_attention
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A model folder, and how to load the model in it.
+    """A model folder and the options for loading its model.
 
     Attributes:
         path: the folder.
-        dtype: of the parameters: "float32", "bfloat16", "float16", or "auto" for the dtype of the checkpoint.
+        dtype: the parameters' dtype: "float32", "bfloat16", "float16", or "auto" for the dtype of the checkpoint.
         attention: transformers' attn_implementation, or "auto".
-        device: where the model is going to compute; it is loaded into main memory.
-        trust_remote_code: run Python code that lies in the folder.
+        device: the device that the model will compute on; loading puts the model into main memory.
+        trust_remote_code: whether Python code in the folder may run.
         place: the configuration path that named the folder, for errors.
         attention_place: the configuration path that named the attention.
     """
@@ -40,7 +40,7 @@ def load_causal_lm(source: ModelSource) -> Any:
     """Load a causal language model; see `load_pretrained`.
 
     Raises:
-        ConfigError: the same, or the model names no output layer, in front of which hidden states are left out.
+        ConfigError: the model cannot be loaded, or it names no output layer, which `WantedLogits` needs.
     """
     from transformers import AutoModelForCausalLM
 
@@ -54,11 +54,11 @@ def load_causal_lm(source: ModelSource) -> Any:
 def load_pretrained(auto_class: Any, source: ModelSource) -> Any:
     """Load a model with every dropout and the routers' noise off.
 
-    Dropout and noise would make the policy that trains another than the policy that was sampled.
+    With dropout or noise, the policy in training would differ from the policy that generated the samples.
 
     Args:
-        auto_class: of transformers.
-        source: the folder.
+        auto_class: an auto class of transformers.
+        source: the folder and the options.
 
     Raises:
         ConfigError: the model cannot be loaded, or the folder lacks some of the model's weights.
@@ -96,6 +96,6 @@ def turn_randomness_off(config: Any) -> None:
 
 
 def describe(error: BaseException) -> str:
-    """The type of an error and the first line of its message."""
+    """Return the type of an error and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else 'no details'}"

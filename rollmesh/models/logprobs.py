@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 MAX_CHUNK_ELEMENTS = 2**26
-"""Logits that are in float32 at one time: 256 MiB."""
+"""Logits that are held in float32 at the same time: 256 MiB."""
 MIN_LOG_SOFTMAX = -200.0
-"""Below -104 the exponential is 0 in float32."""
+"""Lower limit of the log-softmax in entropies. The exponential is 0 in float32 already below -104."""
 
 
 def token_logprobs(
     logits: Tensor, targets: Tensor, temperature: float, max_chunk_elements: int = MAX_CHUNK_ELEMENTS
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target under ``softmax(logits / temperature)``, and the entropy of that distribution.
+    """Return each target's log-probability under ``softmax(logits / temperature)``, and that distribution's entropy.
 
-    Computed in float32 whatever the dtype of the logits, in chunks of tokens; the backward pass computes the softmax
-    again instead of keeping it, and the entropy's part of the gradient only where something asks for it.
+    The computation is in float32 for every dtype of the logits, in chunks of tokens. The backward pass computes the
+    softmax again instead of keeping it, and computes the entropies' gradient only where the loss depends on them.
 
     Args:
         logits: [N, V].
@@ -29,6 +29,13 @@ def token_logprobs(
 
     Returns:
         Log-probabilities float32 [N] and entropies float32 [N], both differentiable.
+
+    Example: a vocabulary of two tokens with the logits 0 and log 3 has the probabilities 1/4 and 3/4. The second token
+    has the log-probability log(3/4) = -0.2877, and the entropy is -1/4 log(1/4) - 3/4 log(3/4) = 0.5623.
+
+        >>> logits = torch.tensor([[1.0, 3.0]]).log()
+        >>> token_logprobs(logits, torch.tensor([1]), temperature=1.0)
+        (tensor([-0.2877]), tensor([0.5623]))
     """
     logprobs: Tensor
     entropies: Tensor
@@ -41,7 +48,7 @@ def token_logprobs(
 def target_logprobs(
     logits: Tensor, targets: Tensor, temperatures: Tensor, max_chunk_elements: int = MAX_CHUNK_ELEMENTS
 ) -> Tensor:
-    """Log-probabilities alone, each at a temperature of its own: half the work where nothing is trained.
+    """Return each target's log-probability at the target's own temperature; half the work of `token_logprobs`.
 
     Args:
         logits: [N, V].
@@ -78,11 +85,11 @@ class _TokenLogprobs(torch.autograd.Function):
             normalisers[part] = normaliser
             logprobs[part] = scaled.gather(-1, targets[part, None]).squeeze(-1) - normaliser
             log_softmax = scaled - normaliser[:, None]
-            # A token that is masked out of the vocabulary would give 0 · (-inf) = NaN.
+            # A token with the logit -inf would give 0 · (-inf) = NaN.
             entropies[part] = -(torch.exp(log_softmax) * log_softmax.clamp(min=MIN_LOG_SOFTMAX)).sum(-1)
         ctx.save_for_backward(logits, targets, normalisers, entropies)
         ctx.temperature, ctx.chunk = temperature, chunk
-        ctx.set_materialize_grads(False)  # None instead of zeros where nothing depends on the entropies
+        ctx.set_materialize_grads(False)  # None instead of zeros where the loss does not depend on the entropies
         return logprobs, entropies
 
     @staticmethod

@@ -1,16 +1,16 @@
-"""Finds out on a loaded model how sequences may share a forward pass, and whether its attention is the right one.
+"""A probe of a loaded model: how sequences may share a forward pass, and whether the model's attention is right.
 
-Whether an architecture keeps packed sequences apart is seen in what it computes and nowhere else. Three short random
-sequences A, B, C are run alone and together:
+Only the outputs of an architecture show whether it keeps packed sequences apart. The probe runs three short random
+sequences A, B, C alone and together, and measures:
 
-* ``difference``: the largest change of an output from alone to together. It has to be rounding.
-* ``disturbance``: the largest change of B's outputs when the tokens of A, in front of B in its row, become others. Both
-  passes have the same shape, so a model that keeps A from B repeats its sums: dense ones change by exactly 0, whatever
-  the dtype, and a leak shows that is far below the rounding of ``difference``.
+* ``difference``: the largest change of an output from alone to together. It must be as small as rounding.
+* ``disturbance``: the largest change of B's outputs when the tokens of A, in front of B in its row, are replaced. Both
+  passes have the same shape, so a model that keeps A from B repeats its sums. Dense models change by exactly 0 in every
+  dtype, so that ``disturbance`` shows leaks far below the rounding in ``difference``.
 
-Both are compared with what a full leak does, positions running on from A to B: an untrained model, whose outputs hardly
-depend on the tokens before, is held to a smaller bound, and where A does not matter at all nothing is concluded.
-Nothing is trained, and the random generators are left as they were.
+Both are compared with a full leak, in which the positions continue from A to B. So the bounds are smaller for an
+untrained model, whose outputs hardly depend on earlier tokens. Where A does not change B even in a full leak, the probe
+concludes nothing. The probe trains nothing and leaves the random generators as they were.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from rollmesh.types import Int32Array
 _logger = logging.getLogger(__name__)
 
 Forward = Callable[[Rectangle, Tensor, Tensor], Tensor]
-"""A rectangle, predictors int64 [N] and targets int64 [N], all on the CPU, to outputs float32 [N] on the CPU: the
-log-probabilities of a policy, the values of a critic. Without gradient; collective where weights are partitioned."""
+"""Takes a rectangle, predictors int64 [N] and targets int64 [N]; returns outputs float32 [N]: a policy's
+log-probabilities or a critic's values. All on the CPU, without gradient; collective where weights are partitioned."""
 Maximum = Callable[[Sequence[float]], list[float]]
-"""Element-wise maximum over all ranks, so that they decide alike."""
+"""Returns the element-wise maximum over all ranks, so that all ranks decide alike."""
 
 LENGTHS = (5, 7, 4)
 """Tokens of A, B and C: short, because a leak is strongest beside the boundary."""
@@ -47,15 +47,15 @@ _LAYOUTS: dict[Batching, Layout] = {
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What counts as rounding, by dtype; `docs/models.md` has the measurements.
+    """The bounds of rounding for one dtype; `docs/models.md` has the measurements.
 
     In half precision the bounds of ``difference`` are wide, because rounding grows through the layers and another order
-    of sums may send a token to another expert. A leak is found by ``disturbance``, which has no rounding in it.
+    of sums may send a token to another expert. ``disturbance`` has no rounding in it and finds the leaks.
 
     Attributes:
-        of_outputs: of ``difference``, as a share of the largest output.
-        of_leak: of ``difference``, as a share of what a full leak changes.
-        of_disturbance: of ``disturbance``, as a share of what it is in a full leak.
+        of_outputs: bound of ``difference``, as a share of the largest output.
+        of_leak: bound of ``difference``, as a share of the ``difference`` in a full leak.
+        of_disturbance: bound of ``disturbance``, as a share of the ``disturbance`` in a full leak.
     """
 
     of_outputs: float
@@ -69,7 +69,7 @@ BOUNDS = {
     "bfloat16": Bounds(5e-2, 0.3, 2e-3),
 }
 _RESOLUTION = 1e-6
-"""Of outputs in float32, as a share of the largest: below it nothing is seen."""
+"""Resolution of outputs in float32, as a share of the largest output: smaller changes do not show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +82,14 @@ class BatchingTrial:
 
 
 class ModelProbe:
-    """One model under examination. Its forward passes are short: 5 to begin with, 2 for each way of batching.
+    """The probe of one model. It runs 5 short forward passes when it is made, and 2 for each way of batching.
 
     Args:
-        name: of the model, for the log.
-        forward: the model.
-        vocabulary: token ids lie below it.
-        dtype: of the parameters, by name.
-        maximum: over the ranks, which all examine the model together.
+        name: the model's name for the log.
+        forward: runs the model.
+        vocabulary: token ids lie below this number.
+        dtype: the name of the parameters' dtype.
+        maximum: the maximum over the ranks, which examine the model together.
     """
 
     def __init__(self, name: str, forward: Forward, vocabulary: int, dtype: str, maximum: Maximum) -> None:
@@ -107,7 +107,7 @@ class ModelProbe:
 
     @property
     def can_see_leaks(self) -> bool:
-        """Whether A matters to B at all where nothing keeps them apart."""
+        """Whether A changes B's outputs in a full leak."""
         return self._sensitivity > self._floor
 
     @property
@@ -127,7 +127,7 @@ class ModelProbe:
         return BatchingTrial(difference, disturbance, is_right and (self.can_see_leaks or not batching.is_packed))
 
     def _compare(self, batching: Batching) -> tuple[float, float]:
-        """Difference and disturbance; infinite where the model does not take the boundaries."""
+        """Return difference and disturbance; both are infinite where the model does not take the boundaries."""
         layout, disturbance = _LAYOUTS[batching], 0.0
         try:
             together = self._run(self._sequences, layout, batching)
@@ -141,14 +141,14 @@ class ModelProbe:
         return _largest(together, self._alone), disturbance
 
     def change_since(self) -> float:
-        """How much B's outputs have changed since the probe was made, by what was set on the model. Collective."""
+        """Return the change of B's outputs since the probe was made, when the model's settings changed. Collective."""
         return self._maximum([_largest([self._run_alone(1)], self._alone[1:2])])[0]
 
     def _run_alone(self, index: int) -> Tensor:
         return self._run(self._sequences, ((index,),), Batching.SINGLE)[0]
 
     def _measure_leak(self) -> tuple[float, float, float]:
-        """The largest output; how B changes when it sees A; how B then changes when A becomes another."""
+        """Return the largest output, and the difference and the disturbance of B in a full leak."""
         seeing, seeing_other = (
             self._run(sequences, ((0, 1),), Batching.PACKED, are_joined=True)[1]
             for sequences in (self._sequences, self._others)
@@ -161,7 +161,7 @@ class ModelProbe:
     def _run(
         self, sequences: Sequence[Int32Array], layout: Layout, batching: Batching, are_joined: bool = False
     ) -> list[Tensor]:
-        """The outputs of each sequence of the layout, at all but its last token."""
+        """Return the outputs of each sequence of the layout, at all tokens but the last."""
         rectangle = lay_out(sequences, layout, batching)
         if are_joined:
             rectangle.position_ids.copy_(torch.arange(rectangle.position_ids.shape[1]))
@@ -171,13 +171,13 @@ class ModelProbe:
         )
         targets = rectangle.input_ids.flatten()[predictors + 1]
         devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-        with torch.random.fork_rng(devices):  # what is drawn here, by code in a model folder, is not missing later
+        with torch.random.fork_rng(devices):  # code in a model folder may draw here
             outputs = self._forward(rectangle, predictors, targets)
         return list(torch.split(outputs, counts))
 
 
 def ways_of_batching(attentions: Sequence[str], may_pack: bool) -> list[Batching]:
-    """What there is to try, the cheapest first.
+    """Return the ways of batching to try, the cheapest first.
 
     Args:
         attentions: the implementations that the models compute with.
@@ -191,12 +191,12 @@ def ways_of_batching(attentions: Sequence[str], may_pack: bool) -> list[Batching
 
 
 def choose_batching(probes: Sequence[ModelProbe], candidates: Sequence[Batching], should_log: bool = True) -> Batching:
-    """The first way of batching that is right for all models; one sequence a pass where none is. Collective.
+    """Return the first way of batching that is right for all models, or `SINGLE` if none is. Collective.
 
     Args:
-        probes: of the models that read the same rectangles.
-        candidates: the cheapest first.
-        should_log: say what was found, in one sentence for each model; on one rank only.
+        probes: the probes of the models that read the same rectangles.
+        candidates: the ways to try, the cheapest first.
+        should_log: log the choice, in one sentence for each model; on one rank only.
     """
     tried: list[tuple[Batching, list[BatchingTrial]]] = []
     choice = Batching.SINGLE
@@ -228,6 +228,6 @@ def _log(probe: ModelProbe, choice: Batching, tried: Sequence[tuple[Batching, Ba
 
 
 def _largest(outputs: Sequence[Tensor], others: Sequence[Tensor]) -> float:
-    """The largest absolute difference; infinite where one is not a number."""
+    """Return the largest absolute difference; infinite where a difference is not a number."""
     worst = max(float((a - b).abs().max()) for a, b in zip(outputs, others, strict=True))
     return math.inf if math.isnan(worst) else worst

@@ -1,4 +1,4 @@
-"""How sequences of many lengths lie in the rectangle of tokens that one forward pass reads.
+"""The placement of sequences of many lengths in the rectangle of tokens that one forward pass reads.
 
 ::
 
@@ -12,13 +12,14 @@
                                [c · · ·]                0 1 2 3
     single                     [a a a a], [b b], [c]: three passes
 
-`position_ids` restart at 0 with every sequence, and that keeps sequences in a row apart wherever layers follow them:
+`position_ids` restart at 0 with every sequence. This keeps the sequences of a row apart in layers that follow the
+positions:
 transformers derives a block-diagonal causal mask from them where no attention mask and no cache are given, and flash
-attention derives its sequence lengths. Layers that read the row as one stream (linear attention, state spaces,
-convolutions) do not follow them: `probe` finds out.
+attention derives its sequence lengths from them. Layers that read the row as one stream (linear attention, state
+spaces, convolutions) do not follow them; `probe` finds that out.
 
-The cells after the last sequence of a row go on with its positions. No token sees a later one, so nobody sees them and
-no attention mask is needed.
+The cells after the last sequence of a row continue the positions of that sequence. No token sees a later token, so no
+token of a sequence sees these cells, and no attention mask is needed.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ class Batching(StrEnum):
 
     PACKED = "packed"
     PACKED_IN_ONE_ROW = "packed in one row"
-    """For flash attention, which takes packed sequences in batches of one row only, and skips what the mask forbids."""
+    """For flash attention, which takes packed sequences in batches of one row only, and skips forbidden cells."""
     PACKED_WITH_BOUNDARIES = "packed in one row, with boundaries"
-    """The model is told where sequences begin (`Boundaries`)."""
+    """The model also gets the places where sequences begin (`Boundaries`)."""
     PADDED = "padded"
     SINGLE = "single"
 
@@ -69,6 +70,12 @@ class Boundaries:
         cu_seq_lens: int32 [S + 1], 0 and then the end of each sequence: lengths 4, 2, 1 give 0, 4, 6, 7.
         seq_idx: int32 [1, L], the number of each token's sequence: 0 0 0 0 1 1 2.
         max_length: tokens of the longest sequence.
+
+    Example:
+
+        >>> found = Boundaries.of_lengths([4, 2, 1])
+        >>> found.cu_seq_lens.tolist(), found.seq_idx.tolist(), found.max_length
+        ([0, 4, 6, 7], [[0, 0, 0, 0, 1, 1, 2]], 4)
     """
 
     cu_seq_lens: Tensor
@@ -89,7 +96,7 @@ class Boundaries:
         return Boundaries(self.cu_seq_lens.to(device), self.seq_idx.to(device), self.max_length)
 
     def arguments(self) -> dict[str, Any]:
-        """By the names that forward passes of transformers know."""
+        """Return the boundaries under the argument names that forward passes of transformers have."""
         return {
             "cu_seq_lens_q": self.cu_seq_lens,
             "cu_seq_lens_k": self.cu_seq_lens,
@@ -100,9 +107,9 @@ class Boundaries:
 
 
 class AcceptedInputs:
-    """What a model's forward pass takes beside the token ids, by name or with ``**kwargs``.
+    """The arguments beside the token ids that a model's forward pass takes, by name or with ``**kwargs``.
 
-    A model that is not told the positions does not keep packed sequences apart; the probe finds that out.
+    A model that takes no positions does not keep packed sequences apart; the probe finds that out.
     """
 
     def __init__(self, model: Any) -> None:
@@ -111,7 +118,7 @@ class AcceptedInputs:
         self._takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
 
     def __call__(self, position_ids: Tensor, boundaries: Boundaries | None) -> dict[str, Any]:
-        """The arguments, by name."""
+        """Return the arguments that the model takes, by name."""
         known: dict[str, Any] = {"position_ids": position_ids}
         if boundaries is not None:
             known.update(boundaries.arguments())
@@ -125,8 +132,8 @@ class Rectangle:
     Attributes:
         input_ids: int64 [rows, L].
         position_ids: int64 [rows, L], restarting at every sequence.
-        boundaries: of its only row; None where the model is not told.
-        starts: for each sequence, in the order of the layout, the flat index of its first token.
+        boundaries: the boundaries of the only row; None where the model does not get them.
+        starts: the flat index of each sequence's first token, in the order of the layout.
     """
 
     input_ids: Tensor
@@ -139,9 +146,9 @@ def lay_out(sequences: Sequence[Int32Array], layout: Layout, batching: Batching)
     """Place sequences in their rows, on the CPU.
 
     Args:
-        sequences: token ids int32 [T] of each; the layout's are taken.
-        layout: which sequences, in which rows; one row where ``batching`` says so.
-        batching: whether the model is told the boundaries.
+        sequences: token ids int32 [T] of each sequence; the layout chooses among them.
+        layout: the sequences of each row; a single row for the one-row ways of batching.
+        batching: decides whether the rectangle has boundaries.
     """
     row_length = max(_length(sequences, row) for row in layout)
     input_ids = np.zeros((len(layout), row_length), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Value models: the backbone of a language model with a head that gives one number for each hidden state."""
+"""Value models: the backbone of a language model, and a head that gives one number for each hidden state."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _REWARD_MODEL_SUFFIXES = ("ForSequenceClassification", "ForTokenClassification",
 
 
 class ValueHead(nn.Linear):
-    """One number for each hidden state, in float32 whatever the dtype of the weights: values differ by little."""
+    """A head that gives one number for each hidden state. It computes in float32, because values differ by little."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__(hidden_size, 1, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[N, H] to float32 [N]."""
+        """Return float32 [N] from hidden states [N, H]."""
         return functional.linear(hidden.float(), self.weight.float()).squeeze(-1)
 
 
 class ValueModel(nn.Module):
-    """Values at the predicting positions.
+    """A model that gives values at the predicting positions.
 
     Args:
         backbone: a model that gives `last_hidden_state`.
@@ -54,13 +54,13 @@ class ValueModel(nn.Module):
         _targets: Tensor,
         boundaries: Boundaries | None = None,
     ) -> tuple[Tensor]:
-        """Values float32 [N], differentiable.
+        """Return values float32 [N], differentiable.
 
         Args:
             input_ids: int64 [rows, L].
             position_ids: int64 [rows, L], restarting with every packed sequence.
             predictors: int64 [N], flat index of the position that predicts each generated token.
-            boundaries: of the sequences in the only row; None does not tell them.
+            boundaries: the boundaries of the sequences in the only row; None leaves them out.
         """
         more = self._accepted(position_ids, boundaries)
         output = self.backbone(input_ids=input_ids, use_cache=False, **more)
@@ -68,11 +68,11 @@ class ValueModel(nn.Module):
 
 
 def load_value_model(source: ModelSource, seed: int) -> ValueModel:
-    """Load the backbone, and the head of a reward model or a fresh one.
+    """Load the backbone, and a reward model's head or a new head.
 
     Args:
-        source: the folder of a reward model, whose head is kept, or of a causal language model, which gets a new one.
-        seed: draws the weights of a new head.
+        source: the folder of a reward model, whose head is kept, or of a causal language model, which gets a new head.
+        seed: seed of the weights of a new head.
 
     Raises:
         ConfigError: there is no such folder, it lacks weights, or its head does not give one number.
@@ -88,7 +88,7 @@ def load_value_model(source: ModelSource, seed: int) -> ValueModel:
     stored = _stored_head(source, backbone.config)
     with torch.no_grad():
         if stored is None:
-            # The same on every rank, whatever else has drawn; the scale is that of OpenRLHF.
+            # A generator of its own gives every rank the same weights; the scale is that of OpenRLHF.
             head.weight.normal_(0.0, 1 / (hidden_size + 1), generator=torch.Generator().manual_seed(seed))
         elif stored.shape == head.weight.shape:
             head.weight.copy_(stored)
@@ -99,9 +99,9 @@ def load_value_model(source: ModelSource, seed: int) -> ValueModel:
 
 
 def _stored_head(source: ModelSource, config: Any) -> Tensor | None:
-    """The weight of a reward model's head; None for a causal language model.
+    """Return the weight of a reward model's head; None for a causal language model.
 
-    Its name is "score" as in transformers, or what the folder's config.json calls `value_head_prefix`.
+    The head's name is "score" as in transformers, or the `value_head_prefix` of the folder's config.json.
     """
     name = f"{getattr(config, 'value_head_prefix', 'score')}.weight"
     for file in sorted(source.path.glob("*.safetensors")):

@@ -1,8 +1,8 @@
 """Logits of a causal language model at the wanted positions alone.
 
 Prompts and environment tokens are often most of a batch, and the logits are the largest tensor of a pass. A hook in
-front of the output layer keeps the hidden states of the wanted positions and drops the others; the model's own forward
-goes on from there, so whatever the model does to its logits (scaling, capping) is done here as well.
+front of the output layer keeps the hidden states of the wanted positions and drops the others. The model's own forward
+pass continues from there, so that scaling and capping of the logits stay as the model defines them.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 
 class WantedLogits:
-    """Runs a causal language model whose output layer sees the wanted positions alone.
+    """A causal language model whose output layer sees the wanted positions alone.
 
-    It is no module, so that whoever holds it decides which module owns the model.
+    The class is no torch module, so that its owner decides which module holds the model.
 
     Args:
         causal_lm: a model with output embeddings; a hook stays on them.
@@ -31,7 +31,7 @@ class WantedLogits:
 
         Args:
             wanted: int64 [N], flat indices into ``rows × L``.
-            inputs: the model's own: ``input_ids`` int64 [rows, L], ``position_ids``, and so on.
+            inputs: the model's arguments: ``input_ids`` int64 [rows, L], ``position_ids``, and so on.
 
         Returns:
             The model's output; its ``logits`` are [1, N, V].
@@ -43,7 +43,7 @@ class WantedLogits:
             self._wanted = None
 
     def _select(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """[rows, L, H] to [1, N, H]; everything where the model is called by somebody else."""
+        """Return [1, N, H] from [rows, L, H]; the inputs unchanged where another caller runs the model."""
         if self._wanted is None:
             return inputs
         return (inputs[0].flatten(0, 1)[self._wanted][None], *inputs[1:])

@@ -1,0 +1,17 @@
+"""The worked examples in the docstrings."""
+
+from __future__ import annotations
+
+import doctest
+from types import ModuleType
+
+import pytest
+
+from rollmesh.models import logprobs, rows
+
+
+@pytest.mark.parametrize("module", [logprobs, rows])
+def test_the_worked_examples_of_a_module_are_right(module: ModuleType) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted > 0
+    assert found.failed == 0
