@@ -19,6 +19,7 @@ from rollmesh.config import validate
 from rollmesh.data.datasets import open_dataset
 from rollmesh.replay.batches import Batch, BatchQueue
 from rollmesh.replay.connection import connect, connect_blocking
+from rollmesh.replay.keys import Keys
 from rollmesh.replay.ledger import CommitOutcome, Ledger
 from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.rpc.lease_stream import LeaseStream
@@ -47,7 +48,7 @@ from services.coordinator.coordinator import Coordinator
 from services.coordinator.main import build
 from services.coordinator.prompts import EVAL, TRAIN, HeldOut
 from services.coordinator.servicer import CoordinatorServicer
-from services.coordinator.watch import ASLEEP_S, Watch
+from services.coordinator.watch import ASLEEP_S, CLOCK_S, Watch
 from tests.fakes.rollout import FakeRollout
 
 PLAN = WeightPlan((TensorSpec("weight", "float32", (4,)),), (0,), b"\x22" * 32)
@@ -182,6 +183,22 @@ class Mesh:
         assert batch is not None
         await asyncio.to_thread(self.queue.mark_trained, step)
         return batch
+
+    async def pass_time(self, seconds: float) -> None:
+        """Move the coordinator's clock on, in steps that are too short for a sleep, with a tick of the watch at each.
+
+        Leases of the ledger are on the clock of Redis: see `age`.
+        """
+        end_s = self.nap.seconds + seconds
+        while self.nap.seconds < end_s:
+            self.nap.seconds = min(end_s, self.nap.seconds + CLOCK_S)
+            await self.watch.tick()
+
+    async def age(self, seconds: float, *leases: Lease) -> None:
+        """Move the deadlines of leases ``seconds`` nearer, as if so much time had passed in Redis."""
+        deadlines = Keys(self.config.run.name).deadlines
+        for lease in leases:
+            await self.ledger._redis.zadd(deadlines, {lease.group_id: -1000 * seconds}, xx=True, incr=True)
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Wait for something that the coordinator does by itself; fails the test if it does not."""

@@ -30,7 +30,7 @@ def test_a_silent_worker_is_dropped_and_its_groups_go_to_others(with_worker: Cal
         async with asyncio.timeout(30):
             while mesh.coordinator.members.get("rollout-0") is not None:
                 await asyncio.gather(mesh.learner.heartbeat(), other.client.heartbeat())
-                await asyncio.sleep(0.1)
+                await mesh.pass_time(0.5)
             leases = await other.take(2)
         assert [lease.group_id for lease in leases] == [lease.group_id for lease in held]
         with pytest.raises(UnknownMemberError):
@@ -48,7 +48,7 @@ def test_a_silent_learner_fails_the_run(with_worker: Callable[..., None]) -> Non
         async with asyncio.timeout(30):
             while not mesh.coordinator.run.state.is_over:
                 await worker.client.heartbeat()
-                await asyncio.sleep(0.1)
+                await mesh.pass_time(0.5)
         assert (await worker.client.heartbeat()).failure == "learner was silent for more than 3 s"
 
     with_worker(body, coordinator={"member_timeout_s": 3.0})
@@ -99,8 +99,7 @@ def test_silent_members_are_dropped_although_redis_is_away(with_worker: Callable
 
     async def body(mesh: Mesh, worker: Worker) -> None:
         mesh.ledger.expire_leases = mesh.ledger.revoke_member = refuse  # type: ignore[method-assign]
-        await asyncio.sleep(3.1)
-        await mesh.watch.tick()
+        await mesh.pass_time(3.1)
         assert mesh.coordinator.run.failure == "learner was silent for more than 3 s"
 
     with_worker(body, coordinator={"member_timeout_s": 3.0})
@@ -144,7 +143,8 @@ def test_a_run_that_stands_still_says_who_waits_for_whom_and_then_fails(with_wor
         await mesh.publish(0)
         await worker.take(2)
         async with asyncio.timeout(30):
-            await mesh.coordinator.run.over.wait()
+            while not mesh.coordinator.run.state.is_over:
+                await mesh.pass_time(0.5)
         failure = (await mesh.learner.heartbeat()).failure
         assert "the learner waits for 2 groups that are leased to rollout-0" in failure
         assert failure.startswith("nothing has moved for")

@@ -161,6 +161,7 @@ def test_an_expired_lease_is_given_again_first_and_the_old_holder_is_fenced(with
         await mesh.publish(0)
         old, other = await worker.take(2)
         await mesh.commit(other)
+        await mesh.age(2.0, old)
         again = (await worker.take(1))[0]
         assert (again.group_id, again.attempt) == (old.group_id, 1)
         assert again.fencing_token > old.fencing_token
