@@ -1,8 +1,8 @@
 """The order in which the rows of a dataset are used: a pure function of (number of rows, seed, epoch).
 
-It is the same in every process, on every platform and in every version of the libraries: a coordinator that starts
-again continues where the ledger ends without having kept any state, and a synchronous loop written against this
-module sees the batches of the mesh at ``max_staleness`` 0.
+The order is the same in every process, on every platform and in every version of the libraries. So a restarted
+coordinator continues where the ledger ends without any saved state, and a synchronous loop that uses this module sees
+the batches of the mesh at ``max_staleness`` 0.
 """
 
 from __future__ import annotations
@@ -16,25 +16,28 @@ _SEED_MASK = (1 << 64) - 1
 
 
 def permutation(num_rows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """The order of epoch ``epoch``: int64 [num_rows], each row once.
+    """Return the order of epoch ``epoch``: int64 [num_rows], each row once.
 
-    Rows are sorted by one raw 64-bit word each of PCG64 seeded with ``SeedSequence(seed, spawn_key=(epoch,))``.
-    numpy guarantees the streams of both for ever; it does not guarantee those of `Generator.permutation` or of
-    `random.shuffle`, which is why neither is used. Negative seeds are taken modulo 2**64.
+    Each row gets one raw 64-bit word of PCG64 with the seed ``SeedSequence(seed, spawn_key=(epoch,))``, and the rows
+    are sorted by these words. numpy guarantees the streams of both for ever. There is no such guarantee for
+    `Generator.permutation` and `random.shuffle`, so neither is used. Negative seeds are taken modulo 2**64.
+
+    >>> permutation(num_rows=5, seed=0, epoch=0).tolist(), permutation(num_rows=5, seed=0, epoch=1).tolist()
+    ([3, 1, 4, 2, 0], [1, 3, 2, 0, 4])
     """
     words = np.random.PCG64(np.random.SeedSequence(seed & _SEED_MASK, spawn_key=(epoch,))).random_raw(num_rows)
     return np.argsort(words, kind="stable")
 
 
 class PromptOrder:
-    """The line of all prompts of a run: epoch after epoch, each in its own order.
+    """The sequence of all prompts of a run: epoch after epoch, each epoch in its own order.
 
     Args:
-        dataset: name that the prompt ids carry.
+        dataset: the dataset's name in the prompt ids.
         num_rows: rows in one epoch; at least 1.
         epochs: passes over the dataset.
-        seed: of the shuffle.
-        should_shuffle: off keeps the rows in the order of the file.
+        seed: the seed of the shuffle.
+        should_shuffle: False keeps the rows in the order of the file.
     """
 
     def __init__(self, dataset: str, num_rows: int, epochs: int, seed: int, should_shuffle: bool) -> None:
@@ -53,10 +56,10 @@ class PromptOrder:
         return self._num_rows * self._epochs
 
     def at(self, position: int) -> PromptId:
-        """The prompt at ``position`` of the line, from 0.
+        """Return the prompt at ``position``, from 0.
 
         Raises:
-            IndexError: the position lies outside the line.
+            IndexError: the position lies outside the run's prompts.
         """
         if not 0 <= position < len(self):
             raise IndexError(f"position {position} lies outside the {len(self)} prompts of the run")
@@ -64,7 +67,7 @@ class PromptOrder:
         return PromptId(self._dataset, epoch, self._row(epoch, offset))
 
     def slice(self, start: int, stop: int) -> list[PromptId]:
-        """The prompts at positions ``start`` to ``min(stop, len(self))``."""
+        """Return the prompts at positions ``start`` to ``min(stop, len(self))``."""
         return [self.at(position) for position in range(start, min(stop, len(self)))]
 
     def _row(self, epoch: int, offset: int) -> int:

@@ -1,4 +1,4 @@
-"""Between tensors and the flat bytes of a bucket."""
+"""Conversion between tensors and the flat bytes of a bucket."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from rollmesh.weights.plan import bucket_layout, bucket_num_bytes
 def pack_bucket(
     plan: WeightPlan, index: int, tensors: Mapping[str, torch.Tensor], buffer: torch.Tensor
 ) -> torch.Tensor:
-    """Copy the tensors of bucket ``index`` into ``buffer`` and return the part that they fill.
+    """Copy the tensors of bucket ``index`` into ``buffer`` and return the filled slice of the buffer.
 
     Args:
-        tensors: by name; more than the bucket's are fine. Any device and strides; types and shapes are the plan's.
+        plan: the plan of the transfer.
+        index: number of the bucket.
+        tensors: tensors by name, on any device and with any strides. The mapping may hold tensors of other buckets.
         buffer: uint8 [at least the bucket's bytes], reused from bucket to bucket.
 
     Raises:
-        InvalidArgumentError: a tensor is missing or is not what the plan says.
+        InvalidArgumentError: a tensor is missing, or its type or shape is not the plan's.
     """
     for spec, start, stop in bucket_layout(plan, index):
         tensor = tensors.get(spec.name)
@@ -37,7 +39,7 @@ def pack_bucket(
 
 
 def unpack_bucket(plan: WeightPlan, index: int, bucket: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of bucket ``index`` by name: views of ``bucket`` (uint8 [its bytes]) wherever alignment allows."""
+    """Yield the tensors of bucket ``index`` by name: views of ``bucket`` (uint8 [its bytes]) where alignment allows."""
     for spec, start, stop in bucket_layout(plan, index):
         dtype = getattr(torch, spec.dtype)
         slot = bucket[start:stop]

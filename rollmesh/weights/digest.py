@@ -1,4 +1,4 @@
-"""The digest of a transfer: what sender and receivers compare before a version is committed. Torch-free."""
+"""The digest of a transfer. Sender and receivers compare it before a version is committed. Torch-free."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ Buffer = bytes | bytearray | memoryview
 class TransferDigest:
     """SHA-256 over the SHA-256 digests of the buckets, in order.
 
-    Two levels, so that a bucket can be hashed while the next one travels, and so that moving bytes across the border
-    of two buckets changes the result.
+    The digest has two levels, so that a bucket can be hashed while the next bucket travels, and so that bytes that move
+    across the border of two buckets change the result.
     """
 
     def __init__(self) -> None:
@@ -19,15 +19,15 @@ class TransferDigest:
         self._num_bytes = 0
 
     def add(self, bucket: Buffer) -> None:
-        """Take the next bucket. Releases the interpreter lock while it hashes."""
+        """Add the next bucket. Hashing releases the interpreter lock."""
         self._buckets.update(hashlib.sha256(bucket).digest())
         self._num_bytes += memoryview(bucket).nbytes
 
     @property
     def num_bytes(self) -> int:
-        """Bytes taken so far."""
+        """Bytes added so far."""
         return self._num_bytes
 
     def digest(self) -> bytes:
-        """32 bytes; for no buckets the SHA-256 of nothing."""
+        """Return the 32 bytes of the digest; without buckets, the SHA-256 of no bytes."""
         return self._buckets.digest()

@@ -1,11 +1,11 @@
-"""The process group that carries weights: rank 0 is the learner, the others are engine processes.
+"""The process group that carries weights: rank 0 is the learner, the other ranks are engine processes.
 
-One group is one weight epoch, built beside whatever groups the process has for other ends and never registered as
-their default. Gloo where tensors live on the CPU, NCCL where they live on a GPU; the code is the same.
+One group is one weight epoch. The process may have other groups for other purposes; the weight group is never their
+default. The group uses Gloo where tensors are on the CPU, and NCCL where tensors are on a GPU; the code is the same.
 
-After an aborted publish every member closes its group, also a member whose own broadcasts ended well. A broadcast that
-broke on one rank may have ended well on another, and the next broadcast would then pair operations that do not belong
-together. The members can join the same epoch again: the store counts how often each rank has joined, and members with
+After an aborted publish every member closes its group, even a member whose own broadcasts succeeded. A broadcast that
+failed on one rank may have succeeded on another rank, and the next broadcast would then pair operations of different
+broadcasts. The members can join the same epoch again: the store counts how often each rank has joined, and members with
 the same count meet.
 """
 
@@ -30,8 +30,8 @@ from rollmesh.weights.interface import address_towards
 
 _FIRST_POLL_S = 0.0002
 _LAST_POLL_S = 0.005
-# The backend gets this much longer than the caller's deadline, so that a broadcast that is late ends by the deadline
-# and never by the backend's own timeout, which reads like a broken peer.
+# The backend's timeout is this much longer than the caller's deadline. So a late broadcast ends by the deadline, and
+# never by the backend's timeout, whose error looks like that of a broken peer.
 _BACKEND_GRACE_S = 1.0
 _BACKLOG = 1024
 """Members that may be connecting to the store at the same moment."""
@@ -41,8 +41,8 @@ class RendezvousStore:
     """The key-value store through which the members of a weight epoch find each other. The learner hosts it.
 
     Attributes:
-        address: where the members reach it.
-        port: the port it listens on.
+        address: the address under which the members reach the store.
+        port: the port that the store listens on.
     """
 
     def __init__(self, store: TCPStore, address: str) -> None:
@@ -52,12 +52,14 @@ class RendezvousStore:
 
     @classmethod
     def host(cls, host: str, port: int = 0, place: str = "weights.store_port") -> RendezvousStore:
-        """Listen on one address; port 0 takes a free one. The store lives as long as the object.
+        """Listen on one address; port 0 takes a free port. The store lives as long as the object.
 
-        The socket is bound here, because torch's store would listen on every interface whatever its host is.
+        The socket is bound here, because torch's store would listen on every interface, whatever ``host`` is.
 
         Args:
-            place: the setting that a port in use is blamed on.
+            host: the address to listen on.
+            port: the port to listen on.
+            place: the setting that an error names.
 
         Raises:
             ConfigError: the address cannot be used.
@@ -82,7 +84,7 @@ class RendezvousStore:
         """Reach the learner's store.
 
         Raises:
-            WeightTransferError: it does not answer within ``timeout_s``.
+            WeightTransferError: the store does not answer within ``timeout_s``.
         """
         timeout = timedelta(seconds=timeout_s)
         try:
@@ -93,7 +95,7 @@ class RendezvousStore:
 
 
 class Broadcast:
-    """A broadcast under way. `wait` ends it."""
+    """A broadcast that has begun. `wait` completes the broadcast."""
 
     def __init__(self, group: WeightGroup, work: Any, tensor: torch.Tensor, timeout_s: float) -> None:
         self._group = group
@@ -103,14 +105,14 @@ class Broadcast:
         self._deadline = time.monotonic() + timeout_s
 
     def wait(self) -> None:
-        """Block until the bytes are there, or the deadline passes, or another thread closes the group.
+        """Block until the bytes have arrived, the deadline passes, or another thread closes the group.
 
         Raises:
-            DeadlineError: not done in time.
+            DeadlineError: the broadcast did not end in time.
             WeightTransferError: a peer is gone, or the group was closed.
         """
-        # Neither backend can be waited for with a deadline *and* be interrupted: Gloo's wait ignores abort, NCCL's
-        # only blocks the stream. So look, and sleep a little longer each time.
+        # No backend has a wait with a deadline that `abort` interrupts: Gloo's wait ignores abort, and NCCL's wait only
+        # blocks the stream. So poll, with growing pauses.
         pause_s = _FIRST_POLL_S
         while not self._work.is_completed():
             if self._group.is_closed:
@@ -132,26 +134,29 @@ class Broadcast:
 
 
 class WeightGroup:
-    """One member's end of a weight epoch. One broadcast at a time, from one thread; `close` from any."""
+    """One member of a weight epoch. One thread broadcasts one tensor at a time; any thread may call `close`."""
 
     def __init__(self, group: Any, epoch: WeightEpoch, rank: int) -> None:
         self._group = group
         self._pending: Broadcast | None = None
         self._is_closed = threading.Event()
         self._lock = threading.Lock()
-        """A broadcast begins before the group is closed, and then `close` aborts it, or does not begin."""
+        """A broadcast begins before the group closes, and then `close` aborts the broadcast; or it does not begin."""
         self.epoch = epoch
         self.rank = rank
 
     @classmethod
     def join(cls, epoch: WeightEpoch, rank: int, timeout_s: float, device: torch.device | str = "cpu") -> WeightGroup:
-        """Meet the other members of the epoch; blocks until all have joined.
+        """Join the other members of the epoch; blocks until all members have joined.
 
         Args:
-            device: where the tensors to be broadcast live; decides between Gloo and NCCL.
+            epoch: the epoch, with the address of its store.
+            rank: this member's rank.
+            timeout_s: time for all members to join.
+            device: device of the tensors to be broadcast; decides between Gloo and NCCL.
 
         Raises:
-            DeadlineError: not all joined within ``timeout_s``.
+            DeadlineError: not all members joined within ``timeout_s``.
             WeightTransferError: the store or a member cannot be reached.
         """
         device = torch.device(device)
@@ -176,7 +181,7 @@ class WeightGroup:
             raise WeightTransferError(f"weight epoch {epoch.number}: {_first_line(error)}") from error
         group = cls(backend, epoch, rank)
         try:
-            # NCCL connects at the first collective: have it now, where the deadline and the error belong to joining.
+            # NCCL connects at the first collective. Run it here, within the deadline of joining.
             group.broadcast(torch.zeros(1, dtype=torch.uint8, device=device), max(0.1, deadline - time.monotonic()))
         except (DeadlineError, WeightTransferError):
             group.close()
@@ -192,7 +197,7 @@ class WeightGroup:
         self.start_broadcast(tensor, timeout_s).wait()
 
     def start_broadcast(self, tensor: torch.Tensor, timeout_s: float) -> Broadcast:
-        """Begin to send (rank 0) or receive (others); the tensor must stay as it is until the result was waited for.
+        """Begin to send (rank 0) or receive (others). The tensor must not change until `Broadcast.wait` has returned.
 
         Raises:
             WeightTransferError: the group is closed.
@@ -212,14 +217,14 @@ class WeightGroup:
             return self._pending
 
     def finish(self, broadcast: Broadcast) -> None:
-        """Called by a broadcast that has ended well: the next one may begin."""
+        """Record that a broadcast has succeeded, so that the next broadcast may begin. `Broadcast.wait` calls this."""
         with self._lock:
             if not self.is_closed:
                 assert self._pending is broadcast
                 self._pending = None
 
     def close(self) -> None:
-        """Leave the group, at once and without the peers. A thread that is in `Broadcast.wait` gets an error."""
+        """Leave the group at once, without waiting for the peers. A thread in `Broadcast.wait` gets an error."""
         with self._lock:
             if self._is_closed.is_set():
                 return
@@ -230,12 +235,12 @@ class WeightGroup:
             group.shutdown()
             return
         group.abort()
-        # Gloo's destructor waits for what is under way until that times out, so nobody may wait for the destructor.
+        # Gloo's destructor waits until a pending operation times out, so the destructor runs in a thread of its own.
         threading.Thread(target=_let_go, args=([group, pending],), name="weight-group-end", daemon=True).start()
 
 
 def _let_go(owned: list[Any]) -> None:
-    """Drop the last references to a broken group, in a thread that nobody joins."""
+    """Drop the last references to a broken group, in a thread that no other thread joins."""
     time.sleep(2 * _LAST_POLL_S)
     owned.clear()
 
@@ -256,9 +261,9 @@ def _nccl(store: Store, rank: int, world_size: int, timeout: timedelta) -> Any:
 
 @contextmanager
 def _surviving_nccl_errors() -> Iterator[None]:
-    """Have NCCL's watchdog abort the communicator on a timeout (2) instead of ending the process, as is its default.
+    """Let NCCL's watchdog abort the communicator on a timeout (2); the default ends the process.
 
-    The group reads the variable when it is made; the process' other groups keep the setting they were made with.
+    A group reads the variable when it is made, so the other groups of the process keep their setting.
     """
     name = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
     before = os.environ.get(name)

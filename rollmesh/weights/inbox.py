@@ -1,15 +1,15 @@
-"""Receives transfers in the background of a process that generates tokens at the same time.
+"""Reception of transfers in the background of a process that generates tokens at the same time.
 
 ::
 
     owner's thread          background thread, one per membership of an epoch
     begin_join     ──────►  WeightGroup.join
     begin_receive  ──────►  WeightReceiver.receive ──► buffers
-    poll           ◄──────  the digest, or what went wrong
+    poll           ◄──────  the digest, or the error
     tensors        ◄────────────────────────────────── buffers
 
-No method waits. An abort closes the group, so that a background thread that receives ends soon. A background thread
-that waits for other members to join ends by its deadline, and then closes the group that nobody needs any more.
+No method waits. An abort closes the group, so that a receiving background thread ends soon. A background thread that
+waits for other members to join ends by its deadline at the latest, and then closes its unused group.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class WeightInbox:
     """The receiving end of one engine process. All methods belong to one thread.
 
     Args:
-        device: where the group's tensors live.
+        device: the device of the group's tensors.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -40,7 +40,7 @@ class WeightInbox:
         self._transfer: Future[Received] | None = None
 
     def begin_join(self, epoch: WeightEpoch, rank: int, deadline_s: float) -> None:
-        """Become a member of the epoch, unless this process is one already. Errors come out of `poll`."""
+        """Begin to join the epoch, unless this process is a member already. `poll` raises the errors of joining."""
         self._forget_transfer()
         membership = self._membership
         if membership is not None and membership.epoch == epoch and membership.is_usable:
@@ -50,10 +50,10 @@ class WeightInbox:
         self._membership = _Membership(epoch, rank, deadline_s, self._device)
 
     def begin_receive(self, plan: WeightPlan, deadline_s: float) -> None:
-        """Receive one transfer once the group stands; ``deadline_s`` counts from then.
+        """Begin to receive one transfer; ``deadline_s`` counts from the moment when all members have joined.
 
         Raises:
-            WeightTransferError: `begin_join` was not called, or an abort came after it.
+            WeightTransferError: `begin_join` was not called, or `abort` was called after it.
         """
         if self._membership is None:
             raise WeightTransferError("there is no weight group to receive from")
@@ -61,21 +61,21 @@ class WeightInbox:
         self._transfer = self._membership.receive(self._receiver, plan, deadline_s)
 
     def poll(self) -> Received | None:
-        """The transfer that has arrived; None while it is under way.
+        """Return the transfer that has arrived; None while the transfer is under way.
 
         Raises:
             DeadlineError: joining or receiving took too long.
-            WeightTransferError: joining or receiving failed, or nothing is under way.
+            WeightTransferError: joining or receiving failed, or no transfer was begun.
         """
         if self._transfer is None:
             raise WeightTransferError("no transfer is under way")
         return self._transfer.result() if self._transfer.done() else None
 
     def tensors(self, digest: bytes) -> Iterator[tuple[str, torch.Tensor]]:
-        """The tensors of the transfer with this digest, in the plan's order, valid until the next `begin_receive`.
+        """Return the tensors of this digest's transfer, in the plan's order; valid until the next `begin_receive`.
 
         Raises:
-            WeightTransferError: the inbox holds another transfer, or none.
+            WeightTransferError: the inbox holds another transfer or no transfer.
         """
         received = self.poll()
         if received is None or received.digest != digest:
@@ -83,11 +83,11 @@ class WeightInbox:
         return self._receiver.tensors()
 
     def drop(self) -> None:
-        """Forget what was received; the membership and the memory stay for the next transfer."""
+        """Forget the received transfer; the membership and the memory stay for the next transfer."""
         self._forget_transfer()
 
     def abort(self) -> None:
-        """Leave the group and forget what was received or is under way."""
+        """Leave the group, and forget a transfer that was received or is under way."""
         self._forget_transfer()
         if self._membership is not None:
             self._membership.close()
@@ -96,7 +96,7 @@ class WeightInbox:
     def _forget_transfer(self) -> None:
         transfer, self._transfer = self._transfer, None
         if transfer is not None and (not transfer.done() or transfer.exception() is not None):
-            # The transport may still write into these buffers: they cannot serve the next transfer.
+            # The transport may still write into these buffers, so the next transfer needs others.
             self._receiver = WeightReceiver(self._device)
         self._receiver.drop()
 
@@ -115,7 +115,7 @@ class _Membership:
 
     @property
     def is_usable(self) -> bool:
-        """Whether the group stands and is sound, or is still being built."""
+        """Whether the group is still being built, or is complete and not closed."""
         if not self._joining.done():
             return True
         return self._joining.exception() is None and not self._joining.result().is_closed

@@ -1,7 +1,7 @@
-"""The one network interface that carries weights, so that no library listens on another one. Torch-free.
+"""The choice of the network interface that carries weights, so that no library listens on another. Torch-free.
 
-`weights.host` names the learner's address. The interface is the one that has this address on the learner's machine,
-and on every other machine the one from which this address is reached.
+`weights.host` names the learner's address. On the learner's machine, the interface with this address is chosen. On
+every other machine, the interface from which this address is reached is chosen.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import psutil
 from rollmesh.errors import ConfigError
 
 _VARIABLES = {"GLOO_SOCKET_IFNAME": "{}", "NCCL_SOCKET_IFNAME": "={}"}
-"""What Gloo and NCCL read when they make a process group; unset, both listen on an interface of their own choice. The
-sign has NCCL take the name itself, and not every interface whose name begins like it."""
+"""Variables that Gloo and NCCL read when they make a process group. Unset, both libraries choose an interface
+themselves. The sign ``=`` makes NCCL take exactly this name, and not every interface whose name begins with it."""
 
 
 def address_towards(host: str) -> str:
-    """This machine's address from which ``host`` is reached: peers there can reach it as well.
+    """Return this machine's address from which ``host`` is reached; peers on that host can reach this address.
 
     Raises:
         ConfigError: the host is unknown, or no route leads to it.
@@ -36,7 +36,7 @@ def address_towards(host: str) -> str:
 
 
 def interface_of(address: str) -> str | None:
-    """The name of the interface that has ``address``; None where no interface has it."""
+    """Return the name of the interface that has ``address``; None where no interface has this address."""
     for name, entries in psutil.net_if_addrs().items():
         if any(entry.address.partition("%")[0] == address for entry in entries):
             return str(name)
@@ -44,9 +44,9 @@ def interface_of(address: str) -> str | None:
 
 
 def keep_to_interface(host: str) -> None:
-    """Have Gloo and NCCL of this process, and of those that it starts, listen on the interface towards ``host`` alone.
+    """Make Gloo and NCCL of this process and its children listen only on the interface towards ``host``.
 
-    To be called before the first process group is made. A variable that the user has set stays.
+    Call this before the first process group is made. A variable that the user has set stays.
 
     Raises:
         ConfigError: no route leads to the host.

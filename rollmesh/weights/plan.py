@@ -1,7 +1,7 @@
-"""What a transfer sends in which order. Torch-free: coordinator and tests use it without the engines.
+"""The plan of a transfer: its tensors and their order. Torch-free, so that the coordinator can use plans.
 
 A `WeightPlan` lists the tensors as the Hugging Face checkpoint names them, and the index of each bucket's first
-tensor. Both sides derive the layout of every byte from the plan alone, so its digest is all they have to agree on.
+tensor. Both sides derive the place of every byte from the plan alone, so they only need to agree on the plan's digest.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ ITEM_BYTES = {
 
 
 def build_plan(tensors: Sequence[TensorSpec], bucket_bytes: int) -> WeightPlan:
-    """Cut the tensors into buckets of at most ``bucket_bytes``; a larger tensor has a bucket of its own.
+    """Cut the tensors into buckets of at most ``bucket_bytes``; a larger tensor gets a bucket of its own.
 
     The tensors keep their order: engines load fastest when a layer's tensors are neighbours.
 
     Raises:
-        InvalidArgumentError: no tensors, an unknown type, a bad shape, or a name that occurs twice.
+        InvalidArgumentError: there are no tensors, or a type is unknown, a shape is bad, or a name occurs twice.
     """
     _check_tensors(tensors)
     if bucket_bytes < 1:
@@ -58,8 +58,8 @@ def check_plan(plan: WeightPlan) -> None:
     """Validate a plan that came over the wire.
 
     Raises:
-        InvalidArgumentError: as `build_plan`, or buckets that do not tile the tensors, or a digest that is not the
-            plan's.
+        InvalidArgumentError: the reasons of `build_plan`, or the buckets do not tile the tensors, or the digest is not
+            the plan's.
     """
     _check_tensors(plan.tensors)
     starts = plan.bucket_starts
@@ -74,13 +74,13 @@ def check_plan(plan: WeightPlan) -> None:
 
 
 class PlanMemory:
-    """The receiver's side of plans that are sent once: holds the last plan and finds it by its digest."""
+    """The receiver's memory of a plan that is sent once: it holds the last plan and finds it by its digest."""
 
     def __init__(self) -> None:
         self._last: WeightPlan | None = None
 
     def find(self, plan: WeightPlan | None, digest: bytes) -> WeightPlan | None:
-        """The plan that a call carries, which is remembered, or the one that it names; None if that is not held."""
+        """Return the plan with this digest, or None if it is not held. A plan that the call carries is remembered."""
         if plan is not None:
             self._last = plan
         return self._last if self._last is not None and self._last.digest == digest else None
@@ -91,13 +91,13 @@ def num_buckets(plan: WeightPlan) -> int:
 
 
 def bucket_tensors(plan: WeightPlan, index: int) -> tuple[TensorSpec, ...]:
-    """The tensors of one bucket, in order."""
+    """Return the tensors of one bucket, in order."""
     ends = (*plan.bucket_starts[1:], len(plan.tensors))
     return plan.tensors[plan.bucket_starts[index] : ends[index]]
 
 
 def bucket_layout(plan: WeightPlan, index: int) -> Iterator[tuple[TensorSpec, int, int]]:
-    """Each tensor of one bucket with the byte range ``[start, stop)`` that it takes there."""
+    """Yield each tensor of one bucket with its byte range ``[start, stop)`` in the bucket."""
     start = 0
     for tensor in bucket_tensors(plan, index):
         stop = start + tensor_num_bytes(tensor)
@@ -114,12 +114,21 @@ def tensor_num_bytes(tensor: TensorSpec) -> int:
 
 
 def num_bytes(plan: WeightPlan) -> int:
-    """Bytes of the whole transfer."""
+    """Return the number of bytes of the whole transfer."""
     return sum(tensor_num_bytes(tensor) for tensor in plan.tensors)
 
 
 def transfer_deadline_s(num_bytes: int, fixed_s: float, floor_bandwidth: float) -> float:
-    """How long a transfer of ``num_bytes`` may take at ``floor_bandwidth`` bytes per second, joining included."""
+    """Return the time that joining and a transfer may take: ``fixed_s + num_bytes / floor_bandwidth``, in seconds.
+
+    Args:
+        num_bytes: bytes of the transfer.
+        fixed_s: time for joining, in seconds.
+        floor_bandwidth: the least bandwidth, in bytes per second.
+
+    >>> transfer_deadline_s(num_bytes=2_000_000_000, fixed_s=30.0, floor_bandwidth=100_000_000.0)
+    50.0
+    """
     return fixed_s + num_bytes / floor_bandwidth
 
 
@@ -140,6 +149,6 @@ def _check_tensors(tensors: Sequence[TensorSpec]) -> None:
 
 
 def _digest(tensors: Sequence[TensorSpec], starts: Sequence[int]) -> bytes:
-    """SHA-256 of the plan as JSON ``[[[name, dtype, [extent, ...]], ...], [start, ...]]``, ASCII, without spaces."""
+    """Return the SHA-256 of the JSON ``[[[name, dtype, [extent, ...]], ...], [start, ...]]``, ASCII without spaces."""
     canonical = [[[t.name, t.dtype, list(t.shape)] for t in tensors], list(starts)]
     return hashlib.sha256(json.dumps(canonical, separators=(",", ":")).encode("ascii")).digest()

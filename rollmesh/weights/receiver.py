@@ -1,4 +1,4 @@
-"""The engine's half of a transfer: bytes arrive beside the live weights and wait there for the commit."""
+"""The engine's side of a transfer: bytes arrive in buffers beside the live weights and wait for the commit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rollmesh.weights.sender import bucket_bytes
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A transfer that has arrived: the digest and number of its bytes, and how long it took."""
+    """A transfer that has arrived: the digest and the number of its bytes, and its duration in seconds."""
 
     digest: bytes
     num_bytes: int
@@ -27,10 +27,10 @@ class Received:
 
 
 class WeightReceiver:
-    """Buffers for one whole set of weights in host memory, kept from transfer to transfer.
+    """Buffers for one whole set of weights in host memory, which stay from transfer to transfer.
 
-    Host memory also where the group's device is a GPU: there the engine has taken nearly all of the device's memory
-    for itself, so a bucket lands in a staging buffer of its own size and moves on to the host.
+    The buffers are in host memory even where the group's device is a GPU, because the engine has taken nearly all of
+    the GPU's memory. There a bucket arrives in a staging buffer on the GPU and is copied to the host.
 
     Args:
         device: the group's device.
@@ -43,10 +43,10 @@ class WeightReceiver:
         self._plan: WeightPlan | None = None
 
     def receive(self, group: WeightGroup, plan: WeightPlan, deadline_s: float) -> Received:
-        """Receive every bucket of the plan. The first byte already overwrites the transfer before.
+        """Receive every bucket of the plan. The first byte overwrites the previous transfer.
 
         Raises:
-            DeadlineError: not done in time.
+            DeadlineError: the transfer did not end in time.
             WeightTransferError: the sender or another member is gone, or the group was closed.
         """
         started = time.monotonic()
@@ -57,7 +57,7 @@ class WeightReceiver:
         for index in range(num_buckets(plan)):
             arriving.wait()
             self._store(index)
-            # The next bucket travels while this one is hashed.
+            # The next bucket travels while this bucket is hashed.
             if index + 1 < num_buckets(plan):
                 arriving = self._start(group, plan, index + 1, started, deadline_s)
             digest.add(bucket_bytes(self._buffers[index]))
@@ -70,20 +70,20 @@ class WeightReceiver:
         return self._plan is not None
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The received tensors by name, in the plan's order: views of the buffers, valid until the next `receive`."""
+        """Yield the received tensors by name, in the plan's order: views that are valid until the next `receive`."""
         assert self._plan is not None, "nothing was received"
         for index, buffer in enumerate(self._buffers):
             yield from unpack_bucket(self._plan, index, buffer)
 
     def drop(self) -> None:
-        """Forget what was received; the memory stays for the next transfer."""
+        """Forget the received transfer; the memory stays for the next transfer."""
         self._plan = None
 
     def _reserve(self, plan: WeightPlan) -> None:
         sizes = [bucket_num_bytes(plan, index) for index in range(num_buckets(plan))]
         if [buffer.numel() for buffer in self._buffers] == sizes:
             return
-        # Fresh pages cost several times the copy: that is why the buffers outlive a transfer.
+        # Fresh pages cost several times as much as the copy, so the buffers outlive a transfer.
         is_on_gpu = self._device.type == "cuda"
         self._buffers = []
         self._buffers = [torch.empty(size, dtype=torch.uint8, pin_memory=is_on_gpu) for size in sizes]

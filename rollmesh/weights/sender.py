@@ -1,4 +1,4 @@
-"""The learner's half of a transfer."""
+"""The learner's side of a transfer."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from rollmesh.weights.plan import bucket_num_bytes, num_buckets
 
 
 def send(group: WeightGroup, plan: WeightPlan, buckets: Iterable[torch.Tensor], deadline_s: float) -> bytes:
-    """Broadcast every bucket in order, hashing each while it travels.
+    """Broadcast every bucket in order, and hash each bucket while it travels.
 
     Args:
-        buckets: uint8 [bytes of the bucket] each, on the group's device. A bucket is asked for after the one before
-            has gone, so one buffer may serve them all.
-        deadline_s: for the whole transfer, what the iterable takes included.
+        group: the members of the transfer.
+        plan: the plan of the transfer.
+        buckets: uint8 [bytes of the bucket] each, on the group's device. The next bucket is asked for after the
+            previous bucket has been sent, so one buffer may serve all buckets.
+        deadline_s: time for the whole transfer, with the time that the iterable takes.
 
     Returns:
         The digest of the bytes sent.
 
     Raises:
-        DeadlineError: not done in time.
+        DeadlineError: the transfer did not end in time.
         WeightTransferError: a member is gone, or the buckets are not those of the plan.
     """
     deadline = time.monotonic() + deadline_s
@@ -47,7 +49,7 @@ def send(group: WeightGroup, plan: WeightPlan, buckets: Iterable[torch.Tensor], 
 
 
 def bucket_bytes(bucket: torch.Tensor) -> memoryview:
-    """The bytes of a uint8 bucket: of its own memory on the CPU, of a copy elsewhere."""
+    """Return the bytes of a uint8 bucket: the bucket's own memory on the CPU, a copy on other devices."""
     return bucket.cpu().numpy().data
 
 

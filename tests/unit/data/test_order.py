@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import doctest
 import subprocess
 import sys
 
 import pytest
 
+from rollmesh.data import order
 from rollmesh.data.order import PromptOrder, permutation
 from rollmesh.types import PromptId
 
@@ -51,3 +53,9 @@ def test_any_place_in_the_line_can_be_asked_for_in_any_order() -> None:
 def test_rows_are_spread_evenly_over_places() -> None:
     first_places = [permutation(4, seed, 0)[0] for seed in range(4000)]
     assert all(900 < first_places.count(row) < 1100 for row in range(4))
+
+
+def test_the_worked_example_of_the_order_is_right() -> None:
+    found = doctest.testmod(order)
+    assert found.attempted > 0
+    assert found.failed == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from rollmesh.errors import InvalidArgumentError
 from rollmesh.types import TensorSpec, WeightPlan
+from rollmesh.weights import plan as plan_module
 from rollmesh.weights.plan import (
     ITEM_BYTES,
     PlanMemory,
@@ -123,3 +125,9 @@ def test_the_last_plan_is_found_by_its_digest_and_no_other() -> None:
     assert memory.find(None, first.digest) is first
     assert memory.find(second, second.digest) is second
     assert memory.find(None, first.digest) is None
+
+
+def test_the_worked_example_of_the_deadline_is_right() -> None:
+    found = doctest.testmod(plan_module)
+    assert found.attempted > 0
+    assert found.failed == 0
