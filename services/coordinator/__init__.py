@@ -10,6 +10,6 @@
                                ├── Evaluator    held-out rounds, which pin a version
                                └── Watch        the clock: expired leases, silent members, failed groups, stalls
 
-Its state is in Redis (the ledger) or is told to it again by members that register anew; the prompt cursor is derived
-from the ledger. It imports neither torch nor transformers.
+The coordinator's state is in the ledger in Redis, or members tell it again when they register anew. The prompt cursor
+follows from the ledger. The coordinator imports neither torch nor transformers.
 """

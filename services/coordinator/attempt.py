@@ -1,4 +1,4 @@
-"""One try to publish a version: its workers and its tasks, and in sentences what it waits for and why it failed."""
+"""One try to publish a version: its workers, its tasks, and sentences about its waiting and its failure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from services.coordinator.members import Member
 from services.coordinator.rollout_clients import Party
 
 MAX_NAMES = 4
-"""Workers that a sentence names."""
+"""The most workers that a sentence names."""
 
 
 @dataclass
@@ -21,7 +21,8 @@ class Attempt:
 
     Attributes:
         announcement: what the learner announced.
-        stage: what the attempt waits for, as a clause; where ``pending`` holds names, they are its subject.
+        stage: a clause that says for what the attempt waits. If ``pending`` holds names, they come first:
+            "rollout-1 to load version 0.3".
         pending: names of the workers that have not answered yet.
         begin: the task of ANNOUNCE and PREPARE.
         finish: the task of VERIFY and COMMIT.
@@ -43,25 +44,26 @@ class Attempt:
 
     @property
     def waits_for(self) -> str:
-        """What the attempt waits for, as a clause; empty where it has ended."""
+        """A clause that says for what the attempt waits; empty for an attempt that has ended."""
         if self.has_failed_to_begin:
             return ""
         return f"{names_of(self.pending)} {self.stage}" if self.pending and self.stage else self.stage
 
     @property
     def has_failed_to_begin(self) -> bool:
+        """Whether ANNOUNCE and PREPARE ended with an error or were cancelled."""
         begin = self.begin
         return begin is not None and begin.done() and (begin.cancelled() or begin.exception() is not None)
 
 
 def transfer_problem(member: Member, receive: asyncio.Task[ReceiveReport], digest: bytes) -> str:
-    """Why the bytes that a worker received do not count, as a clause; empty where they do."""
+    """Return a clause that says why a worker's RECEIVE does not count; empty if the worker received all bytes."""
     if receive.cancelled():
         return f"{member.name} was given up"
     if (error := receive.exception()) is not None:
         if not isinstance(error, RollMeshError):
             raise error
-        return f"{member.name} did not receive it ({error})"
+        return f"{member.name} did not receive the weights ({error})"
     digests = receive.result().digests
     if len(digests) != member.num_weight_ranks:
         return f"{member.name} reported {len(digests)} digests for {member.num_weight_ranks} processes"
@@ -71,10 +73,10 @@ def transfer_problem(member: Member, receive: asyncio.Task[ReceiveReport], diges
 
 
 def no_worker_ready(version: PolicyVersion, refusals: dict[str, RollMeshError]) -> RollMeshError:
-    """The error of a publish that no worker is ready for; an UnavailableError where another try may help.
+    """Return the error of a publish for which no worker is ready: an UnavailableError if another try may help.
 
     Args:
-        refusals: why each worker that was asked is not ready, by name.
+        refusals: by name of each worker that was asked, why the worker is not ready.
     """
     if not refusals:
         return UnavailableError(f"no rollout worker is left for version {version}; start one")
@@ -85,6 +87,6 @@ def no_worker_ready(version: PolicyVersion, refusals: dict[str, RollMeshError]) 
 
 
 def names_of(names: Collection[str]) -> str:
-    """Names as part of a sentence: all of them where they are few."""
+    """Return names for a sentence: up to `MAX_NAMES` of them, and the number of further names."""
     shown = ", ".join(sorted(names)[:MAX_NAMES])
     return shown + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")

@@ -1,6 +1,6 @@
-"""The coordinator's decisions, in the words of the mesh: what the servicer calls and the clock drives.
+"""The coordinator's decisions. The servicer calls them for members, and the watch calls them as time passes.
 
-No protobuf and no gRPC here. One event loop runs everything, so that between two awaits nothing else changes.
+This module knows no protobuf and no gRPC. One event loop runs all code, so that nothing changes between two awaits.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ logger = logging.getLogger(__name__)
 
 REFRESH_TIMEOUT_S = 1.0
 MAX_FAILURE_CHARS = 2000
-"""Of the reason why the run failed: everybody is told by heartbeat."""
+"""The longest reason of a failure: every heartbeat carries the reason."""
 QUIET_S = 5.0
-"""From here on a status says what the run waits for."""
+"""Seconds without progress after which a status says who waits for whom."""
 
 
 class Coordinator:
-    """Composes the parts; each rule lives in one of them.
+    """Connects the coordinator's objects. Each rule lives in one of these objects.
 
     Attributes:
-        quiet_s: how long nothing has moved; written by the watch.
+        quiet_s: seconds for which nothing has moved; the watch writes it.
     """
 
     def __init__(
@@ -88,10 +88,10 @@ class Coordinator:
     async def register(
         self, run_id: str, role: Role, name: str, incarnation: str, address: str, num_weight_ranks: int
     ) -> Registration:
-        """A service instance joins. Repeating it is harmless; a new incarnation replaces the old one.
+        """Add a member. Repeating the call is harmless; a new incarnation replaces the old incarnation.
 
         Raises:
-            InvalidArgumentError: another run's id, an address that cannot be called, or a member that cannot be.
+            InvalidArgumentError: the run id is another run's, the address is not an address, or the member is refused.
             RunEndedError: the run is over.
             SupersededError: another process has taken over the name.
             UnavailableError: the leases of the old incarnation could not be revoked yet.
@@ -128,8 +128,11 @@ class Coordinator:
             )
 
     def heartbeat(self, name: str, incarnation: str, report: MemberReport) -> Heartbeat:
-        """A member lives, and says how its work moves. Raises UnknownMemberError if this incarnation is not a
-        member."""
+        """Record that a member lives and how its work moves, and return the state of the run.
+
+        Raises:
+            UnknownMemberError: this incarnation is not a member.
+        """
         member = self.members.heartbeat(name, incarnation, report)
         self.renewals.ask(member, report.renewals)
         ended, member.ended_leases = tuple(member.ended_leases), []
@@ -137,14 +140,16 @@ class Coordinator:
         return Heartbeat(self.run.state, self.run.committed_version, self.run.failure, ended, interval_s)
 
     async def leave(self, name: str, incarnation: str, failure: str) -> None:
-        """A member goes, in good order or not; never fails. The run ends with a member that failed, and with a
-        learner that goes before its last step."""
+        """Remove a member that leaves. This never fails.
+
+        The run fails if the member failed, or if a learner leaves before its last step.
+        """
         member = self.members.remove(name, incarnation)
         if member is None:
             return
         logger.info("%s left%s", name, f": {failure}" if failure else "", extra={"member": name})
-        # First of all, before anything that waits: when the caller's deadline passes, gRPC cancels this handler, and
-        # the caller does not ask a second time.
+        # The run fails before anything waits: when the caller's deadline passes, gRPC cancels this handler, and the
+        # caller does not call again.
         if failure:
             self.fail(f"{name}: {failure}")
         elif member.role is Role.LEARNER and self.run.state in (RunState.STARTING, RunState.RUNNING):
@@ -152,7 +157,7 @@ class Coordinator:
         await self._lose(member)
 
     def open_line(self, name: str, incarnation: str) -> LeaseLine:
-        """A worker's lease stream begins.
+        """Begin a worker's lease stream.
 
         Raises:
             UnknownMemberError: this incarnation is not a member.
@@ -175,7 +180,7 @@ class Coordinator:
         samples: Sequence[EvaluationSample],
         failure: str,
     ) -> None:
-        """The result of one evaluation lease. Repeating it, or reporting an old lease, is harmless.
+        """Record the result of one evaluation lease. Repeating the report, or reporting an old lease, is harmless.
 
         Raises:
             UnknownMemberError: this incarnation is not a member.
@@ -187,7 +192,7 @@ class Coordinator:
         self.dispatcher.wake()
 
     async def begin_publish(self, name: str, incarnation: str, announcement: Announcement) -> WeightEpoch:
-        """See `PublishDriver.begin`; besides, raises UnknownMemberError, InvalidArgumentError and RunEndedError."""
+        """See `PublishDriver.begin`. Also raises UnknownMemberError, InvalidArgumentError and RunEndedError."""
         self._require_learner(name, incarnation)
         if self.run.state.is_over:
             raise RunEndedError(self.run.failure or "the run is finished")
@@ -196,12 +201,12 @@ class Coordinator:
     async def finish_publish(
         self, name: str, incarnation: str, version: PolicyVersion, digest: bytes, failure: str
     ) -> PublishOutcome:
-        """See `PublishDriver.finish`; besides, raises UnknownMemberError and InvalidArgumentError."""
+        """See `PublishDriver.finish`. Also raises UnknownMemberError and InvalidArgumentError."""
         self._require_learner(name, incarnation)
         return await self.publish_driver.finish(version, digest, failure)
 
     def report_step(self, name: str, incarnation: str, step: int, metrics: Mapping[str, float], is_last: bool) -> None:
-        """The learner's metrics of one step. Repeating it is harmless.
+        """Record the learner's metrics of one step. Repeating the report is harmless.
 
         Raises:
             UnknownMemberError: this incarnation is not a member.
@@ -215,22 +220,22 @@ class Coordinator:
         self.dispatcher.wake()
 
     async def before_commit(self, version: PolicyVersion, step: int) -> None:
-        """The first engine is about to load a version, which ``step`` made; called by the `PublishDriver`.
+        """Record a version, which ``step`` made, before the first engine loads the version. For the `PublishDriver`.
 
         Raises:
-            UnavailableError: Redis cannot be told, and a learner that resumed would not know of the version's tokens.
+            UnavailableError: Redis is away. A learner that resumes would not know that tokens of the version exist.
         """
         await self._ledger.record_version(version, step)
 
     def on_commit(self, version: PolicyVersion, step: int) -> None:
-        """A version serves now; called by the `PublishDriver`."""
+        """Record that a version, which ``step`` made, serves now. For the `PublishDriver`."""
         self.run.commit(version, step)
         if self.evaluator is not None:
             self.evaluator.on_commit(version, step)
         self.dispatcher.wake()
 
     async def on_tainted(self, member: Member, reason: str) -> None:
-        """Drop a member whose load failed midway; called by the `PublishDriver`.
+        """Drop a member whose load failed midway. For the `PublishDriver`.
 
         Another member may still load the next version.
         """
@@ -241,13 +246,13 @@ class Coordinator:
             self.fail(f"no rollout worker is left: {member.name} was dropped because {reason}")
 
     def expire_evaluation(self) -> None:
-        """End evaluation leases whose time is over, and with the last of them a run that waited for it."""
+        """End the evaluation leases whose time is up, and a run that waited only for the last of them."""
         if self.evaluator is not None:
             self.evaluator.expire()
         self._finish_if_done()
 
     async def drop_silent(self) -> None:
-        """Remove the members that missed their heartbeats, and revoke what they held."""
+        """Remove the members that missed their heartbeats, and revoke their leases."""
         for member in self.members.silent():
             logger.warning("dropped %s, which fell silent", member.name, extra={"member": member.name})
             self.members.remove(member.name, member.incarnation)
@@ -258,7 +263,7 @@ class Coordinator:
             await self._revoke(name)
 
     def fail_run(self, run_id: str, reason: str) -> None:
-        """The launcher's word that the run cannot go on; only the first reason is kept.
+        """Fail the run, because the launcher says that the run cannot go on. Only the first reason is kept.
 
         Raises:
             InvalidArgumentError: the coordinator serves another run.
@@ -267,17 +272,19 @@ class Coordinator:
         self.fail(reason)
 
     def fail(self, reason: str) -> None:
-        """End the run: everybody is told by heartbeat, and nobody gets another lease."""
+        """Fail the run: heartbeats tell all members, and no member gets another lease."""
         self.run.fail(" ".join(reason.split())[:MAX_FAILURE_CHARS])
         self.dispatcher.close_all()
 
     def observe(self) -> None:
-        """Take a reading of the running totals."""
+        """Record the running total of generated tokens, for the speed of generation."""
         self._meter.observe(self.members.num_generated_tokens)
 
     def progress_mark(self) -> Hashable:
-        """Equal as long as nothing has moved: neither groups, nor tokens, steps, versions, evaluations or members, nor
-        the work that the members report."""
+        """Return a value that changes whenever something moves.
+
+        Groups, tokens, steps, versions and evaluations may move, and so may the work that members report.
+        """
         snapshot = self.dispatcher.snapshot
         return (
             self.run.state,
@@ -291,8 +298,10 @@ class Coordinator:
         )
 
     async def refresh(self) -> None:
-        """Read from the ledger what only people look at. O(leases). While Redis is away or slow the last figures stay,
-        for whoever asks has a deadline."""
+        """Read the figures of the ledger that only people look at. O(leases).
+
+        While Redis is away or slow, the last figures stay, because the caller has a deadline.
+        """
         try:
             async with asyncio.timeout(REFRESH_TIMEOUT_S):
                 self.dispatcher.snapshot = await self._ledger.snapshot()
@@ -301,7 +310,7 @@ class Coordinator:
             logger.debug("status from memory: %s", error)
 
     async def status(self) -> MeshStatus:
-        """The mesh at a glance. Where Redis does not answer, the ledger's figures are the last ones known."""
+        """Return the status of the mesh. If Redis does not answer, the ledger's figures are the last known figures."""
         await self.refresh()
         snapshot = self.dispatcher.snapshot
         return MeshStatus(
@@ -323,7 +332,7 @@ class Coordinator:
         )
 
     def view(self) -> View:
-        """What `waiting_for` looks at."""
+        """Return the state from which `waiting_for` makes its sentence."""
         snapshot, learner = self.dispatcher.snapshot, self.members.learner
         return View(
             run_state=self.run.state,
@@ -343,7 +352,7 @@ class Coordinator:
         )
 
     def shortfall(self, num_groups: Mapping[GroupState, int]) -> str:
-        """See `Admission.shortfall`; empty unless the run is FINISHED."""
+        """See `Admission.shortfall`. The sentence is empty unless the run is FINISHED."""
         return self._admission.shortfall(num_groups) if self.run.state is RunState.FINISHED else ""
 
     def _member_status(self, member: Member) -> MemberStatus:
@@ -370,7 +379,7 @@ class Coordinator:
             )
 
     async def _lose(self, member: Member) -> None:
-        """What a member that is gone held goes to others; its streams end."""
+        """End the streams of a member that is gone, and give its leases to other members."""
         self._detach(member)
         if member.role is Role.ROLLOUT:
             self._to_revoke.add(member.name)
@@ -384,7 +393,10 @@ class Coordinator:
         self.dispatcher.wake()
 
     async def _revoke(self, name: str) -> None:
-        """Tried again every second while Redis is away; the leases' own deadline is the last resort."""
+        """Revoke the leases of a member. While Redis is away, the watch tries again each second.
+
+        If the revocation never succeeds, the leases end at their own deadline.
+        """
         try:
             await self._ledger.revoke_member(name)
         except UnavailableError as error:
@@ -399,7 +411,11 @@ class Coordinator:
 
 
 def _check_address(address: str) -> None:
-    """Raises InvalidArgumentError unless the member can be called back there."""
+    """Check that a member's address is an address.
+
+    Raises:
+        InvalidArgumentError: the text is no address.
+    """
     try:
         parse_address(address)
     except ConfigError as error:

@@ -7,8 +7,8 @@
                                             │                       │    (renew: the lease lives on)
                                             └── expired, revoked ────┘   (at most max_attempts, then failed)
 
-A round is kept in memory only. While it lasts it *pins* its version, if so configured: the next publish waits for
-`until_unpinned`. No I/O here; time is a function that the caller gives.
+A round exists in memory only. If so configured, a round *pins* its version: the next publish waits for `until_unpinned`
+until the round is over. This module does no I/O; the caller gives a clock.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class EvaluationItem:
-    """One prompt of a round. ``fencing_token`` is 0 while nobody holds it."""
+    """One prompt of a round. ``fencing_token`` is 0 while no member holds the prompt."""
 
     prompt_id: PromptId
     attempt: int = 0
@@ -43,12 +43,13 @@ class EvaluationItem:
 
     @property
     def is_over(self) -> bool:
+        """Whether the prompt has its result or has failed."""
         return self.samples is not None or bool(self.failure)
 
 
 @dataclass
 class EvaluationRound:
-    """The prompts of one evaluation. ``step`` made the version."""
+    """The prompts of one evaluation of a version, which ``step`` made."""
 
     version: PolicyVersion
     step: int
@@ -59,26 +60,27 @@ class EvaluationRound:
 
     @property
     def num_other_versions(self) -> int:
-        """Samples with a token of another version than the round's: 0 where versions are pinned."""
+        """Number of samples with a token of a version other than the round's; 0 where rounds pin their version."""
         samples = [sample for item in self.items.values() for sample in item.samples or ()]
         return sum({sample.oldest_version, sample.newest_version} != {self.version} for sample in samples)
 
 
 class Evaluator:
-    """At most one round at a time; one that falls due meanwhile starts afterwards, with the version of then.
+    """Runs one round at a time. If a round falls due during a round, it starts afterwards, for the newest due version.
 
     Args:
         num_prompts: rows of the evaluation dataset.
-        every_steps: a round is due whenever the step that made a version reaches or passes a multiple of it.
-        last_step: the step that ends the run; its version is evaluated too.
-        should_pin: whether rounds hold the next version back.
-        ttl_s: life of a lease from its last renewal, and the longest time that a round holds a version back.
-        max_attempts: leases of one prompt before it counts as failed.
+        every_steps: a round is due when the step of a committed version reaches or passes a multiple of this number.
+            With 10, versions of the steps 8, 9 and 12 make one round due: for step 12.
+        last_step: the last step of the run; its version is evaluated too.
+        should_pin: whether a round holds the next version back.
+        ttl_s: seconds that a lease lives from its last renewal, and that a round holds a version back at most.
+        max_attempts: leases of one prompt before the prompt counts as failed.
         clock: monotonic seconds.
-        first_token: first fencing token; larger than any that an earlier coordinator gave out.
+        first_token: first fencing token; larger than all tokens of earlier coordinators.
         evaluated_steps: steps of the rounds that an earlier coordinator finished, ascending.
-        on_result: called with each finished round.
-        on_going_back: called with the step to which a learner went back: later rounds are void.
+        on_result: called with each finished round and its result.
+        on_going_back: called with the step to which a learner went back. The rounds of later steps are void.
     """
 
     def __init__(
@@ -114,31 +116,31 @@ class Evaluator:
 
     @property
     def is_idle(self) -> bool:
-        """Neither a round under way nor one due."""
+        """Whether no round is under way or due."""
         return self._round is None and self._due is None
 
     @property
     def version(self) -> PolicyVersion | None:
-        """Of the round under way."""
+        """The version that the round under way evaluates; None if there is no round."""
         return None if self._round is None else self._round.version
 
     @property
     def num_open(self) -> int:
-        """Prompts of the round under way that have no result yet."""
+        """Number of prompts of the round under way that have no result yet."""
         return 0 if self._round is None else self._round.num_open
 
     @property
     def num_waiting(self) -> int:
-        """Of those, the ones that nobody holds."""
+        """Number of prompts of the round under way that wait for a member."""
         return 0 if self._round is None else len(self._round.waiting)
 
     def leases_of(self, member: str) -> list[EvaluationItem]:
-        """The prompts that a member holds."""
+        """Return the prompts that a member holds."""
         items = () if self._round is None else self._round.items.values()
         return [item for item in items if item.member == member and item.fencing_token != 0]
 
     def on_commit(self, version: PolicyVersion, step: int) -> None:
-        """A version serves now, which ``step`` made: starts a round, if one is due for it."""
+        """Start or schedule a round if a round is due for the version that serves now, which ``step`` made."""
         if self._steps and step < self._steps[-1]:
             self._go_back(step)
         last = self._steps[-1] if self._steps else None
@@ -148,12 +150,12 @@ class Evaluator:
             self._schedule(version, step)
 
     def on_last_step(self, version: PolicyVersion | None, step: int) -> None:
-        """The run trains no further: what serves now is evaluated, if it was not."""
+        """Evaluate the serving version unless it was evaluated before: the run trains no further."""
         if version is not None and step not in self._steps[-1:]:
             self._schedule(version, step)
 
     def _go_back(self, step: int) -> None:
-        """A learner went back to ``step``: rounds of later steps are void, also the one under way."""
+        """Forget the rounds of steps after ``step``, the round under way included: a learner went back to ``step``."""
         self._steps = [known for known in self._steps if known <= step]
         self._due = None
         if self._round is not None and self._round.step > step:
@@ -164,7 +166,7 @@ class Evaluator:
         self._on_going_back(step)
 
     def take(self, member: str, limit: int) -> list[tuple[EvaluationItem, int]]:
-        """Lease up to ``limit`` waiting prompts; returns (item, fencing token) of each."""
+        """Lease up to ``limit`` waiting prompts to a member. Return each item with its fencing token."""
         if self._round is None:
             return []
         taken = []
@@ -177,7 +179,7 @@ class Evaluator:
         return taken
 
     def report(self, group_id: str, fencing_token: int, samples: Sequence[EvaluationSample], failure: str = "") -> bool:
-        """Take a result. Returns whether it counted: a repeated one, or one of an old lease, does not."""
+        """Record a result. Return whether the result counts; a repeated result or one of an old lease does not."""
         item = None if self._round is None else self._round.items.get(group_id)
         if item is None or item.is_over or item.fencing_token != fencing_token:
             logger.info("dropped a late evaluation result", extra={"group": group_id})
@@ -190,7 +192,7 @@ class Evaluator:
         return True
 
     def renew(self, group_id: str, fencing_token: int) -> bool:
-        """Let a lease live on, from now; False where it is over."""
+        """Let a lease live for ``ttl_s`` seconds from now. Return False if the lease is over."""
         item = None if self._round is None else self._round.items.get(group_id)
         if item is None or item.fencing_token != fencing_token or item.deadline_s <= self._clock():
             return False
@@ -198,33 +200,36 @@ class Evaluator:
         return True
 
     def seconds_left(self, item: EvaluationItem) -> float:
-        """The time until a lease expires."""
+        """Return the seconds until the lease of an item expires."""
         return item.deadline_s - self._clock()
 
     def fail(self, item: EvaluationItem, reason: str) -> None:
-        """A leased prompt fails at once, because another try would fail as well."""
+        """Fail a leased prompt at once, because another attempt would fail as well."""
         item.attempt = self._max_attempts
         self._end_attempt(item, reason)
 
     def expire(self) -> None:
-        """End the leases whose time is over, and the pin of a round that takes too long."""
+        """End the leases whose time is up, and the pin of a round that takes longer than ``ttl_s``."""
         if self._round is None:
             return
         now = self._clock()
         if not self._unpinned.is_set() and now - self._round.started_s > self._ttl_s:
-            logger.warning("evaluation of version %s takes longer than a lease lives; unpinned", self._round.version)
+            logger.warning(
+                "the evaluation of version %s takes longer than a lease lives: it no longer holds a version back",
+                self._round.version,
+            )
             self._unpinned.set()
         for item in list(self._round.items.values()):
             if item.fencing_token and item.deadline_s <= now:
                 self._end_attempt(item, f"the lease of {item.member} expired")
 
     def revoke(self, member: str) -> None:
-        """The member is gone: what it held waits again."""
+        """End the leases of a member that is gone: its prompts wait again."""
         for item in self.leases_of(member):
             self._end_attempt(item, f"{member} is gone")
 
     async def until_unpinned(self) -> None:
-        """Wait until the next version may be committed; `expire` bounds it."""
+        """Wait until the next version may be committed. `expire` ends the wait after ``ttl_s`` at the latest."""
         await self._unpinned.wait()
 
     def _schedule(self, version: PolicyVersion, step: int) -> None:
@@ -267,8 +272,12 @@ class Evaluator:
 
 
 def summarize(finished: EvaluationRound) -> EvaluationResult:
-    """The figures of a round. ``pass_at_1`` is the mean over prompts of the mean score of their samples, its standard
-    error the sample deviation of those means over √prompts; failed prompts are left out of both."""
+    """Return the figures of a round. Prompts that failed are left out.
+
+    ``pass_at_1`` is the mean over prompts of the mean score of a prompt's samples. ``pass_at_1_stderr`` is the sample
+    standard deviation of these means, divided by √(number of prompts). Three prompts with the means 1, 0 and 1 give
+    0.667 ± 0.333.
+    """
     groups = [item.samples for item in finished.items.values() if item.samples]
     samples = [sample for group in groups for sample in group]
     means = [statistics.fmean(sample.score for sample in group) for group in groups]

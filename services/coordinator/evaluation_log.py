@@ -10,10 +10,10 @@ from rollmesh.types import EvaluationResult
 
 
 class EvaluationLog:
-    """`evaluations.jsonl` in the run folder: one object per finished round.
+    """The file `evaluations.jsonl` in the run folder: one JSON object per finished round.
 
     Args:
-        path: of the file. The rounds of an earlier coordinator stay in the file.
+        path: path of the file. The rounds of an earlier coordinator stay in the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -25,11 +25,11 @@ class EvaluationLog:
         self._started = time.monotonic() - elapsed_s
 
     def cut(self, after_step: int) -> None:
-        """Drop the rounds of later steps: a learner went back behind them."""
+        """Remove the rounds of steps after ``after_step``: a learner went back before those steps."""
         self._file.keep(lambda entry: entry["step"] <= after_step)
 
     def append(self, result: EvaluationResult, num_other_versions: int) -> None:
-        """Write one line."""
+        """Append the result of a round as one line."""
         self._file.append(
             {
                 "version": str(result.version),

@@ -1,4 +1,4 @@
-"""Leases against credits: who may work on what, now.
+"""Leases against credits: which worker may work on which group now.
 
 ::
 
@@ -6,15 +6,16 @@
     evaluator ───────┴── Dispatcher.dispatch ───────┴── LeaseLine "rollout-1"  credits 0
                          release slots → open groups → lease to eligible lines with credits
 
-One task runs `Dispatcher.run`: it consumes wake-ups (credits, commits, results) and looks at the ledger at least every
-`POLL_S`, for what workers do to it is not announced here. One pass costs a few round trips to Redis, whatever the
-number of groups and members.
+One task runs `Dispatcher.run`. The task waits for wake-ups (credits, commits, results), and looks at the ledger at
+least every `POLL_S` seconds, because workers change the ledger without telling the coordinator. One pass costs a few
+round trips to Redis, whatever the number of groups and members.
 
-Evaluation goes before training. Only members that serve a recent enough version are eligible.
+Evaluation goes before training. Only members that serve a recent enough version get leases.
 
-A lease that was under way when its stream broke is its member's all the same. Nobody knows which those are, so a new
-stream begins with what the member holds by ledger and round, each with the time that is left of it; the worker drops
-what it has already. The same is done when the answer of the ledger to a lease was lost.
+If a stream breaks, leases on their way still belong to the member, and the coordinator cannot tell which leases the
+member received. Therefore a new stream begins with all leases that the member holds by ledger and round, each with its
+remaining time; the worker drops the leases that it has already. The same happens after an answer of the ledger to a
+lease request was lost.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ RETRY_S = 1.0
 
 @dataclass(eq=False)
 class LeaseLine:
-    """One open lease stream of one member. Consumed by the stream's handler, filled by the dispatcher.
+    """One open lease stream of one member. The dispatcher fills the line, and the stream's handler empties it.
 
     Attributes:
-        credits: leases that the worker takes now.
+        credits: number of leases that the worker takes now.
         is_open: whether the stream goes on.
-        is_unsure: whether the member may hold leases that never reached it; it gets no new ones until they were
-            repeated.
+        is_unsure: whether the member may hold leases that never reached the worker. The member gets no new leases
+            until these leases were sent again.
     """
 
     member: Member
@@ -60,18 +61,21 @@ class LeaseLine:
     _repeated: set[tuple[str, int]] = field(default_factory=set)
 
     def send(self, lease: Lease) -> None:
+        """Send a lease, for one credit."""
         self.credits -= 1
         self._leases.put_nowait(lease)
 
     def suspect_lost_leases(self) -> None:
-        """Note that the member may hold leases that never reached this line: the ledger's answer was lost."""
+        """Note that the member may hold leases of which this line does not know: the ledger's answer was lost."""
         self.is_unsure = True
         self._repeated.clear()
 
     def repeat(self, held: list[Lease]) -> None:
-        """Send each lease that the member holds once more, as far as its credits go. Its credits suffice: for each
-        lease that the worker never got, it still has a credit; and when it gets a lease for the second time, it grants
-        one more credit."""
+        """Send all leases that the member holds again, as far as its credits go.
+
+        The credits suffice: the worker still has a credit for each lease that it never received, and grants one more
+        credit for each lease that it receives for the second time.
+        """
         missing = [lease for lease in held if (lease.group_id, lease.fencing_token) not in self._repeated]
         self.is_unsure = len(missing) > self.credits
         for lease in missing[: self.credits]:
@@ -79,13 +83,13 @@ class LeaseLine:
             self.send(lease)
 
     def close(self) -> None:
-        """Ends the stream once what was sent has been read."""
+        """End the stream once the handler has read all leases."""
         if self.is_open:
             self.is_open = False
             self._leases.put_nowait(None)
 
     async def next(self) -> Lease | None:
-        """The next lease; None at the end of the line. Waits for the dispatcher, or for `close`."""
+        """Return the next lease, or None at the end of the line. Waits for the dispatcher or for `close`."""
         return await self._leases.get()
 
 
@@ -93,13 +97,13 @@ class Dispatcher:
     """Moves work from the ledger and the evaluation round to the lines.
 
     Args:
-        ledger: of the run.
-        members: who there is.
-        run: says which state the run is in and which version serves.
+        ledger: the run's ledger.
+        members: the members of the run.
+        run: has the state of the run and the version that serves.
         prompts: turns rows into leases.
-        admission: bounds of the run.
+        admission: the bounds of the run.
         evaluator: None where the run has no evaluation.
-        lease_ttl_s: life of a lease.
+        lease_ttl_s: seconds that a lease lives.
         max_version_lag: versions that a member may be behind and still get training leases.
     """
 
@@ -130,48 +134,49 @@ class Dispatcher:
         self.memory_shortage = ""
 
     def wake(self) -> None:
-        """Something changed that may allow a lease."""
+        """Make the dispatcher look again, because a change may allow a lease."""
         self._wake.set()
 
     def open_line(self, member: Member) -> LeaseLine:
-        """A worker's lease stream begins; an earlier one of the same name ends."""
+        """Begin a worker's lease stream. An earlier stream of the same name ends."""
         self.close_line_of(member.name)
         line = self._lines[member.name] = LeaseLine(member)
         return line
 
     def grant(self, line: LeaseLine, credits: int) -> None:
-        """The worker takes ``credits`` more leases on this stream."""
+        """Record that the worker takes ``credits`` more leases on this stream."""
         line.credits += credits
         self.wake()
 
     def close_line(self, line: LeaseLine) -> None:
-        """The stream is over. What was sent on it stays the member's."""
+        """End a line whose stream is over. The member keeps the leases that were sent on it."""
         if self._lines.get(line.member.name) is line:
             del self._lines[line.member.name]
         line.close()
         self.wake()
 
     def close_line_of(self, name: str) -> None:
-        """End a member's stream from this side."""
+        """End a member's stream from the coordinator's side."""
         if (line := self._lines.get(name)) is not None:
             self.close_line(line)
 
     def close_all(self) -> None:
+        """End the streams of all members."""
         for name in list(self._lines):
             self.close_line_of(name)
 
     @property
     def num_lines(self) -> int:
-        """Open lease streams."""
+        """Number of open lease streams."""
         return len(self._lines)
 
     @property
     def num_credits(self) -> int:
-        """Of all eligible lines."""
+        """Number of leases that workers which may train take now."""
         return sum(line.credits for line in self._lines.values() if self._may_train(line))
 
     async def run(self) -> None:
-        """Dispatch until cancelled. While Redis cannot be reached nothing moves, and nothing is lost."""
+        """Dispatch until cancelled. While Redis cannot be reached, no group moves and no group is lost."""
         is_reachable, pause_s = True, POLL_S
         while True:
             self._wake.clear()
@@ -187,7 +192,7 @@ class Dispatcher:
                     await self._wake.wait()
 
     async def dispatch(self) -> None:
-        """One pass: give back, release, admit, repeat, lease.
+        """Make one pass: give leases back, free slots, open groups, send leases again, lease.
 
         Raises:
             UnavailableError: Redis cannot be reached; the pass may be repeated.
@@ -205,7 +210,7 @@ class Dispatcher:
             await self._lease_training()
 
     async def _return_unsent(self) -> None:
-        """What was leased to a line that closed meanwhile, through no fault of the group: it is not FAILED by this."""
+        """Give back the leases whose line closed before they were sent. The groups are excused and do not fail."""
         while self._unsent:
             lease = self._unsent[-1]
             reason = "the lease did not reach its worker"
@@ -213,14 +218,14 @@ class Dispatcher:
             self._unsent.pop()
 
     async def _release(self) -> None:
-        """Groups whose version serves give back their slots."""
+        """Free the slots of the groups whose version serves now."""
         committed = self._run.committed_version
         if committed is not None and committed != self._released:
             await self._ledger.release_slots(self._run.committed_step)
             self._released = committed
 
     async def _admit(self) -> None:
-        """Open groups while slots are free; close the intake once no further one will be opened."""
+        """Open groups while slots are free. Close the ledger once no further group will be opened."""
         snapshot = await self._ledger.snapshot()
         count = self._admission.num_to_open(snapshot.num_groups, snapshot.num_opened, snapshot.num_slots_used)
         if count and not snapshot.is_closed and await self._has_memory():
@@ -232,7 +237,7 @@ class Dispatcher:
         self.snapshot = snapshot
 
     async def _has_memory(self) -> bool:
-        """Whether Redis has room for more groups; says so when that changes."""
+        """Return whether Redis has room for more groups. Log when the answer changes."""
         memory = await self._ledger.memory()
         if memory.is_short != bool(self.memory_shortage):
             logger.warning("Redis uses %s: groups are %s", memory, "held back" if memory.is_short else "opened again")
@@ -240,7 +245,7 @@ class Dispatcher:
         return not memory.is_short
 
     async def _repeat_held(self) -> None:
-        """Send the leases again that may be lost. Costs O(leases), at the beginning of a stream."""
+        """Send the leases again that may be lost. Costs O(leases) at the beginning of a stream."""
         lines = [line for line in self._lines.values() if line.is_unsure and line.credits > 0]
         if not lines:
             return
@@ -294,17 +299,19 @@ class Dispatcher:
                     self._unsent.append(lease)
 
     async def _train_lease(self, row: GroupRow, ttl_s: float) -> list[Lease]:
-        """The lease of a group; none where its row of the dataset cannot be used, and then the group is FAILED. Too
-        many of those end the run, as all failures do (`admission.failed_too_often`)."""
+        """Return the lease of a group, or no lease if the dataset's row cannot be used: then the group is FAILED.
+
+        Too many such groups end the run, as all failures do (`admission.failed_too_often`).
+        """
         try:
             return [self._prompts.train_lease(row, ttl_s)]
         except ConfigError as error:
-            logger.warning("a row cannot be used: %s", error, extra={"group": row.group_id})
+            logger.warning("a row of the dataset cannot be used: %s", error, extra={"group": row.group_id})
             await self._ledger.give_back(row.group_id, row.fencing_token, str(error), is_final=True)
             return []
 
     def _evaluation_lease(self, evaluator: Evaluator, item: EvaluationItem, token: int, ttl_s: float) -> list[Lease]:
-        """The lease of a held-out prompt; none where its row cannot be used, and then the prompt has failed."""
+        """Return the lease of a held-out prompt, or no lease if its row cannot be used: then the prompt has failed."""
         try:
             return [self._prompts.evaluation_lease(item.prompt_id, token, item.attempt, ttl_s)]
         except ConfigError as error:
@@ -312,8 +319,11 @@ class Dispatcher:
             return []
 
     def _shares(self, may_take: Callable[[LeaseLine], bool], num_waiting: int) -> list[tuple[LeaseLine, int]]:
-        """How many of ``num_waiting`` groups each line gets: an equal share, as far as its credits go, and what is
-        left over to those that can take more."""
+        """Return how many of ``num_waiting`` groups each line gets.
+
+        Each line gets an equal share, as far as its credits go; lines with more credits get the rest. Of 10 groups,
+        lines with 2, 9 and 9 credits get 2, 4 and 4.
+        """
         lines = sorted((line for line in self._lines.values() if may_take(line)), key=lambda line: line.credits)
         shares = []
         for index, line in enumerate(lines):
@@ -324,7 +334,7 @@ class Dispatcher:
         return shares
 
     def is_serving(self, member: Member) -> bool:
-        """Whether its version is recent enough for training leases."""
+        """Return whether the member's version is recent enough for training leases."""
         committed, version = self._run.committed_version, member.version
         if committed is None or version is None:
             return False

@@ -1,8 +1,8 @@
-"""The coordinator's process: checks what the configuration names, composes the parts, serves until the run is over.
+"""The coordinator's process: checks addresses, Redis and datasets, composes the coordinator, serves to the run's end.
 
-Order at the end: the run is over or a signal came → leases end → members leave (within the time in which a silent one
-would be dropped) → the books are written → the server stops → the exit code: 0 FINISHED or stopped, else an error
-that says why the run failed.
+Order at the end: the run is over or a signal came → leases end → members leave (within the time after which a silent
+member would be dropped) → the accounting is written → the server stops → exit code 0 for a run that is FINISHED or was
+stopped, else an error that says why the run failed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 SERVICE = "rollmesh.v1.CoordinatorService"
 ACCOUNTING_TIMEOUT_S = 30.0
 LINGER_S = 3.0
-"""A run that is over can still be asked for its state for so long, even if all members have left."""
+"""Seconds for which the coordinator answers questions about a run that is over, even if all members have left."""
 
 
 def main(config: MeshConfig, name: str) -> int:
@@ -133,7 +133,7 @@ def _identity(run: RunSection, trained: Sequence[Section]) -> RunIdentity:
 
 
 async def give_back_leases(ledger: Ledger) -> None:
-    """What an earlier coordinator's workers held waits again: they ended with their coordinator."""
+    """Give back the leases that the workers of an earlier coordinator held: the workers ended with it."""
     members = {row.member async for row in ledger.rows(GroupState.LEASED)}
     num_leases = sum([len(await ledger.revoke_member(member, is_excused=True)) for member in sorted(members)])
     if num_leases:
@@ -154,7 +154,7 @@ async def _release(claim: RunClaim, state: RunState) -> None:
 def build(
     config: MeshConfig, ledger: Ledger, train: PromptDataset, held_out: HeldOut | None, clock: AwakeClock
 ) -> tuple[Coordinator, Watch]:
-    """Compose the coordinator of a configuration; nothing starts."""
+    """Compose the coordinator of a configuration. This starts nothing."""
     section, training = config.coordinator, config.training
     prompts = PromptBook(train, config.data, training, config.sampling, config.run.seed, held_out)
     admission = Admission(training.num_slots, training.prompts_per_step, training.steps, len(prompts))
@@ -245,7 +245,7 @@ def _evaluator(
 
 
 async def _until_over(run: Run, stop: asyncio.Event) -> None:
-    """Waits for the end of the run, or for a signal."""
+    """Wait for the end of the run, or for a signal."""
     waits = [asyncio.ensure_future(run.over.wait()), asyncio.ensure_future(stop.wait())]
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -255,7 +255,7 @@ async def _until_over(run: Run, stop: asyncio.Event) -> None:
 
 
 async def _until_left(coordinator: Coordinator, timeout_s: float, stop: asyncio.Event) -> None:
-    """Members learn of the end by heartbeat and leave; those that do not in time are on their own."""
+    """Wait until all members have left. Heartbeats tell them of the end; the wait ends after ``timeout_s``."""
     members = coordinator.members
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):

@@ -1,8 +1,9 @@
-"""Who is in the run: registrations, heartbeats, and the version that each rollout worker serves.
+"""The members of the run: registrations, heartbeats, and the version that each rollout worker serves.
 
-In memory and without I/O; time is a function that the caller gives. A start of a process is an *incarnation*: a new one
-takes over its name, and the one it replaced may not come back (two processes with one name would otherwise replace
-each other for ever). An incarnation that was dropped for silence may register again, and still serves what it served.
+This module keeps all in memory and does no I/O; the caller gives a clock. Each start of a process is an *incarnation*.
+A new incarnation takes over the name, and the replaced incarnation may not come back: otherwise two processes with one
+name would replace each other for ever. An incarnation that was dropped for silence may register again, and still serves
+its version.
 """
 
 from __future__ import annotations
@@ -18,24 +19,26 @@ from rollmesh.wire.limits import MAX_MEMBERS
 Clock = Callable[[], float]
 
 MAX_DEPARTED = 4096
-"""Incarnations that are remembered after they went. One that is forgotten and comes back all the same is a new member:
-it serves no version until the next publish, and its tokens count anew. What it says of itself is small, so that this
-many take a few megabytes."""
-
+"""Incarnations that are remembered after they left. A forgotten incarnation that comes back is a new member: it serves
+no version until the next publish, and its tokens count anew. A member says little of itself, so that all of them take
+a few megabytes."""
 
 MAX_BEATS_PER_S = 200
-"""Heartbeats that all members together send, where that keeps each of them often enough."""
+"""Heartbeats that all members together send per second, as long as each member sends often enough."""
 BEATS_PER_TIMEOUT = 6
-"""Heartbeats that fit into the time after which silence has consequences, so that some may be lost."""
+"""Heartbeats of a member within the silence that has consequences. A few of them may be lost."""
 
 
 def heartbeat_interval_s(num_members: int, wanted_s: float, timeout_s: float) -> float:
-    """How often a member sends a heartbeat: with many members less often, so that the coordinator's work does not grow
-    with them. Of 1,000 members that may be silent for 30 s each sends one in 5 s; up to 200 send one each second.
+    """Return the seconds between two heartbeats of a member.
+
+    Many members send less often, so that the coordinator's work stays bounded. With ``wanted_s`` 1 and ``timeout_s``
+    30, each of up to 200 members sends a heartbeat every second, and each of 1,000 members every 5 s.
 
     Args:
-        wanted_s: the interval of few members.
-        timeout_s: silence that has consequences.
+        num_members: members of the run.
+        wanted_s: interval for few members.
+        timeout_s: seconds of silence that have consequences.
     """
     return max(wanted_s, min(num_members / MAX_BEATS_PER_S, timeout_s / BEATS_PER_TIMEOUT))
 
@@ -45,15 +48,16 @@ class Member:
     """One incarnation of one service.
 
     Attributes:
-        num_weight_ranks: its processes that take part in weight transfers.
-        last_seen_s: clock time of its last heartbeat.
-        version: what it serves; None until its first commit.
-        missed_prepare_s: clock time when it last failed to answer PREPARE, or None. It is asked again only once it has
-            sent a heartbeat since, so that a frozen worker costs the learner one deadline and not one per version.
-        num_generated_tokens: as it last reported.
-        report: of its last heartbeat.
-        is_banned: it went, and may not come back.
-        ended_leases: leases that it asked to renew and that are over; its next heartbeat tells it.
+        num_weight_ranks: processes of the member that take part in weight transfers.
+        last_seen_s: clock time of the member's last heartbeat.
+        version: the version that the member serves; None before its first commit.
+        missed_prepare_s: clock time when the member last failed to answer PREPARE, or None. The member gets the next
+            PREPARE only after another heartbeat, so that a frozen worker costs one deadline and not one per version.
+        num_generated_tokens: tokens that the member generated, as last reported.
+        report: what the last heartbeat reported.
+        is_banned: whether this incarnation may never come back.
+        ended_leases: leases that the member asked to renew and that are over. The answer to the next heartbeat names
+            them.
     """
 
     name: str
@@ -71,6 +75,7 @@ class Member:
 
     @property
     def can_prepare(self) -> bool:
+        """Whether the member takes part in the next publish."""
         if self.role is not Role.ROLLOUT or self.num_weight_ranks == 0:
             return False
         return self.missed_prepare_s is None or self.last_seen_s > self.missed_prepare_s
@@ -80,8 +85,8 @@ class Members:
     """The table of members, by name.
 
     Args:
-        timeout_s: silence after which a member is dropped.
-        clock: seconds, without those that the coordinator slept through.
+        timeout_s: seconds of silence after which a member is dropped.
+        clock: seconds, without the time that the coordinator slept through.
     """
 
     def __init__(self, timeout_s: float, clock: Clock) -> None:
@@ -91,7 +96,7 @@ class Members:
         self._departed: dict[tuple[str, str], Member] = {}
         self._num_forgotten_tokens = 0
         self.changed = asyncio.Event()
-        """Set whenever somebody registers, beats or goes; whoever waits on it clears it."""
+        """Set whenever a member registers, sends a heartbeat or goes. Clear the event before waiting on it."""
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -99,12 +104,12 @@ class Members:
     def register(
         self, name: str, role: Role, incarnation: str, address: str, num_weight_ranks: int
     ) -> tuple[Member, Member | None]:
-        """Add a member. Returns it and the incarnation that it replaced, if any; repeating is harmless.
+        """Add a member. Return the member, and the incarnation that it replaced or None. Repeating is harmless.
 
         Raises:
-            InvalidArgumentError: a name or incarnation is missing, the role has its one member already, or there are
-                more members than a run may have.
-            SupersededError: a newer incarnation has taken over the name, or this one was banned.
+            InvalidArgumentError: a name or incarnation is missing, the run has a learner already, or the run has as
+                many members as a run may have.
+            SupersededError: a newer incarnation has taken over the name, or this incarnation is banned.
         """
         if not name or not incarnation:
             raise InvalidArgumentError(
@@ -113,11 +118,11 @@ class Members:
         departed = self._departed.get((name, incarnation))
         if departed is not None and departed.is_banned:
             raise SupersededError(
-                f"this process may not come back as {name!r}: another one registered under that name, or it was "
-                "dropped for a failed load; start it anew, and give each member its own name"
+                f"this process may not come back as {name!r}: another process registered under that name, or this "
+                "process was dropped for a failed load; start the process anew, and give each member its own name"
             )
         if role is Role.LEARNER and (other := self.learner) is not None and other.name != name:
-            raise InvalidArgumentError(f"the run has a learner, {other.name!r}; a second one cannot join", "role")
+            raise InvalidArgumentError(f"the run has a learner, {other.name!r}; a second learner cannot join", "role")
         former = self._by_name.get(name)
         if former is None and len(self) >= MAX_MEMBERS:
             raise InvalidArgumentError(f"the run has {len(self)} members, and no run may have more", "name")
@@ -126,7 +131,7 @@ class Members:
             return former, None
         if former is not None:
             self.remove(name, former.incarnation, is_banned=True)
-        # The same object, where it comes back: a publish that was under way when it went may still write to it.
+        # A member that comes back keeps its object: a publish that was under way when it went may still write to it.
         self._departed.pop((name, incarnation), None)
         member = departed or Member(name, role, incarnation, address, num_weight_ranks, self._clock())
         member.last_seen_s = self._clock()
@@ -135,14 +140,22 @@ class Members:
         return member, former
 
     def require(self, name: str, incarnation: str) -> Member:
-        """Raises UnknownMemberError if this incarnation is not a member."""
+        """Return a member.
+
+        Raises:
+            UnknownMemberError: this incarnation is not a member.
+        """
         member = self._by_name.get(name)
         if member is None or member.incarnation != incarnation:
             raise UnknownMemberError(f"{name!r} is not a member in this incarnation; register again")
         return member
 
     def heartbeat(self, name: str, incarnation: str, report: MemberReport) -> Member:
-        """Raises UnknownMemberError if this incarnation is not a member."""
+        """Record a heartbeat, and return the member.
+
+        Raises:
+            UnknownMemberError: this incarnation is not a member.
+        """
         member = self.require(name, incarnation)
         member.last_seen_s = self._clock()
         member.report = report
@@ -151,8 +164,10 @@ class Members:
         return member
 
     def remove(self, name: str, incarnation: str, is_banned: bool = False) -> Member | None:
-        """Takes the member out, for ever if it is banned; None if it is not one. At most `MAX_DEPARTED` are remembered,
-        the latest ones."""
+        """Remove a member and return it; return None if this incarnation is not a member.
+
+        A banned incarnation may not come back. The last `MAX_DEPARTED` removed incarnations are remembered.
+        """
         member = self._by_name.get(name)
         if member is None or member.incarnation != incarnation:
             return None
@@ -166,48 +181,51 @@ class Members:
         return member
 
     def silent(self) -> list[Member]:
-        """Members that missed their time; the caller removes them."""
+        """Return the members that were silent for longer than ``timeout_s``. The caller removes them."""
         oldest = self._clock() - self._timeout_s
         return [member for member in self._by_name.values() if member.last_seen_s < oldest]
 
     def give_time(self) -> None:
-        """Whoever is silent from now on has its whole timeout: the coordinator has heard nothing for a while."""
+        """Start the timeout of every member anew, after a time in which the coordinator could hear no member."""
         for member in self._by_name.values():
             member.last_seen_s = self._clock()
 
     def get(self, name: str) -> Member | None:
+        """Return the member of this name; None if there is none."""
         return self._by_name.get(name)
 
     def heartbeat_age_s(self, member: Member) -> float:
+        """Return the seconds since the member's last heartbeat."""
         return max(0.0, self._clock() - member.last_seen_s)
 
     @property
     def all(self) -> list[Member]:
-        """By role, then name."""
+        """All members, sorted by role, then by name."""
         order = list(Role)
         return sorted(self._by_name.values(), key=lambda member: (order.index(member.role), member.name))
 
     @property
     def rollouts(self) -> list[Member]:
-        """By name."""
+        """The rollout workers, sorted by name."""
         return [member for member in self.all if member.role is Role.ROLLOUT]
 
     @property
     def learner(self) -> Member | None:
+        """The learner; None if no learner is a member."""
         return next((member for member in self._by_name.values() if member.role is Role.LEARNER), None)
 
     @property
     def num_moves(self) -> tuple[int, ...]:
-        """How far the work of each member has moved."""
+        """For each member, a counter that grows while the member's work moves."""
         return tuple(member.report.num_moves for member in self._by_name.values())
 
     @property
     def patience_s(self) -> float:
-        """The longest time for which a member's work may rightly stand still."""
+        """The longest time in seconds for which a member says that its work may stand still."""
         return max((member.report.patience_s for member in self._by_name.values()), default=0.0)
 
     @property
     def num_generated_tokens(self) -> int:
-        """Of all incarnations of the run, as far as they reported."""
+        """Tokens that all incarnations of the run have reported."""
         members = (*self._departed.values(), *self._by_name.values())
         return self._num_forgotten_tokens + sum(member.num_generated_tokens for member in members)

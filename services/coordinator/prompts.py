@@ -28,7 +28,7 @@ class HeldOut:
 
 
 class PromptBook:
-    """Turns places in the line into prompt ids, and rows of the ledger into leases.
+    """Gives the prompt for each place in the line, and the lease for each row of the ledger.
 
     Args:
         dataset: the prompts to train on.

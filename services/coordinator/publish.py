@@ -4,24 +4,24 @@
 
     learner                      PublishDriver                           rollout workers
       BeginPublish ──────────────►  wait for the pinned evaluation, for workers
-                                    PREPARE ─────────────────────────────► all at once; who fails is left out and
-                                                                           the rest is prepared for a smaller epoch
-                                    RECEIVE ─────────────────────────────► (answers are gathered by finish)
+                                    PREPARE ─────────────────────────────► all at once; without the workers that
+                                                                           fail, again for a smaller epoch
+                                    RECEIVE ─────────────────────────────► (finish gathers the answers)
       ◄── weight epoch ─────────
       ══ broadcast ══════════════════════════════════════════════════════► (beside the coordinator)
       FinishPublish(digest) ─────►  gather RECEIVE, compare digests
                                     COMMIT or ABORT ─────────────────────► all at once
       ◄── outcome ──────────────
 
-A transfer counts only if *all* prepared workers received exactly the bytes that were sent: else it is aborted on all
-and the old version goes on serving. After COMMIT a worker is in one of three states:
+A transfer counts only if *all* prepared workers received exactly the bytes that the learner sent. Otherwise all workers
+abort the version, and the old version goes on serving. After COMMIT a worker is in one of three states:
 
-* it answered that it loaded the version: it serves;
-* it answered that its load failed midway (`TaintedError`), which it may also say at a later PREPARE: it is dropped;
-* it gave no answer until the deadline, or an unexpected one. It holds one of the two versions, and nobody knows which:
-  it gets no leases until it has loaded a later version.
+* The worker answered that it loaded the version: the worker serves the version.
+* The worker answered that its load failed midway (`TaintedError`), now or at a later PREPARE: the worker is dropped.
+* The worker gave no answer until the deadline, or an unexpected answer. It holds one of the two versions, and the
+  coordinator cannot know which: the worker gets no leases until it has loaded a later version.
 
-Begin and finish run in tasks of their own, so that a caller who gives up and asks again joins the one under way.
+Begin and finish run as tasks. A caller that gives up and calls again therefore joins the task under way.
 """
 
 from __future__ import annotations
@@ -66,9 +66,11 @@ class PublishSettings:
     """Deadlines of the protocol's steps, and how many workers the first publish waits for.
 
     Attributes:
-        num_workers: workers that the first publish waits for, until ``start_timeout_s`` after the coordinator's start;
-            then it goes on with those there are, if any.
-        start_timeout_s: also how long any publish waits for a first worker.
+        num_workers: workers for which the first publish waits, until ``start_timeout_s`` after the coordinator's start.
+            Then the publish goes on with the workers that are there, if any.
+        start_timeout_s: seconds; later publishes wait this long for a worker.
+        prepare_timeout_s: seconds that a worker has to answer PREPARE.
+        commit_timeout_s: seconds that a worker has to answer COMMIT.
     """
 
     num_workers: int
@@ -78,17 +80,17 @@ class PublishSettings:
 
 
 class PublishDriver:
-    """One publish at a time.
+    """Publishes one version at a time.
 
     Args:
-        members: who there is.
-        versions: what was committed; written here alone.
+        members: the members of the run.
+        versions: the versions of the run. Only the publish driver changes them.
         settings: deadlines.
-        connect: makes the client of a worker's address.
+        connect: returns a client for a worker's address.
         until_unpinned: waits for an evaluation that holds the next version back.
-        before_commit: called before the first worker loads a version, with the step that made it; what it raises
-            aborts the version.
-        on_commit: called when a version serves, before the learner is told, with the step that made it.
+        before_commit: called with a version and the step that made it, before the first worker loads the version. An
+            UnavailableError aborts the version.
+        on_commit: called with a version and the step that made it when the version serves, before the learner is told.
         on_tainted: drops a member whose load failed midway; called with the member and the reason.
         clock: monotonic seconds.
     """
@@ -122,16 +124,17 @@ class PublishDriver:
 
     @property
     def stage(self) -> str:
-        """What the publish under way waits for, as a clause; empty where there is none."""
+        """A clause that says for what the publish under way waits; empty if there is no publish."""
         return "" if self._attempt is None else self._attempt.waits_for
 
     async def begin(self, announcement: Announcement) -> WeightEpoch:
-        """ANNOUNCE and PREPARE. On return all workers of the epoch are receiving. Repeating the call joins the first
-        one; after a failure or an abort it begins the same version anew.
+        """Announce and prepare a version. On return, all workers of the epoch are receiving.
+
+        A repeated call joins the first call. After a failure or an abort, a call begins the version anew.
 
         Raises:
-            SupersededError: the version does not come after the committed one.
-            UnavailableError: no worker is there, or none got ready.
+            SupersededError: the version does not come after the committed version.
+            UnavailableError: there is no worker, or no worker got ready.
             WeightTransferError: a worker refused the plan.
         """
         async with self._beginning:
@@ -140,7 +143,7 @@ class PublishDriver:
         return await asyncio.shield(attempt.begin)
 
     async def _announce(self, announcement: Announcement) -> Attempt:
-        """The attempt under way for this version, or a new one."""
+        """Return the attempt under way for this version, or a new attempt."""
         attempt, version = self._attempt, announcement.version
         outcome = self._versions.outcomes.get(version)
         is_aborted = outcome is not None and not outcome.is_committed
@@ -156,10 +159,10 @@ class PublishDriver:
         return attempt
 
     async def finish(self, version: PolicyVersion, digest: bytes, failure: str = "") -> PublishOutcome:
-        """VERIFY and COMMIT, or ABORT. Repeating it answers as the first did.
+        """Verify and commit a version, or abort it. A repeated call gets the first answer.
 
         Raises:
-            SupersededError: the version is not the one that is being published.
+            SupersededError: the version is not being published.
         """
         if (outcome := self._versions.outcomes.get(version)) is not None:
             return outcome
@@ -172,7 +175,7 @@ class PublishDriver:
         return await asyncio.shield(attempt.finish)
 
     async def close(self) -> None:
-        """Cancel what is under way and close the workers' channels."""
+        """Cancel the tasks under way, and close the workers' clients."""
         tasks = [task for task in self._tasks if not task.done()]
         for task in tasks:
             task.cancel()
@@ -204,7 +207,7 @@ class PublishDriver:
         return epoch
 
     async def _wait_for_workers(self, attempt: Attempt) -> None:
-        """The first publish waits for all workers that the configuration starts, the later ones for any."""
+        """Wait for workers: the first publish waits for all configured workers, later publishes for any worker."""
         is_first = self._versions.committed is None
         started_s = self._started_s if is_first else self._clock()
         num_wanted = self._settings.num_workers if is_first else 1
@@ -228,8 +231,11 @@ class PublishDriver:
     async def _prepare(
         self, attempt: Attempt, members: list[Member], refusals: dict[str, RollMeshError]
     ) -> WeightEpoch | None:
-        """One round of PREPARE. Returns None, and names who failed, if it has to be repeated with those that are left:
-        ranks and world size depend on who is in."""
+        """Prepare the members for a version, and return their weight epoch.
+
+        Returns None if a worker failed, and adds the failed workers to ``refusals``. Then the other workers have to be
+        prepared again, because ranks and world size depend on the workers of the epoch.
+        """
         announced, timeout_s = attempt.announcement, self._settings.prepare_timeout_s
         plan = await self._encoded(announced.plan)
         epoch_members = tuple((m.name, m.incarnation, m.num_weight_ranks) for m in members)
@@ -293,14 +299,16 @@ class PublishDriver:
                 serving[party.member.name] = answer.pause_s
         if not serving:
             self._versions.break_epoch()
-            reason = "no worker is known to serve it: " + "; ".join(f"{name}: {e}" for name, e in answers.items())
+            reason = "no worker is known to serve the version: " + "; ".join(
+                f"{name}: {e}" for name, e in answers.items()
+            )
             return self._close(attempt, PublishOutcome(False, reason, (), 0.0))
         outcome = self._close(attempt, PublishOutcome(True, "", tuple(serving), max(serving.values())))
         self._on_commit(version, attempt.announcement.step)
         return outcome
 
     async def _load(self, party: Party, version: PolicyVersion, timeout_s: float) -> CommitReport:
-        """COMMIT of one worker. A worker that is tainted is dropped at once: it leaves by itself soon."""
+        """Commit the version on one worker. Drop a tainted worker at once, because it leaves by itself soon."""
         member = party.member
         try:
             return await party.commit(version, timeout_s)
@@ -309,7 +317,7 @@ class PublishDriver:
             raise
         except RollMeshError as error:
             logger.warning(
-                "left %s out of version %s: whether it was loaded is not known (%s)",
+                "left %s out of version %s: it is not known whether the worker loaded the version (%s)",
                 member.name,
                 version,
                 error,
@@ -329,7 +337,7 @@ class PublishDriver:
         return outcome
 
     async def _give_up(self, attempt: Attempt, reason: str) -> None:
-        """Close an attempt that its learner left. One that it had finished is let end: its commit may be under way."""
+        """Close an attempt that the learner left. An attempt that is finishing may commit, and ends by itself."""
         if attempt.finish is not None:
             await asyncio.wait({attempt.finish})
         elif attempt.begin is not None:
@@ -350,8 +358,11 @@ class PublishDriver:
                 logger.warning("%s did not answer ABORT of version %s: %s", name, attempt.version, answer)
 
     async def _encoded(self, plan: WeightPlan) -> EncodedPlan:
-        """The plan's bytes, which stay the same from version to version. Encoded beside the event loop: a mixture's
-        46,000 tensors take a third of a second."""
+        """Return the encoded plan, which is usually the same for all versions.
+
+        A thread encodes the plan: the 46,000 tensors of a mixture take a third of a second, which would block the event
+        loop.
+        """
         if self._plan is None or self._plan.digest != plan.digest:
             self._plan = await asyncio.to_thread(encode_plan, plan)
         return self._plan
@@ -360,7 +371,7 @@ class PublishDriver:
         return self._members.get(member.name) is member
 
     def _spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-        """A task that `close` ends. Its error is for whoever awaits it; nobody may be left who does."""
+        """Start a task that `close` ends. Its error goes to its awaiter, and is dropped if no awaiter is left."""
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

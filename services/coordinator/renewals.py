@@ -1,12 +1,13 @@
-"""The leases that heartbeats renew.
+"""The renewal of leases by heartbeats.
 
 ::
 
     heartbeat ──ask──► evaluation: renewed at once
                 └────► training: waits ──flush, once a second──► ledger ──over──► told at the member's next heartbeat
 
-A worker renews what it goes on with, so that a lease ends when its holder is gone, stuck or superseded, and never
-because the work is long. The ledger decides: a lease whose time was up before it was renewed stays over.
+A worker renews the leases of the groups on which the worker makes progress. Therefore a lease ends when its holder is
+gone, stuck or superseded, and never because the work is long. The ledger decides: a lease whose time was up before the
+renewal stays over.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from services.coordinator.members import Member
 
 
 class Renewals:
-    """Collects what members ask for, so that Redis is asked once a second whatever their number.
+    """Collects the renewals of all members, so that Redis gets one request a second whatever the number of members.
 
     Args:
-        ledger: of the run.
+        ledger: the run's ledger.
         evaluator: None where the run has no evaluation.
-        lease_ttl_s: life of a lease from its last renewal.
+        lease_ttl_s: seconds that a lease lives from its last renewal.
     """
 
     def __init__(self, ledger: Ledger, evaluator: Evaluator | None, lease_ttl_s: float) -> None:
@@ -35,7 +36,7 @@ class Renewals:
         self._waiting: dict[LeaseKey, Member] = {}
 
     def ask(self, member: Member, keys: Sequence[LeaseKey]) -> None:
-        """The member goes on with these leases."""
+        """Renew leases of a member: evaluation leases at once, training leases at the next `flush`."""
         for key in keys:
             if key.kind is LeaseKind.TRAIN:
                 self._waiting[key] = member
@@ -43,7 +44,7 @@ class Renewals:
                 member.ended_leases.append(key)
 
     async def flush(self) -> None:
-        """Renew in the ledger what has been asked for. What could not be renewed is tried again by the next call.
+        """Renew the collected training leases in the ledger. If this fails, the next call tries again.
 
         Raises:
             UnavailableError: Redis cannot be reached.

@@ -1,7 +1,7 @@
-"""The coordinator's side of the rollout workers: clients that are kept, and calls that a lost connection does not end.
+"""The coordinator's clients of the rollout workers, and calls that outlive a lost connection.
 
-A rollout worker answers a repeated call as it answered the first one. So a call whose connection breaks is made again
-until its deadline, or until its worker is no member any more. Every other error is the worker's own answer.
+A rollout worker gives a repeated call the answer of the first call. Therefore a call whose connection breaks is
+repeated until its deadline, or until its worker is no member any more. Every other error is the worker's own answer.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from services.coordinator.members import Member
 
 T = TypeVar("T")
 GRACE_S = 1.0
-"""A call ends by its own deadline. If it does not, it is ended this much later."""
+"""Seconds after its deadline at which a call is ended that has not ended by itself."""
 PREPARE_PATIENCE_S = 3.0
-"""How long a worker without a connection is asked again to prepare. A short break of the connection is over by then,
-and a worker that has died does not hold the others up for longer."""
+"""Seconds for which PREPARE is repeated to a worker without a connection. A short break of the connection is over by
+then, and a dead worker does not hold the other workers up for longer."""
 
 
 @dataclass(frozen=True)
 class Party:
-    """One worker in one publish. Each call raises UnavailableError or DeadlineError if no answer came.
+    """One worker in one publish. Each call raises UnavailableError or DeadlineError if the worker gave no answer.
 
     Attributes:
         member: the worker.
         client: calls the worker.
-        rank: of its first process in the weight epoch.
+        rank: rank of the worker's first process in the weight epoch.
         is_member: whether the worker still belongs to the run.
     """
 
@@ -43,6 +43,8 @@ class Party:
     is_member: Callable[[], bool]
 
     async def prepare(self, announced: Announcement, plan: EncodedPlan, epoch: WeightEpoch, timeout_s: float) -> None:
+        """Ask the worker to get ready for a version. Repeated for `PREPARE_PATIENCE_S` over broken connections."""
+
         def call(left_s: float) -> Awaitable[None]:
             deadline_s = announced.transfer_deadline_s
             return self.client.prepare(announced.version, plan, epoch, self.rank, deadline_s, timeout_s=left_s)
@@ -50,17 +52,19 @@ class Party:
         await self._ask(call, timeout_s, PREPARE_PATIENCE_S)
 
     async def receive(self, version: PolicyVersion, timeout_s: float) -> ReceiveReport:
+        """Ask the worker to receive the weights, and return what the worker received."""
         return await self._ask(lambda left_s: self.client.receive(version, timeout_s=left_s), timeout_s, timeout_s)
 
     async def commit(self, version: PolicyVersion, timeout_s: float) -> CommitReport:
+        """Ask the worker to load and serve the version."""
         return await self._ask(lambda left_s: self.client.commit(version, timeout_s=left_s), timeout_s, timeout_s)
 
     async def abort(self, version: PolicyVersion, reason: str, timeout_s: float) -> None:
-        """Made once: where it gets lost, the worker drops the version at its next preparation."""
+        """Ask the worker to drop the version. A lost call is not repeated: the next PREPARE drops the version too."""
         await self._ask(lambda left_s: self.client.abort(version, reason, timeout_s=left_s), timeout_s, patience_s=0.0)
 
     async def _ask(self, call: Callable[[float], Awaitable[T]], timeout_s: float, patience_s: float) -> T:
-        """Make a call until the worker answers. ``patience_s`` bounds the time in which a broken call is repeated."""
+        """Make a call, repeat it over broken connections for up to ``patience_s`` seconds, and return the answer."""
         clock = asyncio.get_running_loop().time
         end = clock() + patience_s
 
@@ -75,10 +79,10 @@ class Party:
 
 
 class RolloutClients:
-    """One client per worker, kept as long as its incarnation lives.
+    """One client per worker, which lives as long as the worker's incarnation.
 
     Args:
-        connect: makes the client of an address.
+        connect: returns a client for an address.
     """
 
     def __init__(self, connect: Callable[[str], RolloutClient]) -> None:
@@ -86,7 +90,7 @@ class RolloutClients:
         self._by_name: dict[str, tuple[str, RolloutClient]] = {}
 
     async def of(self, member: Member) -> RolloutClient:
-        """The client of a worker; a new one where the worker is a new incarnation."""
+        """Return the client of a worker. A new incarnation gets a new client."""
         known = self._by_name.get(member.name)
         if known is not None and known[0] == member.incarnation:
             return known[1]
@@ -107,11 +111,11 @@ async def call_all(calls: dict[str, Coroutine[Any, Any, T]], pending: set[str]) 
     """Make all calls at once.
 
     Args:
-        calls: by the name of the worker; each ends by its own deadline.
-        pending: holds the names of the workers that have not answered yet, while this runs.
+        calls: the calls by name of the worker. Each call ends by its own deadline.
+        pending: while the calls run, holds the names of the workers that have not answered yet.
 
     Returns:
-        The answers by name. An error of the mesh is an answer; any other error is a fault of ours and is raised.
+        The answers by name of the worker. A `RollMeshError` is an answer; any other error is a bug and is raised.
     """
     pending.clear()
     pending.update(calls)

@@ -1,4 +1,4 @@
-"""The state of the run, and what ended it.
+"""The state of the run, and the reason of its end.
 
 ::
 
@@ -20,14 +20,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Run:
-    """What all members are told by heartbeat.
+    """The state of the run, which the coordinator tells all members by heartbeat.
 
     Attributes:
         num_steps: optimiser batches in the whole run.
-        committed_version: serves; None before the first.
-        committed_step: the step that made it.
-        step: the last one reported; at the start, and after a learner went back, the one that made the version.
-        metrics: that step's.
+        committed_version: the version that serves; None before the first commit.
+        committed_step: the step that made the committed version.
+        step: the last reported step. At the start, and after a learner went back, the step that made the committed
+            version.
+        metrics: the metrics of the last reported step.
         over: set once the run is FINISHED or FAILED.
     """
 
@@ -42,7 +43,7 @@ class Run:
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
     def commit(self, version: PolicyVersion, step: int) -> None:
-        """A version serves now, which ``step`` made."""
+        """Record that a version serves now, which ``step`` made."""
         self.committed_version, self.committed_step = version, step
         if self.state is RunState.STARTING or step < self.step:  # a learner went on from a checkpoint
             self.step = step
@@ -50,19 +51,19 @@ class Run:
             self._move(RunState.RUNNING)
 
     def report_step(self, step: int, metrics: Mapping[str, float], is_last: bool) -> None:
-        """The learner's report of one step; repeating it, or an older one, is harmless."""
+        """Record the learner's report of one step. Repeating a report is harmless; older steps change no metrics."""
         if step >= self.step:
             self.step, self.metrics = step, dict(metrics)
         if is_last and self.state in (RunState.STARTING, RunState.RUNNING):
             self._move(RunState.FINISHING)
 
     def finish(self) -> None:
-        """Everything that FINISHING waits for has happened."""
+        """End a FINISHING run: all for which the run waited has happened."""
         if self.state is RunState.FINISHING:
             self._move(RunState.FINISHED)
 
     def fail(self, reason: str) -> None:
-        """End the run; only the first reason is kept."""
+        """End the run as FAILED. Only the first reason is kept."""
         if not self.state.is_over:
             self.failure = reason
             self._move(RunState.FAILED)

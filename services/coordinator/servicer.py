@@ -1,4 +1,4 @@
-"""CoordinatorService: protobuf on one side, the coordinator's own words on the other."""
+"""CoordinatorService: translates between protobuf and the coordinator's own types."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from services.coordinator.coordinator import Coordinator
 from services.coordinator.leases import LeaseLine
 
 MAX_CREDITS = 1_000_000
-"""Of one stream; more can only be a mistake."""
+"""The most credits of one stream; more credits can only be a mistake."""
 
 
 class CoordinatorServicer(pb_grpc.CoordinatorServiceServicer):
@@ -51,8 +51,10 @@ class CoordinatorServicer(pb_grpc.CoordinatorServiceServicer):
         return pb.FailRunResponse()
 
     async def Lease(self, request_iterator: AsyncIterator[pb.LeaseRequest], context: Any) -> None:
-        """Reads credits on a task of its own and writes leases as the dispatcher gives them; ends when the worker
-        half-closes, when its line is closed, or when the stream breaks."""
+        """Write the leases that the dispatcher gives; a second task reads the worker's credits.
+
+        The stream ends when the worker half-closes, when the coordinator closes the line, or when the stream breaks.
+        """
         first = control.grant_from_proto(await _first(request_iterator))
         if first.caller is None:
             raise InvalidArgumentError("the first message of a lease stream names its worker", "name")
@@ -89,7 +91,7 @@ class CoordinatorServicer(pb_grpc.CoordinatorServiceServicer):
         return pb.ReportEvaluationResponse()
 
     async def BeginPublish(self, request: pb.BeginPublishRequest, context: Any) -> pb.BeginPublishResponse:
-        # Beside the event loop: a mixture's plan takes a third of a second.
+        # Decoded in a thread: the plan of a mixture takes a third of a second, which would block the event loop.
         call = await asyncio.to_thread(weights.begin_publish_from_proto, request)
         plan = self._plans.find(call.plan, call.plan_digest)
         if plan is None:

@@ -1,4 +1,4 @@
-"""The ledger of versions: which one serves, and how the publish of each ended. In memory and without I/O."""
+"""The versions of the run: the version that serves, and how each publish ended. In memory and without I/O."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class VersionBook:
         return wanted
 
     def break_epoch(self) -> None:
-        """Give the current epoch up: a preparation or a transfer failed, and its members may be out of step."""
+        """Make the next publish use a new epoch: a preparation or transfer failed, and members may be out of step."""
         self._is_sound = False
 
     def close(self, version: PolicyVersion, outcome: PublishOutcome) -> None:
-        """Record how a publish ended. Outcomes of versions before the committed one are forgotten."""
+        """Record how a publish ended. Forget the outcomes of versions before the committed version."""
         self.outcomes[version] = outcome
         if outcome.is_committed:
             self.committed = version

@@ -1,4 +1,4 @@
-"""The sentence that says who in the mesh waits for whom."""
+"""The sentence that says which part of the mesh waits, and for whom."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from rollmesh.types import GroupState, LearnerPhase, RunState
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What `waiting_for` looks at.
+    """The state of the mesh from which `waiting_for` makes its sentence.
 
     Attributes:
         has_learner: whether a learner is a member.
-        learner_phase: what it does; None until its first heartbeat.
-        num_rollouts: rollout workers that are members.
-        num_serving: those of them that may get training leases.
-        publish_stage: what the publish under way waits for; empty where there is none.
+        learner_phase: the learner's phase; None until the learner's first heartbeat.
+        num_rollouts: number of rollout workers that are members.
+        num_serving: number of rollout workers that may get training leases.
+        publish_stage: a clause that says for what the current publish waits; empty if there is no publish.
+        num_groups: number of groups in each state.
+        num_slots: slots of the run.
+        num_slots_used: groups that hold a slot.
+        is_closed: whether no group will be opened any more.
         holders: names of the members that hold leases.
         num_credits: leases that eligible workers would take now.
-        num_evaluation_open: prompts of the evaluation round without a result.
-        memory_shortage: what Redis uses of its memory, where no group is opened for lack of it; else empty.
+        num_evaluation_open: prompts of the evaluation round that have no result yet.
+        memory_shortage: the memory that Redis uses, if lack of memory keeps groups from being opened; else empty.
     """
 
     run_state: RunState
@@ -41,7 +45,7 @@ class View:
 
 
 def waiting_for(view: View) -> str:
-    """One sentence saying who waits for whom, walked from the end of the pipeline to its beginning."""
+    """Return one sentence that says who waits for whom. The search goes from the pipeline's end to its beginning."""
     if view.run_state.is_over:
         return ""
     if not view.has_learner:

@@ -1,10 +1,10 @@
-"""The clock of the run: what ends because time passes.
+"""The clock of the run: the watch ends leases, members and runs whose time is up.
 
-Once a second: leases are renewed or expire, silent members are dropped, a run in which too many groups fail is stopped,
-and so is one that does not move. Everything here is also bounded elsewhere or harmless when late; a second is fine.
+Once a second the watch renews or expires leases, drops silent members, and stops a run in which too many groups fail or
+nothing moves. A second is often enough: each of these ends has another bound as well, or may come late without harm.
 
-What the coordinator itself slept through (a suspended machine, a frozen container, SIGSTOP) is no time of the run:
-members get their whole timeout anew, and leases that ended meanwhile count as no failed attempt.
+While the coordinator itself sleeps (a suspended machine, a frozen container, SIGSTOP), no time of the run passes: after
+the sleep, members get their whole timeout anew, and leases that ended meanwhile do not count as failed attempts.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ logger = logging.getLogger(__name__)
 TICK_S = 1.0
 CLOCK_S = 0.5
 ASLEEP_S = 3.0
-"""A coordinator that did nothing for so long was stopped."""
+"""A coordinator that read no clock for this long was asleep."""
 
 
 class StallClock:
-    """How long something has stayed the same."""
+    """Measures for how long a value has stayed the same."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -42,22 +42,22 @@ class StallClock:
         self._since_s = clock()
 
     def observe(self, state: Hashable) -> float:
-        """Seconds since ``state`` last changed."""
+        """Return the seconds since ``state`` last changed."""
         if state != self._last:
             self._last, self._since_s = state, self._clock()
         return self._clock() - self._since_s
 
 
 class Watch:
-    """Consumes time; produces expiries and failures; waits for the next tick only.
+    """Ends leases, members and runs as time passes. Waits for the next tick only.
 
     Args:
-        coordinator: what is watched.
-        ledger: of the run.
-        max_failed_fraction: of the groups that ended; above it the run fails.
-        groups_per_batch: so many must have FAILED for that.
-        stall_timeout_s: without any progress for so long, the run fails, unless a member asks for more patience.
-        clock: the coordinator's, read here often enough to notice its sleep.
+        coordinator: the coordinator to watch.
+        ledger: the run's ledger.
+        max_failed_fraction: the run fails if a larger part of the groups that ended FAILED.
+        groups_per_batch: the run goes on while fewer groups FAILED.
+        stall_timeout_s: seconds without progress after which the run fails, unless a member asks for more patience.
+        clock: the coordinator's clock. The watch reads it often enough to notice that the coordinator slept.
     """
 
     def __init__(
@@ -87,13 +87,13 @@ class Watch:
                 await asyncio.sleep(TICK_S)
 
     async def _read_clock(self) -> None:
-        """A tick may wait for Redis, and that is no sleep."""
+        """Read the clock while a tick waits for Redis, because this wait is no sleep."""
         while True:
             self._clock()
             await asyncio.sleep(CLOCK_S)
 
     async def tick(self) -> None:
-        """One look at everything."""
+        """Look once at all leases, members and groups."""
         coordinator = self._coordinator
         if slept_s := self._clock.take_slept_s():
             logger.warning("the coordinator was stopped for %.0f s; all members get their time anew", slept_s)
@@ -102,7 +102,7 @@ class Watch:
         coordinator.expire_evaluation()
         await coordinator.drop_silent()
         with contextlib.suppress(UnavailableError):
-            # The dispatcher reports an unreachable Redis; leases that are overdue are dead to commits all the same.
+            # The dispatcher reports that Redis cannot be reached. Redis refuses commits of overdue leases anyway.
             await coordinator.renewals.flush()
             for row in await self._ledger.expire_leases(is_excused=self._has_slept):
                 logger.warning("lease of %s expired: %s", row.member, row.state.value, extra={"group": row.group_id})

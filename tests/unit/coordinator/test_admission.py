@@ -83,8 +83,8 @@ def test_a_run_that_reached_its_steps_or_did_not_use_up_its_prompts_is_short_of_
 def test_a_run_whose_prompts_were_used_up_says_by_how_much() -> None:
     admission = Admission(num_slots=8, groups_per_batch=4, steps=10, num_prompts=30)
     assert admission.shortfall({GroupState.RETIRED: 17, FILTERED: 12, FAILED: 1}) == (
-        "the prompts were used up after 5 of 10 steps: of 30, 17 were trained, 12 filtered and 1 failed; it takes 2.4 "
-        "times as many: raise training.epochs, or lower training.steps"
+        "the prompts were used up after 5 of 10 steps: of 30, 17 were trained, 12 filtered and 1 failed; the run "
+        "needs 2.4 times as many prompts: raise training.epochs, or lower training.steps"
     )
     assert admission.shortfall({FILTERED: 30}) == (
         "the prompts were used up after 0 of 10 steps: of 30, 0 were trained, 30 filtered and 0 failed; "

@@ -59,8 +59,8 @@ def test_what_was_accepted_is_trained_in_a_last_partial_batch_when_the_data_ends
         assert books["is_balanced"]
         assert books["pass_rate"] == 1 / 7
         assert mesh.coordinator.shortfall({GroupState.RETIRED: 1, GroupState.FILTERED: 6}) == (
-            "the prompts were used up after 1 of 3 steps: of 7, 1 were trained, 6 filtered and 0 failed; it takes 6 "
-            "times as many: raise training.epochs, or lower training.steps"
+            "the prompts were used up after 1 of 3 steps: of 7, 1 were trained, 6 filtered and 0 failed; the "
+            "run needs 6 times as many prompts: raise training.epochs, or lower training.steps"
         )
 
     with_worker(body, num_rows=7)

@@ -176,7 +176,7 @@ def test_a_failed_receive_aborts_on_all(with_mesh: Callable[..., None]) -> None:
         await mesh.join("rollout-1", failures={"receive": WeightTransferError("a peer is gone")})
         outcome = await mesh.publish(0)
         assert not outcome.is_committed
-        assert "rollout-1 did not receive it (a peer is gone)" in outcome.abort_reason
+        assert "rollout-1 did not receive the weights (a peer is gone)" in outcome.abort_reason
         assert good.servicer.steps() == ["prepare", "receive", "abort"]
 
     with_mesh(body, num_workers=2)
@@ -201,7 +201,7 @@ def test_a_worker_that_cannot_load_is_dropped_and_the_others_serve(with_mesh: Ca
         outcome = await mesh.publish(0)
         assert outcome.is_committed
         assert outcome.members == ("rollout-1",)
-        with pytest.raises(SupersededError, match="start it anew"):
+        with pytest.raises(SupersededError, match="start the process anew"):
             await broken.client.register(mesh.config.run.name, Role.ROLLOUT, broken.address, 1)
         await broken.client.leave("could not load")
         assert mesh.coordinator.run.state is RunState.RUNNING
@@ -292,7 +292,7 @@ def test_only_the_learner_publishes(with_mesh: Callable[..., None]) -> None:
 def test_a_second_learner_is_refused(with_mesh: Callable[..., None]) -> None:
     async def body(mesh: Mesh) -> None:
         async with CoordinatorClient(mesh.address, "learner-2") as second:
-            with pytest.raises(InvalidArgumentError, match="a second one cannot join"):
+            with pytest.raises(InvalidArgumentError, match="a second learner cannot join"):
                 await second.register(mesh.config.run.name, Role.LEARNER, "127.0.0.1:1")
 
     with_mesh(body)

@@ -145,7 +145,7 @@ def test_a_version_whose_only_commit_is_not_known_is_published_again() -> None:
         worker.loss = lambda step, _: Loss.ANSWER if step == "commit" else Loss.NONE
         outcome = await mesh.publish(NEW)
         assert not outcome.is_committed
-        assert "no worker is known to serve it" in outcome.abort_reason
+        assert "no worker is known to serve the version" in outcome.abort_reason
         worker.loss = losing("")
         assert (await mesh.publish(NEW)).members == ("a",)
 

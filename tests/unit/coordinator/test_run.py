@@ -178,7 +178,7 @@ def test_a_new_incarnation_takes_over_and_gets_what_the_old_one_held(with_worker
         successor = await mesh.join("rollout-0", "another start")
         with pytest.raises(UnknownMemberError):
             await worker.client.heartbeat()
-        with pytest.raises(SupersededError, match="another one registered under that name"):
+        with pytest.raises(SupersededError, match="another process registered under that name"):
             await worker.client.register(mesh.config.run.name, Role.ROLLOUT, worker.address, 1)
         successor.stream.grant(1)
         assert await successor.gets_nothing(), "it has no weights yet"
