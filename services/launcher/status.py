@@ -6,15 +6,18 @@ import asyncio
 import dataclasses
 import enum
 import json
+import shlex
 from pathlib import Path
 
 from rollmesh.errors import ConfigError, DeadlineError, UnavailableError
+from rollmesh.replay.accounting import EndState
 from rollmesh.rpc.channel import parse_address
 from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.types import MeshStatus, PolicyVersion, RunState
 from services.config import ScorerConfig, load_mesh
 from services.launcher.outcome import ACCOUNTING, read_json
 from services.launcher.progress import format_status
+from services.launcher.run_folder import REQUESTED
 
 
 def show(config: ScorerConfig, *, is_json: bool) -> int:
@@ -39,9 +42,16 @@ def _end_of(folder: Path) -> str:
     """Return what the run folder says about the end of the run."""
     books = read_json(folder / ACCOUNTING)
     if "state" not in books:
-        return "the run is over, or was never started"
+        if not (folder / REQUESTED).exists():
+            return "the run is over, or was never started"
+        return f"the run is starting, or it was cut off: then {_continue(folder)}"
     reason = f" ({books['reason']})" if books.get("reason") else ""
-    return f"the run is over: {books['state']}{reason}"
+    hint = "" if books["state"] == EndState.COMPLETED.value else f"; {_continue(folder)}"
+    return f"the run is over: {books['state']}{reason}{hint}"
+
+
+def _continue(folder: Path) -> str:
+    return f"continue with: rollmesh resume {shlex.quote(str(folder))}"
 
 
 def find_coordinator(address: str, folder: Path) -> str:

@@ -28,5 +28,14 @@ def test_a_run_that_is_over_is_described_by_its_accounting(
         status.show(config, is_json=False)
     config.run.folder.mkdir(parents=True)
     (config.run.folder / "accounting.json").write_text('{"state": "failed", "reason": "redis was killed"}')
-    with pytest.raises(UnavailableError, match=r"the run is over: failed \(redis was killed\)$"):
+    with pytest.raises(UnavailableError, match=r"failed \(redis was killed\); continue with: rollmesh resume /"):
+        status.show(config, is_json=False)
+    (config.run.folder / "accounting.json").write_text('{"state": "completed"}')
+    with pytest.raises(UnavailableError, match=r"the run is over: completed$"):
+        status.show(config, is_json=False)
+    (config.run.folder / "accounting.json").unlink()
+    (config.run.folder / "requested.yaml").touch()
+    with pytest.raises(
+        UnavailableError, match=r"is starting, or it was cut off: then continue with: rollmesh resume /"
+    ):
         status.show(config, is_json=False)
