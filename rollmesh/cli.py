@@ -92,8 +92,9 @@ def build_parser() -> argparse.ArgumentParser:
     earlier.add_argument("--resume", action="store_true", help="go on with the earlier run of the same name")
     up.set_defaults(run=_run_up)
 
-    resume_help = "go on with a run that was interrupted, failed, or is to be longer"
-    resume = commands.add_parser("resume", help=resume_help, description=f"Read the run folder, and {resume_help}.")
+    resume_help = "go on with an earlier run, from its folder"
+    description = "Go on with a run that was interrupted, that failed, or that is to be longer. See docs/recovery.md."
+    resume = commands.add_parser("resume", help=resume_help, description=description)
     resume.add_argument("folder", type=_path, metavar="RUN", help="run folder, e.g. runs/NAME")
     _add_overrides(resume)
     resume.set_defaults(run=_run_resume)

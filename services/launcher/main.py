@@ -53,7 +53,7 @@ def start(config: MeshConfig, folder: Path, *, is_resumed: bool) -> int:
     Args:
         config: as the user asked. Ports may be open; without `replay.url` a Redis is started in ``folder``.
         folder: the run folder, claimed by this process.
-        is_resumed: whether Redis already holds the keys of this run.
+        is_resumed: whether a Redis in ``folder`` has to hold the keys of this run and of no other.
 
     Raises:
         ConfigError: Redis cannot be used.
@@ -65,11 +65,10 @@ def start(config: MeshConfig, folder: Path, *, is_resumed: bool) -> int:
             server = stack.enter_context(
                 EmbeddedRedis.start(directory, loading_timeout_s(directory), config.replay.memory_limit_bytes)
             )
+            if is_resumed:
+                assert config.run.id is not None
+                expect_own_run(server.url, config.replay.timeout_s, config.run.name, config.run.id)
             config = _with_redis(config, server.url)
-        assert config.replay.url is not None
-        if is_resumed:
-            assert config.run.id is not None
-            expect_own_run(config.replay.url, config.replay.timeout_s, config.run.name, config.run.id)
         config = assign_ports(config)
         write_resolved(folder, config)
         return asyncio.run(_run(config, folder, server))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from rollmesh.errors import ConfigError
 from rollmesh.replay.accounting import EndState
+from rollmesh.replay.identity import expect_own_run
 from rollmesh.telemetry.json_lines import JsonLines
 from services.config import MeshConfig
 from services.launcher.main import claim_folder, print_findings, start
@@ -75,6 +76,9 @@ def resume(config: MeshConfig) -> int:
         check_can_go_on(folder, before, config, step)
         check_leftovers(folder)
         print_findings(config)
+        if config.replay.url is not None:
+            assert config.run.id is not None
+            expect_own_run(config.replay.url, config.replay.timeout_s, config.run.name, config.run.id)
         _print_start(folder, config, step, changes)
         _prepare(folder, config, step, changes)
         return start(config, folder, is_resumed=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 from rollmesh.config import Section
 from rollmesh.errors import ConfigError
+from rollmesh.replay.connection import without_password
 from services.config import MeshConfig
 
 FIXED: dict[str, tuple[str, ...]] = {
@@ -57,7 +58,6 @@ FIXED: dict[str, tuple[str, ...]] = {
         "learner.critic.optimizer.eps",
         "learner.critic.optimizer.weight_decay",
     ),
-    "the groups of the run are in that Redis": ("replay.url",),
 }
 """Fields that keep their value, by the reason."""
 
@@ -233,6 +233,11 @@ LIMITED: dict[str, Limit] = {
         lambda old, new: new.coordinator.max_version_lag >= old.coordinator.max_version_lag,
         "it may only grow: older groups wait in Redis",
     ),
+    "replay.url": Limit(
+        lambda old, new: without_password(old.replay.url or "") == without_password(new.replay.url or ""),
+        "the groups of the run are in that Redis",
+        "set it back to {old} (the password may be another)",
+    ),
     "learner.ema_beta": Limit(
         lambda old, new: (old.learner.ema_beta is None) == (new.learner.ema_beta is None),
         "it decides whether the checkpoint holds an average of the policy",
@@ -300,4 +305,6 @@ def _differences(field: str, old: Any, new: Any) -> Iterator[Change]:
 def _shown(value: object) -> str:
     if value is None:
         return "none"
+    if isinstance(value, str) and "://" in value:
+        return without_password(value)
     return "a section" if isinstance(value, Section) else str(value)

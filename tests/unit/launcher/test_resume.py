@@ -12,6 +12,9 @@ import pytest
 import yaml
 
 from rollmesh.errors import ConfigError
+from rollmesh.replay.connection import connect_blocking
+from rollmesh.replay.embedded import EmbeddedRedis
+from rollmesh.replay.keys import Keys
 from rollmesh.telemetry.json_lines import JsonLines
 from services.config import MeshConfig, dump_mesh, load_mesh
 from services.launcher import resume as resume_module
@@ -183,6 +186,24 @@ def test_processes_of_the_earlier_part_are_awaited_and_then_named(
     assert not started
     resume_folder(folder, [])
     assert started
+
+
+def test_another_runs_keys_in_a_redis_of_the_users_are_refused(
+    config: MeshConfig, folder: Path, started: Started, tmp_path: Path
+) -> None:
+    with EmbeddedRedis.start(tmp_path / "redis") as server:
+        url = f"replay.url={server.url}"
+        write_requested(folder, read_requested(folder, [url]))
+        client = connect_blocking(server.url, 5.0)
+        client.hset(Keys("tiny").identity, mapping={"id": RUN_ID, "created_s": "1"})
+        assert resume_folder(folder, []) == 0
+        client.hset(Keys("tiny").identity, "id", "f" * 16)
+        (folder / "accounting.json").write_text("{}")
+        with pytest.raises(ConfigError, match="of another run of this name; name the Redis that this run had"):
+            resume_folder(folder, [])
+        client.close()
+    assert len(started) == 1
+    assert (folder / "accounting.json").exists()
 
 
 def test_a_refused_change_leaves_the_folder_as_it_is(folder: Path, started: Started) -> None:

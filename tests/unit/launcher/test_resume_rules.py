@@ -91,3 +91,16 @@ def test_another_variant_of_the_loss_is_named_by_its_settings(tree: Tree) -> Non
 def test_nothing_changes_where_nothing_was_changed(tree: Tree, tmp_path: Path) -> None:
     moved = {"run": {"directory": str(tmp_path / "elsewhere"), "id": "12345678"}}
     assert check_changes(_config(tree), _config(tree, moved)) == []
+
+
+def test_a_redis_may_have_another_password_and_messages_show_none(tree: Tree) -> None:
+    here, again, there = (
+        _config(tree, {"replay": {"url": f"redis://:{password}@{host}:6379"}})
+        for password, host in (("hunter2", "here"), ("hunter3", "here"), ("hunter2", "there"))
+    )
+    assert [str(change) for change in check_changes(here, again)] == [
+        "replay.url: redis://***@here:6379 → redis://***@here:6379"
+    ]
+    with pytest.raises(ConfigError, match=r"replay\.url: redis://\*\*\*@there:6379 differs") as caught:
+        check_changes(here, there)
+    assert "hunter" not in str(caught.value)
