@@ -245,7 +245,7 @@ class BatchQueue:
         except ReplayError as error:
             taken_over = "another learner has taken the queue over"
             if taken_over in str(error):
-                raise SupersededError(f"{taken_over}, and this one is no longer heard") from error
+                raise SupersededError(f"{taken_over}; this learner can change nothing any more") from error
             raise
 
 

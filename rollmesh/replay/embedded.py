@@ -160,7 +160,7 @@ class EmbeddedRedis:
 
 
 def loading_timeout_s(directory: Path) -> float:
-    """How long a server may take to answer that loads what an earlier one left in ``directory``, in seconds.
+    """Return the seconds that a server may take to load the data in ``directory`` and answer.
 
     2 GB at `_SLOWEST_LOADING_BYTES_PER_S` take 100 s, and the start itself may take 30 s: 130 s.
     """

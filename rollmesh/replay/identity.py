@@ -112,19 +112,19 @@ def refuse_known_run(url: str, timeout_s: float, name: str) -> None:
 
 
 def expect_own_run(url: str, timeout_s: float, name: str, run_id: str) -> None:
-    """See to it that a resumed run finds no keys of its name but its own, and that nobody drives the run.
+    """Check that the keys of a run's name belong to this run, and that no process drives the run. For a resumed run.
 
-    Waits up to `OWNER_TTL_S` for the owner key of a process that was killed to end. There may be no keys at all: the
-    run was interrupted before its first one.
+    There may be no keys at all, if the run was interrupted before it wrote a key. If a process was killed, its owner
+    key still lives for a while; the function waits up to `OWNER_TTL_S` for its end.
 
     Args:
-        url: of Redis.
-        timeout_s: of one command.
-        name: of the run.
+        url: address of Redis.
+        timeout_s: seconds that one command may take.
+        name: the run's name.
         run_id: the id in the run's identity.
 
     Raises:
-        ConfigError: the keys are another run's, or a process still drives the run.
+        ConfigError: the keys belong to another run, or a process still drives the run.
         UnavailableError: Redis is away.
     """
     client: Any = connect_blocking(url, timeout_s)
@@ -134,7 +134,9 @@ def expect_own_run(url: str, timeout_s: float, name: str, run_id: str) -> None:
             return
         if known.identity is None or known.identity.id != run_id:
             problem = f"{describe_server(url)} holds keys {known.prefix}* of another run of this name"
-            raise ConfigError(_PLACE, problem, "name the Redis that this run had, or start it anew with --overwrite")
+            raise ConfigError(
+                _PLACE, problem, "name the Redis that this run had, or start the run anew with --overwrite"
+            )
         while known is not None and known.is_owned:
             if _is_renewed(client, Keys(name).owner):
                 raise known.refusal()
