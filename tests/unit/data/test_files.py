@@ -46,7 +46,7 @@ def write_table(path: Path, *prompts: str | None, **columns: list[Any]) -> Path:
         (LINE + b'{"input": "x", "input": "y"}', "line 2: cannot be used (the key 'input' stands twice in one object)"),
         (LINE + b'{"input": "caf\xe9"}', "line 2: is not UTF-8 (byte 0xe9 at column 15); save the file as UTF-8"),
         (LINE.decode().encode("utf-16"), "line 1: is not UTF-8"),
-        (gzip.compress(LINE), "line 1: is compressed by gzip; unpack the file"),
+        (gzip.compress(LINE, mtime=0), "line 1: is compressed by gzip; unpack the file"),
         (b'[\n{"input": "a"}\n]\n', "line 1: begins a JSON array; write one JSON object per line"),
         (b"\xef\xbb\xbf", "has no rows"),
     ],
