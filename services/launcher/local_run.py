@@ -7,8 +7,9 @@
         ▼
     progress line ─► run over | a process died | a signal ─► stop in order ─► accounting.json, report.md
 
-Consumes the coordinator's status; waits for nothing without a deadline. Any process that ends before the run is over
-ends the run. The first one that ended is the cause; those that end after it, or that are stopped here, are not.
+Consumes the coordinator's status; waits for nothing without a deadline. A process that ends before the run is over ends
+the run, except those that `restarts` starts again. The first process that ended is the cause; those that end after it,
+or that are stopped here, are not.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ from services.launcher.processes import (
     ProcessGroup,
     ServiceDiedError,
     ServiceProcess,
-    describe_exit,
     service_command,
 )
 from services.launcher.progress import ProgressLine
 from services.launcher.report import write_report
+from services.launcher.restarts import Restarts
 
 COORDINATOR_START_S = 30.0
 LEAVE_S = 60.0
@@ -58,8 +59,6 @@ STATUS_SILENCE_S = 30.0
 """The coordinator may fail to answer for so long before the run is given up."""
 EARLY_END_S = 10.0
 """A service may end so long before the coordinator says that the run is over."""
-MAX_REDIS_STARTS = 3
-"""Times that the run's own Redis is started again."""
 STAGES = {"coordinator": 0, "reward": 1, "reference": 1, "rollout": 2, "learner": 2}
 """Who uses whom: the end goes from the highest down."""
 EXIT_OK, EXIT_FAILED = 0, 1
@@ -93,7 +92,7 @@ class LocalRun:
         self._signal = signal.SIGINT
         self._last_answer = time.monotonic()
         self._first_end: float | None = None
-        self._num_redis_starts = 0
+        self._restarts = Restarts(server, folder, self._warn)
         self.is_finishing = False
         """Whether the run is over and its members have still to end."""
 
@@ -189,28 +188,15 @@ class LocalRun:
         self._last_answer = time.monotonic()
         return status
 
-    async def _keep_redis(self) -> None:
-        """Start the run's own Redis again where it died. It loads its file again, and everybody waits for it."""
-        if self._server is None or self._server.is_running:
-            return
-        log, how = self._folder / "redis" / "server.log", describe_exit(self._server.exit_code)
-        what = f"redis (pid {self._server.pid}), which holds the replay queue, {how}"
-        if self._num_redis_starts == MAX_REDIS_STARTS:
-            problem = f"{what}, after it was started again {MAX_REDIS_STARTS} times; its log is {log}"
-            raise ServiceDiedError(problem, "redis", log)
-        self._num_redis_starts += 1
+    def _warn(self, sentence: str) -> None:
         self._progress.finish()
-        print(f"warning: {what}; it is started again on its files", file=sys.stderr, flush=True)
-        try:
-            await asyncio.to_thread(self._server.start_again)
-        except RollMeshError as error:
-            raise ServiceDiedError(f"{what}, and cannot be started again ({error})", "redis", log) from error
+        print(f"warning: {sentence}", file=sys.stderr, flush=True)
 
     async def _raise_if_dead(self) -> None:
         """Redis comes first: without it every service ends, in any order."""
-        await self._keep_redis()
+        await self._restarts.keep_redis()
         failed = self._group.first_failure()
-        if failed is None:
+        if failed is None or (not self.is_finishing and await self._restarts.start_again(failed)):
             return
         # A member that ends because the run failed may be noticed before the coordinator's word for it.
         status = await self._status()
@@ -242,7 +228,7 @@ class LocalRun:
     async def _watch(self) -> MeshStatus | None:
         """Show progress until the run is over; None if it was interrupted."""
         while not self._interrupted.is_set():
-            await self._keep_redis()  # before the coordinator is asked, which would wait for Redis
+            await self._restarts.keep_redis()  # before the coordinator is asked, which would wait for Redis
             status = await self._status()
             if status is not None:
                 self._progress.show(status)

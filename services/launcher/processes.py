@@ -77,6 +77,12 @@ class ServiceProcess:
             )
         self._watch = asyncio.create_task(self._note_end(), name=f"end of {self.name}")
 
+    async def start_again(self) -> None:
+        """Start a new process after one that ended, and end what that one left behind."""
+        await self.stop(0.0)
+        self.ended_at = None
+        await self.start()
+
     async def _note_end(self) -> None:
         await self.wait()
         self.ended_at = time.monotonic()

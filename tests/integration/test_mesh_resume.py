@@ -18,7 +18,7 @@ from tests.fakes.listeners import process_tree
 from tests.integration.mesh_runs import REPOSITORY, MeshRun, finish_mesh, processes_of, run_mesh, start_mesh
 from tests.tether import tethered
 
-pytestmark = pytest.mark.mesh
+pytestmark = [pytest.mark.mesh, pytest.mark.timeout(900)]
 
 NUM_STEPS = 6
 SETTINGS = [

@@ -22,6 +22,7 @@ from services.launcher import local_run
 from services.launcher.local_run import LocalRun
 from services.launcher.main import assign_ports
 from services.launcher.processes import service_command
+from services.launcher.restarts import MAX_STARTS
 from tests.fakes.waiting import until
 from tests.tether import tethered
 from tests.unit.coordinator.test_main import act_as_a_mesh
@@ -136,7 +137,7 @@ def test_redis_is_started_again_on_its_files_a_few_times(
 ) -> None:
     async def kill(mesh: _Mesh) -> None:
         await mesh.open_groups(3)
-        for _ in range(local_run.MAX_REDIS_STARTS):
+        for _ in range(MAX_STARTS):
             pid = mesh.server.pid
             os.kill(pid, signal.SIGKILL)
             await until(lambda pid=pid: mesh.server.pid != pid and mesh.server.is_running)  # type: ignore[misc]
@@ -147,12 +148,35 @@ def test_redis_is_started_again_on_its_files_a_few_times(
     assert exit_code == 1
     lines = capsys.readouterr().err.splitlines()
     warnings = [line for line in lines if line.startswith("warning: redis (pid ")]
-    assert len(warnings) == local_run.MAX_REDIS_STARTS
-    assert all("was killed by SIGKILL; it is started again on its files" in line for line in warnings)
+    assert [line.rpartition(", ")[2] for line in warnings] == [
+        f"was killed by SIGKILL; it is started again ({number} of {MAX_STARTS})" for number in (1, 2, 3)
+    ]
     (error,) = [line for line in lines if line.startswith("error: ")]
-    assert "was killed by SIGKILL, after it was started again 3 times; its log is" in error
+    assert "was killed by SIGKILL, after 3 new starts; its log is" in error
     books = mesh.books
     assert (books["state"], books["first_cause"]["process"], books["num_opened"]) == ("failed", "redis", 3)
+
+
+def test_a_scorer_that_is_killed_is_started_again_a_few_times(
+    tree: dict[str, Any],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def kill(mesh: _Mesh) -> None:
+        for _ in range(MAX_STARTS):
+            pid = mesh.pid("reward")
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda pid=pid: mesh.pid("reward") != pid)  # type: ignore[misc]
+        os.kill(mesh.pid("reward"), signal.SIGKILL)
+
+    exit_code, mesh = _end(tree, tmp_path, monkeypatch, kill)
+    assert exit_code == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("warning: ")] == [
+        f"warning: reward was killed by SIGKILL; it is started again ({number} of {MAX_STARTS})" for number in (1, 2, 3)
+    ]
+    assert mesh.books["first_cause"]["process"] == "reward"
 
 
 def test_a_hangup_ends_a_run_in_order(
