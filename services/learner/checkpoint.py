@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import random
 import re
@@ -28,9 +27,10 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from rollmesh.config.shared import RunSection
 from rollmesh.errors import ConfigError
 from rollmesh.types import PolicyVersion
-from services.config import MeshConfig, dump_mesh
+from services.learner.config import LearnerSection
 from services.learner.critic import CriticEngine
 from services.learner.ema import PolicyAverage
 from services.learner.engine import PolicyEngine
@@ -48,17 +48,6 @@ class Learnables:
     policy: PolicyEngine
     critic: CriticEngine | None = None
     average: PolicyAverage | None = None
-
-    @classmethod
-    def build(cls, config: MeshConfig, ranks: Ranks) -> Learnables:
-        """Load what the configuration asks for. Collective.
-
-        Raises:
-            ConfigError: a model cannot be loaded or trained as configured.
-        """
-        policy, beta = PolicyEngine(config, ranks), config.learner.ema_beta
-        critic = CriticEngine(config, ranks) if config.algorithm.needs_critic else None
-        return cls(policy, critic, PolicyAverage(policy, ranks, beta) if beta is not None else None)
 
     def count_work(self, count: Callable[[], None]) -> None:
         """Have ``count`` called at each forward pass and each time that weights are gathered."""
@@ -102,16 +91,20 @@ class CheckpointStore:
     """The checkpoints and exports in a run folder. All ranks have one and call it together.
 
     Args:
-        config: the mesh's configuration.
+        run: name and folder of the run.
+        section: the learner's settings.
+        config_hash: SHA-256 of the resolved configuration, as hexadecimal digits.
         ranks: the process group.
     """
 
-    def __init__(self, config: MeshConfig, ranks: Ranks) -> None:
-        self._config = config
+    def __init__(self, run: RunSection, section: LearnerSection, config_hash: str, ranks: Ranks) -> None:
+        self._run = run
+        self._section = section
+        self._config_hash = config_hash
         self._ranks = ranks
-        self._folder = config.run.folder / "checkpoints"
+        self._folder = run.folder / "checkpoints"
         if ranks.is_first:
-            for parent in (self._folder, config.run.folder):
+            for parent in (self._folder, run.folder):
                 restore_replaced(parent)
 
     def save(self, learnables: Learnables, state: Mapping[str, float], step: int, version: PolicyVersion) -> Path:
@@ -149,7 +142,7 @@ class CheckpointStore:
 
     def export(self, learnables: Learnables, step: int, is_last: bool) -> Path:
         """Write a Hugging Face folder of the policy after a step, and of its average in it. Collective."""
-        final = self._config.run.folder / ("export" if is_last else f"export-{_name(step)}")
+        final = self._run.folder / ("export" if is_last else f"export-{_name(step)}")
         partial = final.with_name(final.name + _TEMPORARY)
         if self._ranks.is_first:
             shutil.rmtree(partial, ignore_errors=True)
@@ -189,20 +182,19 @@ class CheckpointStore:
     def _check(self, manifest: Manifest, learnables: Learnables, folder: Path) -> None:
         for place, written, configured in (
             ("learner.num_ranks", manifest.num_ranks, self._ranks.world_size),
-            ("learner.zero_stage", manifest.zero_stage, self._config.learner.zero_stage),
+            ("learner.zero_stage", manifest.zero_stage, self._section.zero_stage),
         ):
             if written != configured:
                 raise ConfigError(place, f"{configured} differs from the {written} of {folder}", f"set it to {written}")
-        fix = "set it as in the run that wrote it"
-        estimator, beta = self._config.algorithm.advantage.estimator, self._config.learner.ema_beta
-        for place, value, part, is_written, wanted in (
-            ("algorithm.advantage.estimator", estimator, "critic", manifest.has_critic, learnables.critic),
-            ("learner.ema_beta", beta, "average of the policy", manifest.has_average, learnables.average),
+        fix = "set it as in the run that wrote the checkpoint"
+        for place, name, is_written, trained in (
+            ("algorithm.advantage.estimator", "critic", manifest.has_critic, learnables.critic),
+            ("learner.ema_beta", "average of the policy", manifest.has_average, learnables.average),
         ):
-            if is_written and wanted is None:
-                raise ConfigError(place, f"{value} has no use for the {part} in {folder}", fix)
-            if not is_written and wanted is not None:
-                raise ConfigError(place, f"{value} needs the {part}, and {folder} holds none", fix)
+            if is_written and trained is None:
+                raise ConfigError(place, f"makes no use of the {name} that {folder} holds", fix)
+            if not is_written and trained is not None:
+                raise ConfigError(place, f"needs the {name}, which {folder} does not hold", fix)
 
     def _random_file(self, folder: Path) -> Path:
         return folder / "rng" / f"rank-{self._ranks.rank:05d}.json"
@@ -212,22 +204,22 @@ class CheckpointStore:
     ) -> Manifest:
         return Manifest(
             schema_version=SCHEMA,
-            run=self._config.run.name,
+            run=self._run.name,
             lineage=version.lineage,
             step=step,
             policy_version=str(version),
             deepspeed_tag=_name(step),
             num_ranks=self._ranks.world_size,
-            zero_stage=self._config.learner.zero_stage,
+            zero_stage=self._section.zero_stage,
             has_critic=learnables.critic is not None,
             has_average=learnables.average is not None,
             state=dict(state),
-            config_hash=hashlib.sha256(dump_mesh(self._config).encode()).hexdigest(),
+            config_hash=self._config_hash,
         )
 
     def _drop_old(self) -> None:
-        kept = self._config.learner.checkpoint.max_kept
-        for folder, prefix in ((self._folder, ""), (self._config.run.folder, "export-")):
+        kept = self._section.checkpoint.max_kept
+        for folder, prefix in ((self._folder, ""), (self._run.folder, "export-")):
             for step in _steps_of(folder, prefix)[:-kept]:
                 shutil.rmtree(folder / (prefix + _name(step)))
 

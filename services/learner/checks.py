@@ -5,26 +5,33 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from rollmesh.config.shared import ModelSection
 from rollmesh.data.model_folder import ModelFolder
 from rollmesh.errors import ConfigError
-from services.config import MeshConfig
+from services.learner.config import LearnerSection
 
 
-def check_start(config: MeshConfig) -> None:
+def check_start(section: LearnerSection, policy: ModelSection, redis_url: str | None, needs_critic: bool) -> None:
     """Refuse a configuration with which the learner cannot start.
+
+    Args:
+        section: the learner's settings.
+        policy: the policy's folder.
+        redis_url: `replay.url`.
+        needs_critic: whether the algorithm trains a critic.
 
     Raises:
         ConfigError: the model folder is missing or holds no causal language model, the critic's folder is none, CUDA
             is asked for and absent, no Redis is named, or the environment speaks of other ranks.
     """
-    check_ranks(config.learner.num_ranks, os.environ)
-    if config.replay.url is None:
+    check_ranks(section.num_ranks, os.environ)
+    if redis_url is None:
         raise ConfigError("replay.url", "is not set", "start the mesh with `rollmesh up`, or name a Redis")
-    ModelFolder.read("model.path", config.model.path).check_trainable()
-    critic = config.learner.critic.model_path
-    if config.algorithm.needs_critic and critic is not None:
+    ModelFolder.read("model.path", policy.path).check_trainable()
+    critic = section.critic.model_path
+    if needs_critic and critic is not None:
         ModelFolder.read("learner.critic.model_path", critic)
-    if config.learner.device == "cuda":
+    if section.device == "cuda":
         import torch
 
         if not torch.cuda.is_available():

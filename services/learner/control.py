@@ -23,6 +23,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, TypeVar
 
 from rollmesh.aio.supervisor import Supervisor
+from rollmesh.config.shared import RunSection
 from rollmesh.errors import DeadlineError, RollMeshError, RunEndedError, UnavailableError
 from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.rpc.membership import Membership
@@ -38,7 +39,6 @@ from rollmesh.types import (
     WeightEpoch,
 )
 from rollmesh.v1.learner_pb2_grpc import add_LearnerServiceServicer_to_server
-from services.config import MeshConfig
 from services.learner.phase import PhaseTracker
 from services.learner.servicer import LearnerServicer
 
@@ -60,13 +60,17 @@ class Control:
     """Starts with `start` and ends with `stop`; everything else may be called in between, from one thread.
 
     Args:
-        config: the mesh's configuration.
+        run: name and folder of the run.
+        coordinator: host:port of the coordinator.
+        address: host:port of the learner's own server; port 0 takes a free one.
         name: this member's.
         tracker: what the learner's service and its heartbeats answer from.
     """
 
-    def __init__(self, config: MeshConfig, name: str, tracker: PhaseTracker) -> None:
-        self._config = config
+    def __init__(self, run: RunSection, coordinator: str, address: str, name: str, tracker: PhaseTracker) -> None:
+        self._run_name, self._run_folder = run.name, run.folder
+        self._coordinator = coordinator
+        self._address = address
         self._name = name
         self._tracker = tracker
         self._loop = asyncio.new_event_loop()
@@ -248,14 +252,13 @@ class Control:
                 self._ended.set_exception(error)
 
     async def _serve(self) -> None:
-        config = self._config
         async with contextlib.AsyncExitStack() as stack:
-            client = await stack.enter_async_context(CoordinatorClient(config.coordinator.address, self._name))
+            client = await stack.enter_async_context(CoordinatorClient(self._coordinator, self._name))
             service = (add_LearnerServiceServicer_to_server, LearnerServicer(self._tracker))
             server = await stack.enter_async_context(
-                Server(config.learner.address, {"rollmesh.v1.LearnerService": service}, place="learner.address")
+                Server(self._address, {"rollmesh.v1.LearnerService": service}, place="learner.address")
             )
-            membership = Membership(client, config.run.name, Role.LEARNER, server.address, report=self._tracker.report)
+            membership = Membership(client, self._run_name, Role.LEARNER, server.address, report=self._tracker.report)
             await stack.enter_async_context(membership)
             self._client = client
             self._ready.set_result(membership.registration)
@@ -268,7 +271,7 @@ class Control:
         """Look at the files of checkpoints on a thread: a disk that hangs must not hold up the heartbeats."""
         while True:
             await asyncio.sleep(FILES_POLL_S)
-            await asyncio.to_thread(self._tracker.watch_files, self._config.run.folder)
+            await asyncio.to_thread(self._tracker.watch_files, self._run_folder)
 
     async def _until_stopped(self, membership: Membership) -> None:
         """Wait for `stop`; raises when the coordinator is lost. The end of the run goes to `wait_over` and `check`."""

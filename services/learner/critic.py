@@ -14,10 +14,11 @@ from torch import Tensor
 
 from rollmesh.algorithms.losses.value import clipped_value_loss
 from rollmesh.algorithms.statistics import residual_sums
+from rollmesh.config.shared import ModelSection
 from rollmesh.models.loading import ModelSource
 from rollmesh.models.values import ValueModel, load_value_model
-from services.config import MeshConfig
 from services.learner.batching import MicroBatch
+from services.learner.config import LearnerSection
 from services.learner.engine import TrainingEngine
 from services.learner.metrics import NUM_CRITIC_SUMS
 from services.learner.ranks import Ranks
@@ -27,16 +28,15 @@ class CriticEngine:
     """The critic in training on one rank.
 
     Args:
-        config: the mesh's configuration.
+        model: from `load_critic`.
+        section: the learner's settings.
+        value_clip: how far a value may move from the old one.
         ranks: the process group, already started.
-
-    Raises:
-        ConfigError: the folder holds no model that a critic can start from.
     """
 
-    def __init__(self, config: MeshConfig, ranks: Ranks) -> None:
-        self._value_clip = config.algorithm.value_clip
-        self.engine = TrainingEngine(load_critic(config, ranks.device), config.learner.critic.optimizer, config, ranks)
+    def __init__(self, model: ValueModel, section: LearnerSection, value_clip: float, ranks: Ranks) -> None:
+        self._value_clip = value_clip
+        self.engine = TrainingEngine(model, section.critic.optimizer, section, ranks)
 
     def train(
         self, micro_batches: Iterable[MicroBatch], num_passes: int, num_tokens: float, lr: float
@@ -85,27 +85,28 @@ def value_loss(values: Tensor, batch: MicroBatch, num_tokens: float, clip: float
     return loss, torch.cat([totals, residual_sums(values, returns)])
 
 
-def load_critic(config: MeshConfig, device: torch.device) -> ValueModel:
+def load_critic(section: LearnerSection, policy: ModelSection, seed: int, device: torch.device) -> ValueModel:
     """Load the model that the critic starts from: its own folder, or the policy's.
 
     Args:
-        config: the mesh's configuration.
+        section: the learner's settings.
+        policy: the policy's folder, for a critic without a folder of its own.
+        seed: seed of a fresh value head.
         device: where the critic is going to compute; the model is loaded into main memory.
 
     Raises:
         ConfigError: the folder holds no model that a critic can start from.
     """
-    section = config.learner
     source = ModelSource(
-        path=section.critic.model_path or config.model.path,
+        path=section.critic.model_path or policy.path,
         dtype=section.dtype,
         attention=section.attention,
         device=device,
-        trust_remote_code=config.model.trust_remote_code,
+        trust_remote_code=policy.trust_remote_code,
         place="learner.critic.model_path",
         attention_place="learner.attention",
     )
-    model = load_value_model(source, config.run.seed)
+    model = load_value_model(source, seed)
     if section.gradient_checkpointing:
         model.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model

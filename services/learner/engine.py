@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from rollmesh.config import merge
+from rollmesh.config.shared import ModelSection
 from rollmesh.errors import ConfigError, RollMeshError
 from rollmesh.models.attention import implementation_of, name_of, settle_attention
 from rollmesh.models.loading import ModelSource, load_causal_lm
@@ -30,10 +31,9 @@ from rollmesh.models.probe import ModelProbe
 from rollmesh.models.rows import Rectangle
 from rollmesh.models.values import ValueModel
 from rollmesh.types import TensorSpec
-from services.config import MeshConfig
 from services.learner.batching import MicroBatch
 from services.learner.checkpoint_names import CheckpointNames, stored_weights
-from services.learner.config import OptimizerSection
+from services.learner.config import LearnerSection, OptimizerSection
 from services.learner.export import Exporter
 from services.learner.policy import PolicyModel
 from services.learner.ranks import Ranks
@@ -49,7 +49,7 @@ class TrainingEngine:
         model: called with a micro-batch, ``(input_ids, position_ids, predictors, targets, boundaries)``; gives a tuple
             of tensors, the first of them one number for each predictor.
         optimizer: the model's own.
-        config: the mesh's configuration.
+        section: the learner's settings.
         ranks: the process group, already started.
 
     Attributes:
@@ -60,9 +60,8 @@ class TrainingEngine:
     """
 
     def __init__(
-        self, model: PolicyModel | ValueModel, optimizer: OptimizerSection, config: MeshConfig, ranks: Ranks
+        self, model: PolicyModel | ValueModel, optimizer: OptimizerSection, section: LearnerSection, ranks: Ranks
     ) -> None:
-        section = config.learner
         self._pretrained, self._section = model.pretrained, section
         self._ranks = ranks
         self.count_work: Callable[[], None] = lambda: None
@@ -209,33 +208,45 @@ class PolicyEngine(TrainingEngine):
     """The policy in training on one rank, with its weights by name.
 
     Args:
-        config: the mesh's configuration.
+        section: the learner's settings.
+        model: the policy's folder.
         ranks: the process group, already started.
+        seed: seed of the weights that the folder lacks.
+        temperature: of the sampling, by which logits are divided.
+        balances_experts: whether the load-balancing loss of the model's routers is computed.
 
     Raises:
         ConfigError: the model cannot be trained as configured.
     """
 
-    def __init__(self, config: MeshConfig, ranks: Ranks) -> None:
-        section = config.learner
-        torch.manual_seed(config.run.seed)
+    def __init__(
+        self,
+        section: LearnerSection,
+        model: ModelSection,
+        ranks: Ranks,
+        *,
+        seed: int,
+        temperature: float,
+        balances_experts: bool,
+    ) -> None:
+        torch.manual_seed(seed)
         causal_lm = load_causal_lm(
             ModelSource(
-                path=config.model.path,
+                path=model.path,
                 dtype=section.dtype,
                 attention=section.attention,
                 device=ranks.device,
-                trust_remote_code=config.model.trust_remote_code,
+                trust_remote_code=model.trust_remote_code,
                 place="model.path",
                 attention_place="learner.attention",
             )
         )
         if section.gradient_checkpointing:
             causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model = PolicyModel(causal_lm, config.sampling.temperature, config.algorithm.aux_loss_coef > 0)
-        super().__init__(model, section.optimizer, config, ranks)
+        policy = PolicyModel(causal_lm, temperature, balances_experts)
+        super().__init__(policy, section.optimizer, section, ranks)
         self._causal_lm = causal_lm
-        self._exporter = Exporter(causal_lm, config.model.path)
+        self._exporter = Exporter(causal_lm, model.path)
         self._names = CheckpointNames(causal_lm, self.tensor_specs())
 
     def logprobs(self, batch: MicroBatch) -> Tensor:

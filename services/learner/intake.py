@@ -13,14 +13,14 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import msgpack
 
 from rollmesh.aio.awake import AwakeClock
-from rollmesh.errors import DeadlineError, UnavailableError
+from rollmesh.errors import DeadlineError, ReplayError, UnavailableError
 from rollmesh.replay.batches import BatchQueue
 from rollmesh.replay.staleness import StalenessWindow
 from rollmesh.types import Group, PolicyVersion
@@ -63,6 +63,31 @@ class RankShare:
     def groups(self) -> tuple[Group, ...]:
         """This rank's groups of all optimiser steps."""
         return tuple(group for groups in self.groups_by_step for group in groups)
+
+
+def check_staleness(groups: Iterable[Group], learner: PolicyVersion, bound: int) -> None:
+    """Refuse a batch with a sample that is older than admission may let through, or newer than the learner.
+
+    The number of a version only grows, also from one lineage to the next. So the difference of two numbers is the
+    age, whatever the lineages: ``1.9`` is two versions after ``0.7``.
+
+    Args:
+        groups: about to be trained.
+        learner: the version that the step starts from.
+        bound: `rollmesh.replay.staleness.StalenessWindow.bound` of the run, in versions.
+
+    Raises:
+        ReplayError: names the group, its version and the bound.
+    """
+    for group in groups:
+        for span in (span for sample in group.samples for span in sample.version_spans):
+            age = learner.number - span.version.number
+            youngest = 0 if span.version.lineage == learner.lineage else 1  # a new lineage begins with a new number
+            if span.version > learner or not youngest <= age <= bound:
+                raise ReplayError(
+                    f"group {group.group_id} has tokens of version {span.version}, but the learner is at "
+                    f"{learner} and the staleness bound is {bound}: admission is broken"
+                )
 
 
 class Intake:

@@ -16,13 +16,13 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
 
-from rollmesh.types import LearnerPhase, PolicyVersion
-from services.config import MeshConfig
-from services.learner.bound import check_staleness, staleness_window
+from rollmesh.types import LearnerPhase
 from services.learner.checkpoint import CheckpointStore, Learnables
-from services.learner.intake import Intake, RankShare
+from services.learner.config import CheckpointSection
+from services.learner.control import Control
+from services.learner.intake import Intake, RankShare, check_staleness
 from services.learner.metrics import MetricsFile, StepStatistics
 from services.learner.phase import PhaseTracker
 from services.learner.publisher import Publisher
@@ -37,21 +37,6 @@ NUM_FILTERED, ELAPSED_S = "num_filtered", "elapsed_s"
 """Names of the loop's numbers in a checkpoint: groups FILTERED in the run so far, and seconds since its start."""
 
 
-class Reporter(Protocol):
-    """What the loop needs of `services.learner.control.Control`."""
-
-    @property
-    def num_lost_reports(self) -> int:
-        """Reports that did not arrive."""
-        ...
-
-    def report_step(
-        self, step: int, version: PolicyVersion, metrics: Mapping[str, float], *, is_last: bool = False
-    ) -> None:
-        """Tells the coordinator about a step."""
-        ...
-
-
 @dataclass(frozen=True)
 class LoopResources:
     """What a step is made of. ``reporter`` and ``metrics_file`` are None on ranks other than 0."""
@@ -62,7 +47,7 @@ class LoopResources:
     publisher: Publisher
     checkpoints: CheckpointStore
     tracker: PhaseTracker
-    reporter: Reporter | None
+    reporter: Control | None
     metrics_file: MetricsFile | None
 
 
@@ -70,15 +55,26 @@ class Loop:
     """The steps of a run, from the first version to the last checkpoint.
 
     Args:
-        config: the mesh's configuration.
+        checkpoint: when checkpoints and exports are written.
         resources: what a step is made of.
         start: where the run begins or goes on.
+        staleness_bound: versions that a trained sample may be old.
+        batches_folder: folder that every batch is recorded in; None records nothing.
     """
 
-    def __init__(self, config: MeshConfig, resources: LoopResources, start: Start) -> None:
-        self._config = config
+    def __init__(
+        self,
+        checkpoint: CheckpointSection,
+        resources: LoopResources,
+        start: Start,
+        *,
+        staleness_bound: int,
+        batches_folder: Path | None,
+    ) -> None:
+        self._checkpoint_section = checkpoint
+        self._batches_folder = batches_folder
         self._resources = resources
-        self._bound = staleness_window(config).bound
+        self._bound = staleness_bound
         self._first_step = start.step
         self._version = start.version
         self._metrics: Mapping[str, float] = {}
@@ -107,7 +103,7 @@ class Loop:
             self._step(step, share)
             if not is_last and self._is_checkpoint_due(step):
                 self._checkpoint(step, is_last=False)
-            elif self._config.learner.checkpoint.every_steps is None:
+            elif self._checkpoint_section.every_steps is None:
                 resources.intake.retire(step)  # no checkpoint comes to which a learner could go back before this step
         self._finish(step)
         return step
@@ -117,8 +113,8 @@ class Loop:
         step_started = time.monotonic() - share.wait_s - share.read_s
         resources.tracker.enter(LearnerPhase.TRAINING)
         check_staleness(share.groups, self._version, self._bound)
-        if self._config.learner.should_record_batches and resources.reporter is not None:
-            record_batch(self._config.run.folder / "batches", step, resources.intake.read(share.batch_ids))
+        if self._batches_folder is not None:
+            record_batch(self._batches_folder, step, resources.intake.read(share.batch_ids))
         statistics = resources.trainer.train(share.groups_by_step, step, self._version.number)
         resources.intake.mark_trained(step)
         self._version = self._version.next()
@@ -161,7 +157,7 @@ class Loop:
             )
 
     def _is_checkpoint_due(self, step: int) -> bool:
-        every = self._config.learner.checkpoint.every_steps
+        every = self._checkpoint_section.every_steps
         return every is not None and step % every == 0
 
     def _checkpoint(self, step: int, is_last: bool) -> None:
@@ -172,7 +168,7 @@ class Loop:
             resources.intake.make_durable()
             resources.checkpoints.save(resources.learnables, self._state(), step, self._version)
             self._saved_step = step
-        if self._config.learner.checkpoint.should_export:
+        if self._checkpoint_section.should_export:
             resources.checkpoints.export(resources.learnables, step, is_last)
         resources.intake.retire(step)
 

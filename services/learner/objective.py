@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rollmesh.algorithms.aggregate import weighted_sum
+from rollmesh.algorithms.config import AlgorithmSection
 from rollmesh.algorithms.corrections import CORRECTIONS, Limits, Policies
 from rollmesh.algorithms.corrections.correction import Corrected
 from rollmesh.algorithms.kl import kl_estimate
@@ -35,7 +36,6 @@ from rollmesh.algorithms.variants import (
     SurrogateLoss,
     TruncatedCorrection,
 )
-from services.config import MeshConfig
 from services.learner.batching import MicroBatch
 
 TOKEN_SUMS = (
@@ -61,14 +61,14 @@ class Objective:
     """The objective of a run, resolved from its configuration.
 
     Args:
-        config: the mesh's configuration.
+        section: the algorithm's settings.
+        max_staleness: versions that a sample may be old; decides the correction where `algorithm.correction` is auto.
     """
 
-    def __init__(self, config: MeshConfig) -> None:
-        section = config.algorithm
+    def __init__(self, section: AlgorithmSection, max_staleness: int) -> None:
         self._policy_loss = POLICY_LOSSES[section.loss.type]
         self._clip = _clip(section.loss)
-        self._correction = CORRECTIONS[section.resolve_correction(config.training.max_staleness)]
+        self._correction = CORRECTIONS[section.resolve_correction(max_staleness)]
         self._limits = _limits(section.correction)
         self._kl_estimator = section.kl.estimator
         self._is_kl_in_loss = section.kl.place == "loss"

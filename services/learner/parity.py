@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from rollmesh.errors import ConfigError
-from services.config import MeshConfig
+from services.learner.config import LearnerSection
 from services.learner.experience import Experience
 from services.learner.ranks import Ranks
 
@@ -73,22 +73,32 @@ class ParityCheck:
     """Compares on the first batch of a process that has samples of the learner's version, then every `EVERY_STEPS`.
 
     Args:
-        config: the mesh's configuration.
+        section: the learner's settings.
         ranks: the process group.
+        engine_dtype: dtype of the rollout's engine.
+        engine_arguments: further arguments of that engine.
+        is_whole_distribution: whether the engine samples from all tokens. If not, nothing is compared.
     """
 
-    def __init__(self, config: MeshConfig, ranks: Ranks) -> None:
-        self._mode = config.learner.parity
-        extra = config.rollout.engine.extra
-        if self._mode == "error" and any(extra.get(name) not in (None, "auto") for name in QUANTISING):
+    def __init__(
+        self,
+        section: LearnerSection,
+        ranks: Ranks,
+        *,
+        engine_dtype: str,
+        engine_arguments: Mapping[str, object],
+        is_whole_distribution: bool,
+    ) -> None:
+        self._mode = section.parity
+        if self._mode == "error" and any(engine_arguments.get(name) not in (None, "auto") for name in QUANTISING):
             self._mode = "warn"
         self._ranks = ranks
-        dtypes = (config.learner.dtype, config.rollout.engine.dtype)
+        dtypes = (section.dtype, engine_dtype)
         self._is_exact = set(dtypes) == {"float32"}
         default = FLOAT32_TOLERANCE if self._is_exact else BFLOAT16_TOLERANCE
-        self._tolerance = default if config.learner.parity_tolerance is None else config.learner.parity_tolerance
+        self._tolerance = default if section.parity_tolerance is None else section.parity_tolerance
         self._dtypes = "learner {}, engine {}".format(*dtypes)
-        self._is_comparable = config.sampling.is_whole
+        self._is_comparable = is_whole_distribution
         self._next_step: int | None = None
 
     def __call__(

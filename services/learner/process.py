@@ -20,17 +20,20 @@ from rollmesh.replay.connection import check_server, connect_blocking
 from rollmesh.telemetry import logs
 from rollmesh.telemetry.crash import describe_crash
 from services.config import MeshConfig
-from services.learner.bound import staleness_window
-from services.learner.checkpoint import CheckpointStore, Learnables
+from services.learner.composition import (
+    build_checkpoint_store,
+    build_intake,
+    build_loop,
+    build_publisher,
+    build_trainer,
+    load_learnables,
+)
 from services.learner.control import Control
-from services.learner.intake import Intake
-from services.learner.loop import Loop, LoopResources
+from services.learner.loop import LoopResources
 from services.learner.metrics import MetricsFile
 from services.learner.phase import PhaseTracker
-from services.learner.publisher import Publisher
 from services.learner.ranks import Ranks
 from services.learner.start import begin
-from services.learner.trainer import Trainer
 
 _logger = logging.getLogger(__name__)
 
@@ -53,9 +56,11 @@ def run(config: MeshConfig, name: str) -> int:
     logs.configure(config.run.name, name if rank == 0 else f"{name}-rank-{rank}")
     quiet_libraries()
     check_server(config.replay.url, config.replay.timeout_s)
-    ranks = Ranks.start(config)
+    ranks = Ranks.start(config.learner)
     tracker = PhaseTracker(config.learner.silent_work_timeout_s)
-    control = Control(config, name, tracker) if ranks.is_first else None
+    control = None
+    if ranks.is_first:
+        control = Control(config.run, config.coordinator.address, config.learner.address, name, tracker)
     try:
         with _signals_raise():
             _train(config, ranks, tracker, control)
@@ -80,31 +85,22 @@ def run(config: MeshConfig, name: str) -> int:
 def _train(config: MeshConfig, ranks: Ranks, tracker: PhaseTracker, control: Control | None) -> None:
     """Build the parts in the order of their cost, and run the loop.
 
-    The mesh hears of this learner first, so that what the engine takes to load does not look like an absence.
+    The learner registers first. Otherwise the mesh would take the time in which the models load for an absence.
     """
     assert config.replay.url is not None
     registration = control.start() if control is not None else None
     (num_steps,) = ranks.max([registration.num_steps if registration is not None else 0])
     started = time.monotonic()
-    learnables = Learnables.build(config, ranks)
+    learnables = load_learnables(config, ranks)
     learnables.count_work(tracker.moved)
     _logger.info("loaded %s in %.1f s", config.model.path, time.monotonic() - started)
     redis = connect_blocking(config.replay.url, config.replay.timeout_s)
-    publisher = Publisher(config, learnables.policy, ranks, control)
-    training = config.training
-    intake = Intake(
-        BatchQueue(redis, config.run.name),
-        ranks,
-        batch_size=training.prompts_per_step,
-        steps_per_batch=config.learner.steps_per_batch,
-        bounds=staleness_window(config),
-        timeout_s=config.learner.batch_timeout_s,
-        check=control.check if control is not None else lambda: None,
-    )
-    checkpoints = CheckpointStore(config, ranks)
+    publisher = build_publisher(config, learnables.policy, ranks, control)
+    intake = build_intake(config, BatchQueue(redis, config.run.name), ranks, control)
+    checkpoints = build_checkpoint_store(config, ranks)
     newest = None if registration is None else registration.newest_version
     start = begin(intake, checkpoints, learnables, ranks, newest)
-    trainer = Trainer(config, learnables, ranks, int(num_steps) or training.steps)
+    trainer = build_trainer(config, learnables, ranks, int(num_steps) or config.training.steps)
     if start.state:
         trainer.load_state(start.state)
     resources = LoopResources(
@@ -118,7 +114,7 @@ def _train(config: MeshConfig, ranks: Ranks, tracker: PhaseTracker, control: Con
         metrics_file=MetricsFile(config.run.folder / "metrics.jsonl") if ranks.is_first else None,
     )
     with contextlib.closing(redis), contextlib.closing(publisher):
-        last_step = Loop(config, resources, start).run()
+        last_step = build_loop(config, resources, start).run()
     _logger.info("trained steps %d to %d", start.step + 1, last_step)
 
 

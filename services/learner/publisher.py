@@ -23,11 +23,11 @@ import logging
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from rollmesh.config.shared import WeightsSection
 from rollmesh.errors import DeadlineError, SupersededError, UnavailableError, WeightTransferError
 from rollmesh.types import Announcement, PolicyVersion, PublishOutcome, WeightEpoch, WeightPlan
 from rollmesh.weights.buckets import pack_bucket
@@ -41,7 +41,7 @@ from rollmesh.weights.plan import (
     transfer_deadline_s,
 )
 from rollmesh.weights.sender import send
-from services.config import MeshConfig
+from services.learner.control import Control
 from services.learner.engine import PolicyEngine
 from services.learner.ranks import Ranks
 
@@ -58,43 +58,35 @@ FINISH_MARGIN_S = 10.0
 _SEND, _DONE = b"send", b"done"
 
 
-class PublishProtocol(Protocol):
-    """What the publisher needs of `services.learner.control.Control`."""
-
-    def begin_publish(self, announcement: Announcement, timeout_s: float) -> WeightEpoch:
-        """Blocks until all members are receiving."""
-        ...
-
-    def finish_publish(
-        self, version: PolicyVersion, digest: bytes, failure: str, timeout_s: float
-    ) -> Future[PublishOutcome]:
-        """Starts verification and commit."""
-        ...
-
-
 class Publisher:
     """Publishes versions of the policy. All ranks have one and call it together.
 
     Args:
-        config: the mesh's configuration.
+        section: the settings of the weight broadcast.
         engine: the policy in training.
         ranks: the process group.
         protocol: the way to the coordinator; None on the other ranks.
+        max_staleness: versions that a sample may be old.
+        engines_wait_s: seconds that an announcement may wait for the engines: the first one until they have started,
+            a later one until a pinned evaluation has ended.
     """
 
     def __init__(
-        self, config: MeshConfig, engine: PolicyEngine, ranks: Ranks, protocol: PublishProtocol | None
+        self,
+        section: WeightsSection,
+        engine: PolicyEngine,
+        ranks: Ranks,
+        protocol: Control | None,
+        *,
+        max_staleness: int,
+        engines_wait_s: float,
     ) -> None:
-        section = config.weights
         self._engine = engine
         self._ranks = ranks
         self._protocol = protocol
-        self._max_staleness = config.training.max_staleness
+        self._max_staleness = max_staleness
         self._prepare_timeout_s = section.prepare_timeout_s
-        # The first announcement waits until the engines have started, later ones for an evaluation that is pinned.
-        self._begin_timeout_s = section.prepare_timeout_s + max(
-            config.rollout.start_timeout_s, config.learner.batch_timeout_s
-        )
+        self._begin_timeout_s = section.prepare_timeout_s + engines_wait_s
         self.plan: WeightPlan = build_plan(engine.checkpoint_specs, section.bucket_bytes)
         self._deadline_s = transfer_deadline_s(
             num_bytes(self.plan), section.transfer_timeout_s, section.floor_bandwidth_bytes_per_s

@@ -16,7 +16,7 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 
 from rollmesh.errors import DeadlineError, WeightTransferError
 from rollmesh.weights.group import RendezvousStore
-from services.config import MeshConfig
+from services.learner.config import LearnerSection
 
 MEETING_TIMEOUT_S = 300.0
 """For all ranks to meet at the start; they are started together."""
@@ -43,7 +43,7 @@ class Ranks:
         return self.rank == 0
 
     @classmethod
-    def start(cls, config: MeshConfig) -> Ranks:
+    def start(cls, section: LearnerSection) -> Ranks:
         """Join the default process group. A single process makes one by itself, without opening a port.
 
         The timeout of the collectives is long, because ranks wait in one while rank 0 waits for a batch.
@@ -54,12 +54,12 @@ class Ranks:
         for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
             os.environ.setdefault(name, alone)  # DeepSpeed reads them too
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        device = resolve_device(config.learner.device, int(os.environ["LOCAL_RANK"]))
+        device = resolve_device(section.device, int(os.environ["LOCAL_RANK"]))
         if device.type == "cuda":
             torch.cuda.set_device(device)
         else:
-            torch.set_num_threads(config.learner.num_threads)
-        timeout = timedelta(seconds=2 * config.learner.batch_timeout_s + PROTOCOL_MARGIN_S)
+            torch.set_num_threads(section.num_threads)
+        timeout = timedelta(seconds=2 * section.batch_timeout_s + PROTOCOL_MARGIN_S)
         if not dist.is_initialized():
             backend = "nccl" if device.type == "cuda" else "gloo"
             if world_size == 1:

@@ -14,19 +14,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rollmesh.errors import ConfigError
-from services.config import MeshConfig, load_mesh
+from services.config import load_mesh
 from services.learner.batching import split_batch
-from services.learner.checkpoint import Learnables
+from services.learner.composition import build_trainer, load_learnables
 from services.learner.ranks import Ranks, leave
 from services.learner.recording import load_recorded
 from services.learner.trainer import Trainer
 
 
-def retrain(config: MeshConfig, batch_files: Sequence[Path], steps: int) -> list[float]:
-    """Train the model of ``config`` from its start. Collective where the process is one of several ranks.
+def retrain(
+    trainer: Trainer, ranks: Ranks, steps_per_batch: int, batch_files: Sequence[Path], steps: int
+) -> list[float]:
+    """Train on recorded batches. Collective where the process is one of several ranks.
 
     Args:
-        config: model, objective and learner; the mesh's addresses are not used.
+        trainer: with the models to train.
+        ranks: the process group.
+        steps_per_batch: optimiser steps in one pass over a batch.
         batch_files: recorded batches, in order; used again from the first where there are fewer than ``steps``.
         steps: batches to train on.
 
@@ -36,12 +40,10 @@ def retrain(config: MeshConfig, batch_files: Sequence[Path], steps: int) -> list
     Raises:
         ConfigError: a file is not a recorded batch.
     """
-    ranks = Ranks.start(config)
-    trainer = Trainer(config, Learnables.build(config, ranks), ranks, steps)
     losses = []
     for step in range(1, steps + 1):
         groups = load_recorded(batch_files[(step - 1) % len(batch_files)])
-        split = split_batch([group.num_tokens for group in groups], config.learner.steps_per_batch, ranks.world_size)
+        split = split_batch([group.num_tokens for group in groups], steps_per_batch, ranks.world_size)
         mine = [[groups[index] for index in shares[ranks.rank]] for shares in split]
         losses.append(trainer.train(mine, step, step - 1).loss)
     return losses
@@ -60,8 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not batches:
         raise ConfigError("--batches", f"{str(args.batches)!r} holds no recorded batches", "name a run's batches/")
     config = load_mesh(args.config, args.overrides)
-    ranks = Ranks.start(config)
-    losses = retrain(config, batches, args.steps or len(batches))
+    ranks, steps = Ranks.start(config.learner), args.steps or len(batches)
+    trainer = build_trainer(config, load_learnables(config, ranks), ranks, steps)
+    losses = retrain(trainer, ranks, config.learner.steps_per_batch, batches, steps)
     if ranks.is_first:
         args.output.write_text(json.dumps(losses), encoding="utf-8")
     ranks.stop()

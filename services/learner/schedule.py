@@ -3,8 +3,40 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from services.learner.config import OptimizerSection
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The learning rates of one model over a run.
+
+    Attributes:
+        section: the optimiser's settings.
+        updates_per_batch: optimiser steps on each batch.
+        num_batches: batches of the whole run.
+        num_frozen: the model rests in the first ``num_frozen`` batches, and its schedule begins after them.
+    """
+
+    section: OptimizerSection
+    updates_per_batch: int
+    num_batches: int
+    num_frozen: int = 0
+
+    def rate(self, batch: int, update: int) -> float:
+        """Return the learning rate of one optimiser step; 0 while the model is frozen.
+
+        With 2 updates a batch and 1 frozen batch, update 0 of batch 3 is the model's optimiser step 3.
+
+        Args:
+            batch: number of the batch, from 1.
+            update: number of the optimiser step on this batch, from 0.
+        """
+        if batch <= self.num_frozen:
+            return 0.0
+        step = (batch - 1 - self.num_frozen) * self.updates_per_batch + update + 1
+        return learning_rate(self.section, step, (self.num_batches - self.num_frozen) * self.updates_per_batch)
 
 
 def learning_rate(section: OptimizerSection, step: int, num_steps: int) -> float:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from rollmesh.algorithms.aggregate import token_weights
+from rollmesh.algorithms.config import AlgorithmSection
 from rollmesh.algorithms.corrections.m2po import second_moment_mask
 from rollmesh.algorithms.kl import KLController, kl_estimate
 from rollmesh.algorithms.pipeline import Advantages, estimate_advantages, shape_rewards
@@ -29,16 +30,16 @@ from rollmesh.algorithms.whitening import RunningMoments
 from rollmesh.errors import ReplayError
 from rollmesh.models.rows import Layout
 from rollmesh.types import Group
-from services.config import MeshConfig
 from services.learner.arrangement import choose_arrangement
 from services.learner.batching import MicroBatch, TokenColumns, empty_micro_batch, pack, plan_layouts
 from services.learner.checkpoint import Learnables
+from services.learner.config import LearnerSection
 from services.learner.experience import Experience, StepShare, build_experience
 from services.learner.metrics import StepStatistics, StepSums, reduce_statistics
 from services.learner.objective import NUM_SUMS, Objective
 from services.learner.parity import ParityCheck
 from services.learner.ranks import Ranks
-from services.learner.schedule import learning_rate
+from services.learner.schedule import Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,28 +57,46 @@ class Trainer:
     """Trains the policy, and the critic where there is one, on batches of groups.
 
     Args:
-        config: the mesh's configuration.
+        algorithm: the algorithm's settings.
+        section: the learner's settings.
         learnables: policy, critic and average.
+        parity: compares learner and engine.
         ranks: the process group.
         num_batches: batches of the whole run, for the learning rate.
+        max_staleness: versions that a sample may be old.
+        max_new_tokens: generated tokens that a sample may have.
     """
 
-    def __init__(self, config: MeshConfig, learnables: Learnables, ranks: Ranks, num_batches: int) -> None:
-        self._config = config
+    def __init__(
+        self,
+        algorithm: AlgorithmSection,
+        section: LearnerSection,
+        learnables: Learnables,
+        parity: ParityCheck,
+        ranks: Ranks,
+        *,
+        num_batches: int,
+        max_staleness: int,
+        max_new_tokens: int,
+    ) -> None:
+        self._algorithm = algorithm
+        self._section = section
+        self._max_new_tokens = max_new_tokens
         self._policy = learnables.policy
         self._critic = learnables.critic
         self._average = learnables.average
         self._ranks = ranks
-        self._num_batches = num_batches
-        self._objective = Objective(config)
-        kl = config.algorithm.kl
+        self._objective = Objective(algorithm, max_staleness)
+        kl = algorithm.kl
         self._kl = KLController(kl.coef, kl.target, kl.horizon)
         self._moments = RunningMoments()
-        self._parity = ParityCheck(config, ranks)
-        self._batching = choose_arrangement(config.learner, learnables, ranks)
-        self._num_updates = config.learner.updates_per_batch
-        staleness = config.training.max_staleness
-        self._needs_old_pass = config.algorithm.needs_old_pass(staleness, self._num_updates)
+        self._parity = parity
+        self._batching = choose_arrangement(section, learnables, ranks)
+        self._num_updates = section.updates_per_batch
+        self._needs_old_pass = algorithm.needs_old_pass(max_staleness, self._num_updates)
+        frozen = algorithm.policy_frozen_steps
+        self._policy_schedule = Schedule(section.optimizer, self._num_updates, num_batches, frozen)
+        self._critic_schedule = Schedule(section.critic.optimizer, self._num_updates, num_batches)
 
     def train(self, groups_by_step: Sequence[Sequence[Group]], step: int, learner_number: int) -> StepStatistics:
         """All optimiser steps on one batch. Collective: every rank calls it with its own share, which may be empty.
@@ -92,7 +111,7 @@ class Trainer:
             ConfigError: learner and engine do not compute the same policy; see `ParityCheck`.
         """
         started = time.monotonic()
-        experience = build_experience(groups_by_step, self._config.has_reference)
+        experience = build_experience(groups_by_step, self._algorithm.needs_reference)
         (num_tokens,) = self._ranks.sum([experience.num_tokens])
         if num_tokens == 0:
             raise ReplayError(f"no sample of the batch of step {step} has a generated token")
@@ -107,7 +126,7 @@ class Trainer:
             **statistics.metrics,
             **parity,
             "kl/coef": self._kl.coef,
-            "optimizer/lr": self._lr(step, 0),
+            "optimizer/lr": self._policy_schedule.rate(step, 0),
             "time/prepare_s": prepared - started,
             "time/forward_backward_s": time.monotonic() - prepared,
         }
@@ -157,14 +176,14 @@ class Trainer:
         return columns, result
 
     def _advantages(self, experience: Experience, old: Tensor | None, values: Tensor | None) -> Advantages:
-        section, kl = self._config.algorithm, None
+        section, kl = self._algorithm, None
         if experience.reference is not None and section.kl.place == "reward":
             assert old is not None
             kl = self._kl.coef * kl_estimate(section.kl.estimator, old, experience.reference)
         batch = replace(experience.trajectories, kl=kl, values=values)
         if section.reward.normalize:
             self._moments = self._moments.merged(batch.rewards, self._sum_over_ranks)
-        rewards = shape_rewards(batch, section.reward, self._config.sampling.max_new_tokens, self._moments)
+        rewards = shape_rewards(batch, section.reward, self._max_new_tokens, self._moments)
         return estimate_advantages(batch, rewards, section.advantage, section.reward.clip, self._sum_over_ranks)
 
     def _divergence(self, experience: Experience, columns: TokenColumns, over_tokens: float) -> float:
@@ -179,7 +198,7 @@ class Trainer:
             Where the penalty is in the reward, the mean over samples of each sample's mean estimate under π_old, as in
             OpenRLHF 0.11. Samples with 2 tokens of 0.1 and 8 tokens of 0.3 give 0.2.
         """
-        kl = self._config.algorithm.kl
+        kl = self._algorithm.kl
         if kl.place == "loss":
             return over_tokens
         assert columns.old is not None
@@ -216,20 +235,19 @@ class Trainer:
 
     def _update(self, experience: Experience, columns: TokenColumns, step: int) -> StepSums:
         """The optimiser steps: all parts, in each of the passes over the batch."""
-        learner = self._config.learner
         sums, number = StepSums(self._ranks.device), 0
-        is_frozen = step <= self._config.algorithm.policy_frozen_steps
+        is_frozen = step <= self._algorithm.policy_frozen_steps
         of_steps = [self._work(experience, columns, share) for share in experience.step_shares]
         works = [work for work in of_steps if work is not None]
-        for _ in range(learner.epochs_per_batch):
+        for _ in range(self._section.epochs_per_batch):
             for work in works:
                 if self._critic is not None:
-                    rate = learning_rate(learner.critic.optimizer, *self._position(step, number, self._num_batches))
+                    rate = self._critic_schedule.rate(step, number)
                     batches = self._micro_batches(experience, work.layouts, work.num_passes, work.columns)
                     sums.add_critic(self._critic.train(batches, work.num_passes, work.num_tokens, rate))
                 if not is_frozen:
                     batches = self._micro_batches(experience, work.layouts, work.num_passes, work.columns)
-                    lr = self._lr(step, number)
+                    lr = self._policy_schedule.rate(step, number)
                     sums.add_policy(self._train_policy(batches, work.num_passes, work.num_tokens, lr))
                 number += 1
         sums.largest_ratio = self._objective.take_largest_ratio()
@@ -256,9 +274,9 @@ class Trainer:
 
     def _weigh(self, columns: TokenColumns, share: StepShare) -> TokenColumns:
         """The columns with the loss weights, and the mask, of one optimiser step."""
-        section = self._config.algorithm
+        section = self._algorithm
         weights = columns.loss_weights.clone()
-        constant = section.loss.constant_tokens or self._config.sampling.max_new_tokens
+        constant = section.loss.constant_tokens or self._max_new_tokens
         weights[share.columns] = token_weights(
             section.loss.aggregation, share.tokens, share.groups, constant, self._sum_over_ranks
         )
@@ -277,7 +295,7 @@ class Trainer:
 
     def _layouts(self, experience: Experience, sequences: Sequence[int]) -> tuple[list[Layout], int]:
         """How these sequences are packed, as indices among all; and how many passes every rank makes."""
-        section = self._config.learner
+        section = self._section
         layouts = plan_layouts(
             [len(experience.sequences[index].token_ids) for index in sequences],
             section.tokens_per_micro_batch,
@@ -295,15 +313,3 @@ class Trainer:
             yield pack(experience.sequences, starts, layout, columns, self._batching)
         for _ in range(num_passes - len(layouts)):
             yield empty_micro_batch(columns)
-
-    def _lr(self, step: int, number: int) -> float:
-        """The policy's, whose schedule begins when it is no longer frozen; 0 before."""
-        frozen = self._config.algorithm.policy_frozen_steps
-        if step <= frozen:
-            return 0.0
-        position = self._position(step - frozen, number, self._num_batches - frozen)
-        return learning_rate(self._config.learner.optimizer, *position)
-
-    def _position(self, step: int, number: int, num_batches: int) -> tuple[int, int]:
-        """The optimiser step, from 1, and how many there are, of the ``number``-th step on the ``step``-th batch."""
-        return (step - 1) * self._num_updates + number + 1, num_batches * self._num_updates

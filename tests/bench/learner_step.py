@@ -19,10 +19,9 @@ from rollmesh.types import Group
 from services.config import MeshConfig
 from services.learner.batching import MicroBatch, TokenColumns, pack, plan_layouts
 from services.learner.checkpoint import Learnables
-from services.learner.engine import PolicyEngine
+from services.learner.composition import build_trainer, load_policy
 from services.learner.experience import build_experience
 from services.learner.ranks import Ranks
-from services.learner.trainer import Trainer
 from tests.bench.figures import Figure, median, paired, timed
 from tests.bench.model import write_model
 from tests.unit.learner.samples import mesh_config, random_groups
@@ -37,8 +36,8 @@ def run(quick: bool) -> list[Figure]:
     with tempfile.TemporaryDirectory(prefix="bench-learner-") as folder:
         config = _config(write_model(Path(folder) / "model"), Path(folder))
         groups = random_groups(32, 8, lengths=(8, 64))
-        ranks = Ranks.start(config)
-        trainer = Trainer(config, Learnables(PolicyEngine(config, ranks)), ranks, 10**6)
+        ranks = Ranks.start(config.learner)
+        trainer = build_trainer(config, Learnables(load_policy(config, ranks)), ranks, 10**6)
         bare = _BareLoop(config, _micro_batches(config, groups))
         steps = iter(range(1, 10**6))
         for work in (bare.step, lambda: trainer.train([groups], next(steps), 0)):

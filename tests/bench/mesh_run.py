@@ -25,10 +25,9 @@ import uvloop
 from rollmesh.types import SamplingSpec
 from services.config import load_mesh
 from services.learner.checkpoint import Learnables
-from services.learner.engine import PolicyEngine
+from services.learner.composition import build_trainer, load_policy
 from services.learner.ranks import Ranks
 from services.learner.recording import load_recorded
-from services.learner.trainer import Trainer
 from tests.bench.figures import Figure, median
 from tests.bench.worker_rig import DEMO, running_worker
 from tests.integration.mesh_runs import MeshRun, finish_mesh, service_logs, start_mesh
@@ -146,8 +145,8 @@ def _training_alone(run_folder: Path) -> float:
     """Seconds of a step on the recorded batches, mean over those that count."""
     config = load_mesh(run_folder / "mesh.yaml")
     batches = [load_recorded(path) for path in sorted((run_folder / "batches").glob("step-*.msgpack"))]
-    ranks = Ranks.start(config)
-    trainer = Trainer(config, Learnables(PolicyEngine(config, ranks)), ranks, len(batches))
+    ranks = Ranks.start(config.learner)
+    trainer = build_trainer(config, Learnables(load_policy(config, ranks)), ranks, len(batches))
     started = time.perf_counter()
     for step, groups in enumerate(batches, start=1):
         if step == WARM_UP_STEPS + 1:

@@ -26,6 +26,6 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     """This process as the only rank. One for all tests: DeepSpeed never forgets the first process group it saw."""
     from services.learner.ranks import Ranks
 
-    ranks = Ranks.start(mesh_config(Path("model"), tmp_path_factory.mktemp("ranks"), learner={"device": "cpu"}))
+    ranks = Ranks.start(mesh_config(Path("model"), tmp_path_factory.mktemp("ranks"), learner={"device": "cpu"}).learner)
     yield ranks
     ranks.stop()

@@ -23,12 +23,11 @@ from rollmesh.types import Group
 from services.config import MeshConfig, load_mesh
 from services.learner.batching import split_batch
 from services.learner.checkpoint import Learnables
-from services.learner.critic import CriticEngine
-from services.learner.engine import PolicyEngine, TrainingEngine
+from services.learner.composition import build_trainer, load_critic_engine, load_policy
+from services.learner.engine import TrainingEngine
 from services.learner.process import quiet_libraries
 from services.learner.ranks import Ranks, leave
 from services.learner.recording import load_recorded
-from services.learner.trainer import Trainer
 
 LEARNER_NUMBER = 3
 
@@ -53,8 +52,8 @@ class Recorder:
 def record(config: MeshConfig, ranks: Ranks, groups: list[Group], variant: str, found: dict[str, np.ndarray]) -> None:
     """One batch through the learner's own path, up to the gradients of the first optimiser step."""
     torch.manual_seed(0)
-    policy = PolicyEngine(config, ranks)
-    critic = CriticEngine(config, ranks) if config.algorithm.needs_critic else None
+    policy = load_policy(config, ranks)
+    critic = load_critic_engine(config, ranks) if config.algorithm.needs_critic else None
     Recorder(policy, f"{variant}/policy", found)
     if critic is not None:
         Recorder(critic.engine, f"{variant}/critic", found)
@@ -70,7 +69,7 @@ def record(config: MeshConfig, ranks: Ranks, groups: list[Group], variant: str, 
     num_parts = config.learner.steps_per_batch
     split = split_batch([group.num_tokens for group in groups], num_parts, ranks.world_size)
     mine = [[groups[index] for index in shares[ranks.rank]] for shares in split]
-    statistics = Trainer(config, Learnables(policy, critic), ranks, 10).train(mine, 1, LEARNER_NUMBER)
+    statistics = build_trainer(config, Learnables(policy, critic), ranks, 10).train(mine, 1, LEARNER_NUMBER)
     found[f"{variant}/num_passes"] = np.array(passes)
     found[f"{variant}/loss"] = np.array(statistics.loss)
 
@@ -83,7 +82,7 @@ def main(mesh_file: str, batch: str, variants: str, output: str) -> None:
     ranks = None
     for name, overrides in json.loads(variants).items():
         config = load_mesh(Path(mesh_file), overrides)
-        ranks = ranks or Ranks.start(config)
+        ranks = ranks or Ranks.start(config.learner)
         record(config, ranks, groups[: len(groups) // 2] if name.endswith("half") else groups, name, found)
     assert ranks is not None
     if ranks.is_first:

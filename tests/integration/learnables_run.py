@@ -19,7 +19,7 @@ from torch import Tensor
 from rollmesh.types import PolicyVersion
 from services.config import MeshConfig
 from services.learner.batching import split_batch
-from services.learner.checkpoint import CheckpointStore, Learnables
+from services.learner.composition import build_checkpoint_store, build_trainer, load_learnables
 from services.learner.engine import PolicyEngine
 from services.learner.ranks import Ranks, leave
 from services.learner.trainer import Trainer
@@ -64,8 +64,8 @@ def run(config: MeshConfig, ranks: Ranks) -> dict[str, list[list[float]]]:
     In the run's folder lie then `average.safetensors`, the average by the formula, and two exports: `export-step-…` of
     the run that went through, `export` of the resumed one.
     """
-    learnables, store = Learnables.build(config, ranks), CheckpointStore(config, ranks)
-    trainer = Trainer(config, learnables, ranks, NUM_STEPS)
+    learnables, store = load_learnables(config, ranks), build_checkpoint_store(config, ranks)
+    trainer = build_trainer(config, learnables, ranks, NUM_STEPS)
     average, through = whole_weights(learnables.policy), []
     for step in range(1, NUM_STEPS + 1):
         through.append(train_batch(trainer, ranks, step))
@@ -75,8 +75,8 @@ def run(config: MeshConfig, ranks: Ranks) -> dict[str, list[list[float]]]:
             store.save(learnables, trainer.state(), step, PolicyVersion(0, step))
     store.export(learnables, NUM_STEPS, is_last=False)
 
-    resumed = Learnables.build(config, ranks)
-    trainer = Trainer(config, resumed, ranks, NUM_STEPS)
+    resumed = load_learnables(config, ranks)
+    trainer = build_trainer(config, resumed, ranks, NUM_STEPS)
     trainer.load_state(store.load(resumed, SAVED_STEP).state)
     again = [train_batch(trainer, ranks, step) for step in range(SAVED_STEP + 1, NUM_STEPS + 1)]
     store.export(resumed, NUM_STEPS, is_last=True)
@@ -94,7 +94,7 @@ def main() -> None:
     args = parser.parse_args()
     for stage in args.stages:
         config = ppo_config(args.model, args.folder / str(stage), stage)
-        ranks = Ranks.start(config)
+        ranks = Ranks.start(config.learner)
         outcome = run(config, ranks)
         if ranks.is_first:
             (args.folder / str(stage) / "outcome.json").write_text(json.dumps(outcome), encoding="utf-8")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from services.config import MeshConfig
 from services.learner.batching import MicroBatch, TokenColumns, empty_micro_batch, pack, plan_layouts
+from services.learner.composition import load_critic_engine, load_policy
 from services.learner.critic import CriticEngine, load_critic
 from services.learner.engine import PolicyEngine
 from services.learner.experience import build_experience
@@ -79,12 +80,12 @@ def test_policy_and_critic_do_not_disturb_each_other(
     config = _config(model, tmp_path, zero_stage=zero_stage, dtype=dtype)
     (many, num_tokens), (few, _) = _batches(128), _batches(4096)
     assert len(many) > len(few)
-    alone = PolicyEngine(config, ranks)
+    alone = load_policy(config, ranks)
     expected_policy = [_train_policy(alone, few) for _ in range(NUM_STEPS)]
-    alone_critic = CriticEngine(config, ranks)
+    alone_critic = load_critic_engine(config, ranks)
     expected_critic = [_train_critic(alone_critic, many, num_tokens) for _ in range(NUM_STEPS)]
 
-    policy, critic = PolicyEngine(config, ranks), CriticEngine(config, ranks)
+    policy, critic = load_policy(config, ranks), load_critic_engine(config, ranks)
     for step in range(NUM_STEPS):
         values = critic.values(many[0])
         assert values.dtype == torch.float32
@@ -101,7 +102,7 @@ def test_a_step_is_the_same_in_one_micro_batch_and_in_many_some_of_them_empty(
     results = []
     for budget, num_empty in ((4096, 0), (128, 2)):
         batches, num_tokens = _batches(budget, num_empty)
-        critic = CriticEngine(_config(model, tmp_path, zero_stage=zero_stage), ranks)
+        critic = load_critic_engine(_config(model, tmp_path, zero_stage=zero_stage), ranks)
         steps = [_train_critic(critic, batches, num_tokens) for _ in range(NUM_STEPS)]
         results.append(torch.tensor(steps))
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-5)
@@ -111,8 +112,8 @@ def test_a_step_is_that_of_a_plain_loop(model: Path, tmp_path: Path, ranks: Rank
     """No DeepSpeed, and the loss written out."""
     config = _config(model, tmp_path, critic={"optimizer": {"lr": 1.0, "max_grad_norm": 0.1, "weight_decay": 0.1}})
     batches, num_tokens = _batches(4096)
-    found = CriticEngine(config, ranks)
-    plain = load_critic(config, ranks.device)
+    found = load_critic_engine(config, ranks)
+    plain = load_critic(config.learner, config.model, config.run.seed, ranks.device)
     weights = dict(plain.named_parameters())
     groups = [
         {"params": [w for w in weights.values() if w.ndim > 1], "weight_decay": 0.1},
@@ -146,7 +147,7 @@ def test_the_critic_learns_what_its_returns_say_as_far_as_the_clip_lets_it(
     lasts = []
     for old in (returns, torch.zeros_like(returns)):
         learnt = [replace(b, columns=replace(b.columns, values=old, returns=returns)) for b in batches]
-        critic = CriticEngine(_config(model, tmp_path, gradient_checkpointing=True), ranks)
+        critic = load_critic_engine(_config(model, tmp_path, gradient_checkpointing=True), ranks)
         losses = [_train_critic(critic, learnt, num_tokens)[0] for _ in range(30)]
         assert losses[0] == pytest.approx(8.0, rel=0.1)  # (0 - (-4))² / 2
         lasts.append(losses[-1])

@@ -17,11 +17,11 @@ from rollmesh.types import Group, PolicyVersion, Sample
 from services.config import MeshConfig
 from services.learner.batching import TokenColumns, pack, plan_layouts
 from services.learner.checkpoint import CheckpointStore, Learnables
+from services.learner.composition import build_checkpoint_store, build_trainer, load_learnables, load_policy
 from services.learner.engine import PolicyEngine
 from services.learner.experience import build_experience
 from services.learner.metrics import StepStatistics
 from services.learner.ranks import Ranks
-from services.learner.trainer import Trainer
 from tests.integration.tiny_model import make_tiny_mixture
 from tests.unit.learner.samples import mesh_config, random_groups, write_tiny_model
 from tests.unit.models.architectures import make_model
@@ -35,8 +35,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _train(config: MeshConfig, ranks: Ranks, batches: list[list[Group]]) -> tuple[PolicyEngine, list[StepStatistics]]:
-    engine = PolicyEngine(config, ranks)
-    trainer = Trainer(config, Learnables(engine), ranks, num_batches=20)
+    engine = load_policy(config, ranks)
+    trainer = build_trainer(config, Learnables(engine), ranks, num_batches=20)
     return engine, [trainer.train([groups], step, 0) for step, groups in enumerate(batches, start=1)]
 
 
@@ -51,7 +51,7 @@ def test_packed_logprobs_equal_those_of_each_sequence_alone(
     model: Path, tmp_path: Path, ranks: Ranks, attention: str, batching: Batching
 ) -> None:
     config = mesh_config(model, tmp_path, learner={"attention": attention}, sampling={"temperature": 0.8})
-    engine = PolicyEngine(config, ranks)
+    engine = load_policy(config, ranks)
     experience = build_experience([random_groups(5, 4, lengths=(1, 30))], False)
     sequences, nothing = experience.sequences, torch.zeros(experience.num_tokens)
     columns = TokenColumns(nothing, nothing, nothing.double(), nothing.long())
@@ -183,20 +183,20 @@ def test_learning_rate_and_clipping_reach_the_optimiser(
 ) -> None:
     optimizer = {"lr": 1e-3, "warmup_steps": 10}
     config = mesh_config(model, tmp_path, learner={"zero_stage": zero_stage, "optimizer": optimizer})
-    engine = PolicyEngine(config, ranks)
+    engine = load_policy(config, ranks)
     before = _weights(engine)
-    statistics = Trainer(config, Learnables(engine), ranks, 20).train([random_groups(2, 4)], 1, 0)
+    statistics = build_trainer(config, Learnables(engine), ranks, 20).train([random_groups(2, 4)], 1, 0)
     moved = max((tensor - before[name]).abs().max().item() for name, tensor in _weights(engine).items())
     assert statistics.metrics["optimizer/lr"] == pytest.approx(1e-4)
     assert moved == pytest.approx(1e-4, rel=0.05)  # Adam's first step is the learning rate
 
 
 def test_weights_are_listed_as_the_checkpoint_stores_them(model: Path, tmp_path: Path, ranks: Ranks) -> None:
-    tied = [spec.name for spec in PolicyEngine(mesh_config(model, tmp_path), ranks).tensor_specs()]
+    tied = [spec.name for spec in load_policy(mesh_config(model, tmp_path), ranks).tensor_specs()]
     assert "model.embed_tokens.weight" in tied
     assert "lm_head.weight" not in tied
     untied = write_tiny_model(tmp_path / "untied", is_tied=False)
-    specs = PolicyEngine(mesh_config(untied, tmp_path, learner={"zero_stage": 3}), ranks).tensor_specs()
+    specs = load_policy(mesh_config(untied, tmp_path, learner={"zero_stage": 3}), ranks).tensor_specs()
     assert "lm_head.weight" in [spec.name for spec in specs]
     assert {spec.name: spec.shape for spec in specs}["lm_head.weight"] == (64, 64)
 
@@ -219,8 +219,8 @@ def test_a_checkpoint_resumes_to_the_same_losses_and_exports_a_model_that_transf
     section = {"zero_stage": zero_stage, "checkpoint": {"max_kept": 2}}
     config = mesh_config(model, tmp_path, learner=section)
     batches = [random_groups(2, 4, seed=seed) for seed in range(6)]
-    learnables = Learnables(PolicyEngine(config, ranks))
-    trainer, store = Trainer(config, learnables, ranks, 20), CheckpointStore(config, ranks)
+    learnables = Learnables(load_policy(config, ranks))
+    trainer, store = build_trainer(config, learnables, ranks, 20), build_checkpoint_store(config, ranks)
     losses = []
     for step, groups in enumerate(batches, start=1):
         losses.append(trainer.train([groups], step, 0).loss)
@@ -233,11 +233,11 @@ def test_a_checkpoint_resumes_to_the_same_losses_and_exports_a_model_that_transf
     folders = sorted(path.name for path in config.run.folder.iterdir())
     assert folders == ["checkpoints", "export", "export-step-000001", "export-step-000002"]
 
-    resumed = Learnables(PolicyEngine(config, ranks))
-    manifest = CheckpointStore(config, ranks).load(resumed, 3)
+    resumed = Learnables(load_policy(config, ranks))
+    manifest = build_checkpoint_store(config, ranks).load(resumed, 3)
     assert (manifest.step, manifest.version, manifest.run) == (3, PolicyVersion(0, 3), "learner-test")
     assert (manifest.has_critic, manifest.has_average) == (False, False)
-    again = Trainer(config, resumed, ranks, 20)
+    again = build_trainer(config, resumed, ranks, 20)
     again.load_state(manifest.state)
     assert [again.train([groups], step, 0).loss for step, groups in enumerate(batches[3:], start=4)] == losses[3:]
 
@@ -250,7 +250,7 @@ def test_a_checkpoint_resumes_to_the_same_losses_and_exports_a_model_that_transf
 def test_a_checkpoint_is_refused_where_it_does_not_fit(model: Path, tmp_path: Path, ranks: Ranks) -> None:
     def store_of(**learner: object) -> tuple[Learnables, CheckpointStore]:
         config = mesh_config(model, tmp_path, learner={"dtype": "float32", "device": "cpu", **learner})
-        return Learnables.build(config, ranks), CheckpointStore(config, ranks)
+        return load_learnables(config, ranks), build_checkpoint_store(config, ranks)
 
     plain, store = store_of()
     store.save(plain, {"kl_coef": 0.1}, 1, PolicyVersion(0, 1))
@@ -258,10 +258,10 @@ def test_a_checkpoint_is_refused_where_it_does_not_fit(model: Path, tmp_path: Pa
     with pytest.raises(ConfigError, match=r"learner\.ema_beta: 0\.9 needs the average of the policy, and .* none"):
         averaged_store.load(averaged, 1)
     averaged_store.save(averaged, {"kl_coef": 0.1}, 2, PolicyVersion(0, 2))
-    with pytest.raises(ConfigError, match=r"learner\.ema_beta: None has no use for the average of the policy in"):
+    with pytest.raises(ConfigError, match=r"learner\.ema_beta: makes no use of the average of the policy that"):
         store.load(plain, 2)
     with pytest.raises(ConfigError, match=r"learner\.zero_stage: 2 differs from the 0"):
-        CheckpointStore(mesh_config(model, tmp_path, learner={"zero_stage": 2}), ranks).load(plain, 1)
+        build_checkpoint_store(mesh_config(model, tmp_path, learner={"zero_stage": 2}), ranks).load(plain, 1)
     with pytest.raises(ConfigError, match="is not the manifest of a checkpoint"):
         store.load(plain, 3)
     manifest = tmp_path / "learner-test" / "checkpoints" / "step-000001" / "manifest.json"
@@ -299,7 +299,7 @@ def test_experts_are_sent_and_exported_one_by_one_as_the_checkpoint_stores_them(
     mixture = tmp_path / "mixture"
     make_tiny_mixture(mixture)
     stored = load_file(mixture / "model.safetensors")
-    engine = PolicyEngine(mesh_config(mixture, tmp_path, learner={"zero_stage": zero_stage}), ranks)
+    engine = load_policy(mesh_config(mixture, tmp_path, learner={"zero_stage": zero_stage}), ranks)
 
     assert {spec.name: spec.shape for spec in engine.checkpoint_specs} == {n: tuple(t.shape) for n, t in stored.items()}
     wanted = [f"model.layers.1.mlp.experts.{expert}.up_proj.weight" for expert in (0, 3)]

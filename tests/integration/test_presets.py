@@ -18,12 +18,11 @@ from rollmesh.types import Group, Sample
 from services.config import MeshConfig
 from services.learner.batching import TokenColumns, pack
 from services.learner.checkpoint import Learnables
-from services.learner.critic import CriticEngine
+from services.learner.composition import build_trainer, load_critic_engine, load_policy
 from services.learner.engine import PolicyEngine
 from services.learner.experience import build_experience
 from services.learner.metrics import StepStatistics
 from services.learner.ranks import Ranks
-from services.learner.trainer import Trainer
 from tests.unit.learner.samples import mesh_config, random_groups, write_tiny_model
 
 pytestmark = pytest.mark.engine
@@ -63,9 +62,9 @@ def _train(
         reference={},
         learner={"steps_per_batch": 2, "epochs_per_batch": 2},
     )
-    critic = CriticEngine(config, ranks) if config.algorithm.needs_critic else None
-    policy = PolicyEngine(config, ranks)
-    trainer = Trainer(config, Learnables(policy, critic), ranks, NUM_BATCHES)
+    critic = load_critic_engine(config, ranks) if config.algorithm.needs_critic else None
+    policy = load_policy(config, ranks)
+    trainer = build_trainer(config, Learnables(policy, critic), ranks, NUM_BATCHES)
     steps, weights = [], []
     for step, groups in enumerate(_batches(), start=1):
         steps.append(trainer.train([groups[:2], groups[2:]], step, step + 4))
@@ -98,10 +97,10 @@ def _step_on_own_samples(model: Path, folder: Path, ranks: Ranks, algorithm: dic
     policy itself: behaviour, reference and policy agree on every token."""
     learner = {"optimizer": {"lr": 1e-3}, "critic": {"optimizer": {"lr": 1e-3}}}
     config = mesh_config(model, folder, algorithm={"kl": {"coef": 0.01}, **algorithm}, reference={}, learner=learner)
-    critic = CriticEngine(config, ranks) if config.algorithm.needs_critic else None
-    policy = PolicyEngine(config, ranks)
+    critic = load_critic_engine(config, ranks) if config.algorithm.needs_critic else None
+    policy = load_policy(config, ranks)
     groups = [_own(policy, group) for group in random_groups(4, 4, seed=5, has_reference=True)]
-    Trainer(config, Learnables(policy, critic), ranks, 1).train([groups], 1, 0)
+    build_trainer(config, Learnables(policy, critic), ranks, 1).train([groups], 1, 0)
     moved: dict[bool, list[float]] = {True: [], False: []}
     for sample in (sample for group in groups for sample in group.samples):
         assert sample.score is not None

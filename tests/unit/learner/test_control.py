@@ -24,8 +24,8 @@ Training = Callable[[Control, FakeCoordinator], None]
 
 
 def _control(folder: Path, address: str) -> Control:
-    config = mesh_config(folder, folder, coordinator={"address": address})
-    return Control(config, "learner", PhaseTracker(60.0))
+    config = mesh_config(folder, folder)
+    return Control(config.run, address, "127.0.0.1:0", "learner", PhaseTracker(60.0))
 
 
 def _train(folder: Path, training: Training) -> FakeCoordinator:

@@ -15,6 +15,7 @@ from transformers import Qwen2ForSequenceClassification
 from rollmesh.algorithms.statistics import explained_variance
 from rollmesh.errors import ConfigError
 from rollmesh.models.rows import Batching
+from rollmesh.models.values import ValueModel
 from services.config import MeshConfig
 from services.learner.batching import TokenColumns, empty_micro_batch, pack, plan_layouts
 from services.learner.critic import load_critic, value_loss
@@ -22,6 +23,10 @@ from services.learner.experience import build_experience
 from tests.unit.learner.samples import mesh_config, random_groups, write_tiny_model
 
 CPU = torch.device("cpu")
+
+
+def _load(config: MeshConfig) -> ValueModel:
+    return load_critic(config.learner, config.model, config.run.seed, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +58,7 @@ def test_a_fresh_head_is_small_and_the_same_on_every_rank(policy: Path, tmp_path
     heads = []
     for seed in (1, 2):
         torch.manual_seed(seed)  # what else was drawn before
-        heads.append(load_critic(_config(policy, tmp_path), CPU).head.weight.detach())
+        heads.append(_load(_config(policy, tmp_path)).head.weight.detach())
     assert torch.equal(*heads)
     assert heads[0].shape == (1, 64)
     assert heads[0].std().item() == pytest.approx(1 / 65, rel=0.3)
@@ -61,7 +66,7 @@ def test_a_fresh_head_is_small_and_the_same_on_every_rank(policy: Path, tmp_path
 
 def test_a_reward_models_head_is_kept_and_its_values_are_the_rewards(policy: Path, tmp_path: Path) -> None:
     reward_model = _reward_model(policy, tmp_path / "reward")
-    model = load_critic(_config(policy, tmp_path, tmp_path / "reward"), CPU)
+    model = _load(_config(policy, tmp_path, tmp_path / "reward"))
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     with torch.no_grad():
         (values,) = model(ids, torch.arange(5)[None], torch.tensor([4]), torch.tensor([0]))
@@ -77,7 +82,7 @@ def test_the_head_may_have_the_name_that_the_folder_says(policy: Path, tmp_path:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = {**json.loads((folder / "config.json").read_text()), "value_head_prefix": "value_head"}
     (folder / "config.json").write_text(json.dumps(config))
-    assert torch.equal(load_critic(_config(policy, tmp_path, folder), CPU).head.weight.detach(), weight)
+    assert torch.equal(_load(_config(policy, tmp_path, folder)).head.weight.detach(), weight)
 
 
 def test_a_reward_model_without_its_head_is_refused(policy: Path, tmp_path: Path) -> None:
@@ -87,24 +92,24 @@ def test_a_reward_model_without_its_head_is_refused(policy: Path, tmp_path: Path
     del tensors["score.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConfigError, match=r"learner\.critic\.model_path: .* is a reward model without a score\.weight"):
-        load_critic(_config(policy, tmp_path, folder), CPU)
+        _load(_config(policy, tmp_path, folder))
 
 
 def test_a_folder_that_is_not_there_is_refused(policy: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"learner\.critic\.model_path: '.*absent' is not a folder"):
-        load_critic(_config(policy, tmp_path, tmp_path / "absent"), CPU)
+        _load(_config(policy, tmp_path, tmp_path / "absent"))
 
 
 def test_a_head_of_several_numbers_is_refused(policy: Path, tmp_path: Path) -> None:
     _reward_model(policy, tmp_path / "classes", num_labels=3)
     with pytest.raises(ConfigError, match=r"has shape \(3, 64\), not \(1, 64\)"):
-        load_critic(_config(policy, tmp_path, tmp_path / "classes"), CPU)
+        _load(_config(policy, tmp_path, tmp_path / "classes"))
 
 
 @pytest.mark.parametrize("batching", [each for each in Batching if each.is_packed])
 def test_packed_values_equal_those_of_each_sequence_alone(policy: Path, tmp_path: Path, batching: Batching) -> None:
     _reward_model(policy, tmp_path / "reward")
-    model = load_critic(_config(policy, tmp_path, tmp_path / "reward"), CPU)
+    model = _load(_config(policy, tmp_path, tmp_path / "reward"))
     experience = build_experience([random_groups(3, 4, lengths=(1, 30))], False)
     sequences, columns = experience.sequences, _columns(experience.num_tokens)
     packed, alone = torch.zeros(experience.num_tokens), []
@@ -121,7 +126,7 @@ def test_packed_values_equal_those_of_each_sequence_alone(policy: Path, tmp_path
 
 
 def test_values_of_bfloat16_weights_are_float32(policy: Path, tmp_path: Path) -> None:
-    model = load_critic(_config(policy, tmp_path, dtype="bfloat16"), CPU)
+    model = _load(_config(policy, tmp_path, dtype="bfloat16"))
     (values,) = model(torch.tensor([[5, 6]]), torch.arange(2)[None], torch.tensor([0]), torch.tensor([6]))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert values.dtype == torch.float32
@@ -143,7 +148,7 @@ def test_the_loss_is_the_clipped_one_averaged_over_the_tokens_of_the_whole_step(
 
 
 def test_an_empty_micro_batch_has_gradients_of_exactly_0(policy: Path, tmp_path: Path) -> None:
-    model = load_critic(_config(policy, tmp_path), CPU)
+    model = _load(_config(policy, tmp_path))
     batch = empty_micro_batch(_columns(4, values=torch.ones(4), returns=torch.ones(4)))
     (values,) = model(batch.input_ids, batch.position_ids, batch.predictors, batch.targets)
     loss, sums = value_loss(values, batch, 10.0, 0.5)

@@ -18,7 +18,7 @@ NUM_TOKENS = 10.0
 
 def _objective(max_staleness: int = 1, **algorithm: Any) -> Objective:
     config = mesh_config(Path("model"), Path(), training={"max_staleness": max_staleness}, algorithm=algorithm)
-    return Objective(config)
+    return Objective(config.algorithm, config.training.max_staleness)
 
 
 def _batch(

@@ -14,6 +14,7 @@ import torch
 
 from rollmesh.errors import ConfigError
 from rollmesh.types import PolicyVersion, VersionSpan
+from services.config import MeshConfig
 from services.learner.experience import Experience, build_experience
 from services.learner.parity import EVERY_STEPS, SEQUENCES_PER_RANK, ParityCheck, ParityMeasurement, merge
 from services.learner.ranks import Ranks
@@ -27,7 +28,18 @@ def _check(dtype: str = "float32", **sections: dict[str, Any]) -> ParityCheck:
     sections["learner"] = {"dtype": dtype, "parity": "error", **sections.get("learner", {})}
     sections.setdefault("rollout", {"engine": {"dtype": dtype}})
     config = mesh_config(Path("model"), Path(), **sections)
-    return ParityCheck(config, Ranks(0, 1, torch.device("cpu")))
+    return _of(config, Ranks(0, 1, torch.device("cpu")))
+
+
+def _of(config: MeshConfig, ranks: Ranks) -> ParityCheck:
+    engine = config.rollout.engine
+    return ParityCheck(
+        config.learner,
+        ranks,
+        engine_dtype=engine.dtype,
+        engine_arguments=engine.extra,
+        is_whole_distribution=config.sampling.is_whole,
+    )
 
 
 def _experience(num_samples: int = 2, version: int = VERSION) -> Experience:
@@ -163,4 +175,4 @@ def test_all_ranks_stop_whichever_of_them_has_the_samples_that_differ() -> None:
     config = mesh_config(Path("model"), Path(), learner={"parity": "error"}, rollout={"engine": {"dtype": "float32"}})
     experience = _experience()
     with pytest.raises(ConfigError, match="token of another rank"):
-        ParityCheck(config, RanksWithOthers([elsewhere]))(experience, VERSION, 1, Learner(experience, 0.0))
+        _of(config, RanksWithOthers([elsewhere]))(experience, VERSION, 1, Learner(experience, 0.0))

@@ -13,9 +13,9 @@ import torch
 from rollmesh.errors import ConfigError, ReplayError
 from rollmesh.types import PolicyVersion
 from services.learner import checkpoint
-from services.learner.bound import check_staleness
 from services.learner.checks import check_start
 from services.learner.config import OptimizerSection
+from services.learner.intake import check_staleness
 from services.learner.main import main
 from services.learner.recording import load_recorded, record_batch
 from services.learner.schedule import learning_rate
@@ -94,7 +94,7 @@ def test_a_model_that_cannot_be_trained_is_one_sentence(
 ) -> None:
     config = mesh_config(make(tmp_path), tmp_path, replay={"url": "redis://127.0.0.1:1"})
     with pytest.raises(ConfigError, match=message) as caught:
-        check_start(config)
+        check_start(config.learner, config.model, config.replay.url, needs_critic=False)
     assert str(caught.value).startswith("model.path: ")
     assert "\n" not in str(caught.value)
 
@@ -104,7 +104,7 @@ def test_cuda_is_refused_where_there_is_none(tmp_path: Path) -> None:
     model = _model(tmp_path / "m", {"architectures": ["GPT2LMHeadModel"]})
     config = mesh_config(model, tmp_path, replay={"url": "redis://127.0.0.1:1"}, learner={"device": "cuda"})
     with pytest.raises(ConfigError, match=r"^learner\.device: "):
-        check_start(config)
+        check_start(config.learner, config.model, config.replay.url, needs_critic=False)
 
 
 def test_several_ranks_need_the_path_of_the_mesh_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
