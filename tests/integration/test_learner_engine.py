@@ -255,7 +255,7 @@ def test_a_checkpoint_is_refused_where_it_does_not_fit(model: Path, tmp_path: Pa
     plain, store = store_of()
     store.save(plain, {"kl_coef": 0.1}, 1, PolicyVersion(0, 1))
     averaged, averaged_store = store_of(ema_beta=0.9)
-    with pytest.raises(ConfigError, match=r"learner\.ema_beta: 0\.9 needs the average of the policy, and .* none"):
+    with pytest.raises(ConfigError, match=r"learner\.ema_beta: needs the average of the policy, which .* not hold"):
         averaged_store.load(averaged, 1)
     averaged_store.save(averaged, {"kl_coef": 0.1}, 2, PolicyVersion(0, 2))
     with pytest.raises(ConfigError, match=r"learner\.ema_beta: makes no use of the average of the policy that"):
