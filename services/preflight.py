@@ -1,6 +1,7 @@
-"""What services check of a mesh file themselves, composed for the launcher as `services.config` composes sections.
+"""The checks that services make of their own sections of a mesh file, gathered for the launcher.
 
-Nothing here imports torch, transformers, vLLM or DeepSpeed.
+`services.config` gathers the sections in the same way. This module imports neither torch, transformers, vLLM nor
+DeepSpeed.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from services.rollout.preflight import check_engine as check_engine
 def check_reward_function(
     section: RewardSection, place: str = "", prompt: str | None = None, label_json: str = ""
 ) -> str:
-    """Import the user's reward function in a process of its own, and call it once. Needs the main thread.
+    """Import the user's reward function in a process of its own, and call the function once.
+
+    Only the main thread may call this check.
 
     Args:
-        section: names the file.
+        section: the section that names the file of the function.
         place: the row that the prompt comes from, for messages.
-        prompt: as rendered; None does not call the function.
-        label_json: the prompt's label.
+        prompt: the prompt as rendered text; with None the function is imported and not called.
+        label_json: the prompt's label as JSON text.
 
     Returns:
-        What is known of the function now.
+        The facts that the check found, for a person.
 
     Raises:
         ConfigError: the function cannot be used.

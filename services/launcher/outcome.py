@@ -2,7 +2,7 @@
 
 ::
 
-    Outcome + accounting (the coordinator's, else read from Redis here) ─► accounting.json ─► report.md, terminal
+    Outcome + accounting (from the coordinator, else read from Redis) ─► accounting.json ─► report.md, terminal
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Outcome:
     """How a run ended, and why.
 
     Attributes:
-        state: of the run.
-        exit_code: of `rollmesh up`; 0 only if the run completed.
-        reason: one sentence; empty if the run completed.
-        culprit: the process that failed first, e.g. "rollout-0" or "redis"; empty where no process did.
-        log: that process's log file.
+        state: the way in which the run ended: completed, failed or interrupted.
+        exit_code: the exit code of `rollmesh up`; 0 only if the run completed.
+        reason: the reason for the end in one sentence; empty if the run completed.
+        culprit: the process that failed first, e.g. "rollout-0" or "redis"; empty where no process failed.
+        log: the log file of that process; None where no process failed, or the process has no log of its own.
     """
 
     state: EndState
@@ -48,7 +48,7 @@ class Outcome:
     log: Path | None = None
 
     def as_record(self, folder: Path) -> Books:
-        """The keys that describe the end in `accounting.json`; paths are relative to the run's ``folder``."""
+        """Return the keys of `accounting.json` that describe the end. Paths are relative to the run's ``folder``."""
         checkpoint = last_checkpoint(folder)
         cause = {"process": self.culprit, "log": _relative(self.log, folder)} if self.culprit else None
         return {
@@ -66,19 +66,19 @@ def _relative(path: Path | None, folder: Path) -> str | None:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a run; None where there is none."""
+    """Return the folder of the newest complete checkpoint of a run; None where no checkpoint is complete."""
     complete = [path.parent for path in folder.glob("checkpoints/step-*/manifest.json")]
     return max((path for path in complete if re.fullmatch(r"step-\d+", path.name)), default=None)
 
 
 def drop_incomplete(folder: Path) -> None:
-    """Remove the checkpoints and exports that were being written when the run ended: nobody can load them."""
+    """Remove the checkpoints and exports that were being written when the run ended: they cannot be loaded."""
     for path in (*folder.glob("checkpoints/*.partial"), *folder.glob("export*.partial")):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def read_json(path: Path) -> Books:
-    """The object in a file; empty where there is no such file, or where its writer did not get to its end."""
+    """Return the JSON object in a file; empty where the file is missing or was not written to its end."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -87,7 +87,7 @@ def read_json(path: Path) -> Books:
 
 
 def equation(books: Books) -> str:
-    """The accounting in one sentence; where there is none, the reason for that."""
+    """Return the accounting as one sentence; where the accounting is missing, return the reason for that."""
     if "num_groups" not in books:
         return f"there is no accounting: {books.get('missing') or 'nobody wrote it'}"
     counts = books["num_groups"]
@@ -99,16 +99,18 @@ def equation(books: Books) -> str:
 
 
 async def complete_accounting(folder: Path, run_id: str, url: str, server: EmbeddedRedis | None) -> Books:
-    """The accounting that the coordinator wrote; where it could not, the accounting that Redis gives now.
+    """Return the accounting that the coordinator wrote; where it wrote none, the accounting that Redis gives now.
+
+    A Redis of the run that has died is started again on its files, until the accounting is read.
 
     Args:
-        folder: of the run.
-        run_id: names the run's keys in Redis.
-        url: of Redis.
-        server: the run's own Redis. One that has died is started again on its files, for as long as they are read.
+        folder: the run folder.
+        run_id: the run's name in the keys of Redis.
+        url: the URL of Redis.
+        server: the run's own Redis; None where the configuration names a Redis.
 
     Returns:
-        The accounting; or ``missing``, a sentence that says why there is none.
+        The accounting; or the key ``missing`` with a sentence that says why the accounting is missing.
     """
     written = read_json(folder / ACCOUNTING)
     if "num_groups" in written:
@@ -134,13 +136,13 @@ async def _read_ledger(url: str, run_id: str) -> Books:
 
 
 def record(folder: Path, outcome: Outcome, books: Books) -> Books:
-    """Write `accounting.json`: the accounting, and how the run ended.
+    """Write `accounting.json`: the accounting, how the run ended, and its resumes. Return the content of the file.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     end = outcome.as_record(folder)
     end["resumes"] = read_resumes(folder)
-    whole = {**end, **books, **end}  # the launcher's word on the end, before the coordinator's
+    whole = {**end, **books, **end}  # the end's keys come first, and the launcher's values replace the coordinator's
     write_accounting(folder / ACCOUNTING, whole)
     return whole

@@ -1,8 +1,8 @@
-"""Checks before anything is started: model, prompts, addresses, devices, Redis, the user's code.
+"""The checks before any process starts: model, prompts, addresses, devices, Redis, the user's code.
 
-Every check raises ConfigError with the place, the value and the fix. All of them together take a few seconds, and as
-long as the user's reward function takes for one sample; a chat template adds the import of transformers, in a process
-of its own. Nothing here imports torch, transformers, vLLM or DeepSpeed. The cheapest checks come first.
+Every check raises ConfigError with the place, the value and the fix. The cheapest checks come first. All checks
+together take a few seconds, and the time of the user's reward function for one sample. A chat template adds the import
+of transformers, in a process of its own. This process imports neither torch, transformers, vLLM nor DeepSpeed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,14 @@ from services.preflight import RewardSection, check_engine, check_reward_functio
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check that passed. ``warning`` names a setting that works and is probably not meant."""
+    """The result of one check that passed.
+
+    Attributes:
+        what: the name of the checked part, e.g. "model".
+        where: the file, the address or the name that was checked.
+        result: the facts that the check found.
+        warning: a sentence about a setting that works but is probably not meant; empty for none.
+    """
 
     what: str
     where: str
@@ -35,10 +42,10 @@ class Finding:
 
 
 def check(config: ScorerConfig) -> Iterator[Finding]:
-    """Run all checks, and yield a finding for each.
+    """Run all checks, and yield their findings.
 
     Raises:
-        ConfigError: the mesh, or the servers that stand alone, cannot work.
+        ConfigError: the mesh cannot work, or the servers of a file without a mesh cannot work.
     """
     yield from _check_mesh(config) if isinstance(config, MeshConfig) else _check_scorers(config)
 

@@ -1,7 +1,8 @@
-"""The service processes of a local mesh: started with a log file each, watched, ended in order.
+"""The service processes of a local mesh. Each has a log file; the launcher starts, watches and ends them in order.
 
-A service leads a session of its own, so that Ctrl-C in the terminal reaches the launcher alone, and is told to end
-with the launcher (`ROLLMESH_LAUNCHER_PID`). What it prints last on stderr as ``error: ...`` is why it died.
+A service leads a session of its own, so that Ctrl-C in the terminal reaches the launcher alone. The variable
+`ROLLMESH_LAUNCHER_PID` tells the service to end with the launcher. The last line ``error: ...`` that a service prints
+on stderr says why the service died.
 """
 
 from __future__ import annotations
@@ -21,19 +22,20 @@ from rollmesh.errors import RollMeshError
 from services.launcher.environment import service_environment
 
 TAIL_BYTES = 65_536
+"""The part of a log, from its end, in which the reason of a death is looked for."""
 LAUNCHER_VARIABLE = "ROLLMESH_LAUNCHER_PID"
 _POLL_S = 0.1
 _CAUSES = ("error: ", "Fatal Python error: ")
-"""What the lines begin with that say why a process ended: our own, and those of Python's fault handler."""
+"""The first words of a line that says why a process ended: of our own lines, and of Python's fault handler."""
 
 
 class ServiceDiedError(RollMeshError):
-    """A process of the mesh ended that should not have.
+    """A process of the mesh ended before its time, or gave no answer any more.
 
     Args:
-        message: what happened, in one sentence.
-        culprit: the process's name.
-        log: its log file.
+        message: one sentence that says what happened.
+        culprit: the name of the process; empty where the message names no process.
+        log: the log file of the process; None where ``culprit`` is empty.
     """
 
     def __init__(self, message: str, culprit: str, log: Path | None = None) -> None:
@@ -44,20 +46,27 @@ class ServiceDiedError(RollMeshError):
 
 @dataclass
 class ServiceProcess:
-    """One service of the mesh as a child process."""
+    """One service of the mesh as a child process.
+
+    Attributes:
+        name: the member's name, e.g. "rollout-0".
+        command: the program and its arguments.
+        log: the file that gets the output of the process.
+        environment: variables that are set beside those of `service_environment`.
+    """
 
     name: str
     command: Sequence[str]
     log: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     stage: int = 0
-    """Services use those of lower stages, and are ended before them."""
+    """A service uses services of lower stages, and is ended before they are."""
     has_ranks: bool = False
-    """Whether several processes write its log."""
+    """Whether several ranks of the service write its log."""
     ended_at: float | None = None
-    """Monotonic seconds; None while it runs or before it started."""
+    """The time at which the process ended, in monotonic seconds; None before that."""
     _log_start: int = 0
-    """Size of the log in bytes before this process wrote to it."""
+    """The size of the log in bytes before this process wrote to the log."""
     _process: asyncio.subprocess.Process | None = None
     _watch: asyncio.Task[None] | None = None
 
@@ -78,7 +87,7 @@ class ServiceProcess:
         self._watch = asyncio.create_task(self._note_end(), name=f"end of {self.name}")
 
     async def start_again(self) -> None:
-        """Start a new process after one that ended, and end what that one left behind."""
+        """Start a new process after the process ended. Everything that the old process left behind is killed first."""
         await self.stop(0.0)
         self.ended_at = None
         await self.start()
@@ -89,7 +98,7 @@ class ServiceProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs or before it started."""
+        """The exit code, or minus the number of the signal; None until the process has ended."""
         return None if self._process is None else self._process.returncode
 
     @property
@@ -101,26 +110,29 @@ class ServiceProcess:
         return await self._process.wait()
 
     async def stop(self, timeout_s: float) -> None:
-        """SIGTERM, then after ``timeout_s`` SIGKILL to everything in its session."""
+        """Send SIGTERM to the service. When it has ended, or after ``timeout_s``, send SIGKILL to its process group."""
         if self._process is None:
             return
         if self.is_running:
             self._process.terminate()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), timeout_s)
-        # Also after an orderly end: an engine or rank that the service left behind is in its process group.
+        # Also after an orderly end: the process group holds engines and ranks that the service left behind.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         await self._process.wait()
 
     def failure(self) -> str:
-        """One sentence: how it ended, the last error that it printed, and where its log is."""
+        """Return one sentence that says how the process ended, which error it printed, and where its log is."""
         reason = self._error()
         sentence = f"{self.name} {describe_exit(self.exit_code)}"
         return f"{sentence}: {reason}; its log is {self.log}" if reason else f"{sentence}; its log is {self.log}"
 
     def _error(self) -> str:
-        """The last error that it printed. Of several ranks in one log the first one: the others lost their peer."""
+        """Return the last error that the process printed; empty where it printed none.
+
+        Where several ranks write the log, return the first error: the later ranks ended because they lost a peer.
+        """
         with self.log.open("rb") as source:
             source.seek(max(self._log_start, self.log.stat().st_size - TAIL_BYTES))
             lines = source.read().decode(errors="replace").splitlines()
@@ -129,7 +141,10 @@ class ServiceProcess:
 
 
 def _lock(log: int) -> bool:
-    """Lock an open log for this process and for all that inherit the descriptor. False where others hold the lock."""
+    """Lock an open log for this process and for all processes that inherit the descriptor.
+
+    Return whether that succeeded: False means that other processes hold the lock.
+    """
     try:
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -138,15 +153,16 @@ def _lock(log: int) -> bool:
 
 
 def is_in_use(log: Path) -> bool:
-    """Whether a process that writes ``log`` still runs: a service, or a process that the service started."""
+    """Return whether a process that writes ``log`` still runs: a service, or a process that the service started."""
     with log.open("rb") as source:
         return not _lock(source.fileno())
 
 
 def wait_until_unused(logs: Sequence[Path], timeout_s: float) -> list[Path]:
-    """Wait for the processes that write these logs to end; returns the logs of those that have not in ``timeout_s``.
+    """Wait up to ``timeout_s`` for the processes that write these logs. Return the logs that are still written.
 
-    The launcher that started the processes may have been killed: the lock on a log ends with the last of its writers.
+    The launcher that started the processes may have been killed. The lock on a log tells: it ends with the last process
+    that writes the log.
     """
     deadline = time.monotonic() + timeout_s
     while (used := [log for log in logs if is_in_use(log)]) and time.monotonic() < deadline:
@@ -155,7 +171,7 @@ def wait_until_unused(logs: Sequence[Path], timeout_s: float) -> list[Path]:
 
 
 def describe_exit(code: int | None) -> str:
-    """How a process ended, e.g. "was killed by SIGKILL"."""
+    """Return how a process ended, e.g. "was killed by SIGKILL" for the exit code -9."""
     if code is None or code >= 0:
         return f"exited with {code}"
     try:
@@ -179,7 +195,10 @@ class ProcessGroup:
         await service.start()
 
     def first_failure(self) -> ServiceProcess | None:
-        """The service that was the first to end with anything but success: the others may have ended because of it."""
+        """Return the service that was the first to end without success; None where all run or ended well.
+
+        Services that ended later may have ended because of that service.
+        """
         dead = [s for s in self._services if s.exit_code not in (None, 0)]
         return min(dead, key=lambda s: s.ended_at or time.monotonic(), default=None)
 
@@ -187,12 +206,12 @@ class ProcessGroup:
         return [s for s in self._services if s.exit_code is not None]
 
     async def wait_all(self, names: Sequence[str], timeout_s: float) -> None:
-        """Wait for services to end by themselves, at most for ``timeout_s``."""
+        """Wait for the named services to end by themselves, at most for ``timeout_s``."""
         waiting = [s for s in self._services if s.name in names and s.is_running]
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*(s.wait() for s in waiting)), timeout_s)
 
     async def stop_all(self, timeout_s: float) -> None:
-        """End everything, the highest stage first: those who use a service before the service."""
+        """End all services, the highest stage first. So a service ends after the services that use it."""
         for stage in sorted({service.stage for service in self._services}, reverse=True):
             await asyncio.gather(*(s.stop(timeout_s) for s in self._services if s.stage == stage))

@@ -1,4 +1,4 @@
-"""One calm line of progress, the most important words first."""
+"""The line of progress: the state of the mesh in one line, the most important facts first."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import TextIO
 from rollmesh.types import MeshStatus, RunState
 
 PLAIN_INTERVAL_S = 10.0
-"""Between lines where the output is no terminal and no step has ended."""
+"""Time between two lines where the output is no terminal and no step has ended."""
 USUAL_COLUMNS = 80
-"""Of a terminal that does not say how wide it is."""
+"""The assumed width of a terminal that does not tell its width."""
 _SEPARATOR = " · "
 
 
 def format_status(status: MeshStatus, expected: Sequence[str] = ()) -> str:
-    """The mesh in one line, of any length.
+    """Return the state of the mesh as one line of any length.
 
     Args:
-        status: as the coordinator gives it.
-        expected: members that were started; while the mesh is starting, those that are not up yet are named.
+        status: the coordinator's status.
+        expected: the members that were started. While the mesh is starting, the line names those that are not up yet.
     """
     return _SEPARATOR.join(_parts(status, expected))
 
 
 def fit(parts: Sequence[str], columns: int) -> str:
-    """As many of ``parts``, from the first on, as ``columns`` hold; a part that does not fit is left out whole.
+    """Return as many of ``parts``, from the first on, as fit into ``columns``.
 
-    Where not even the second part fits, that one is cut: it says who waits for whom.
+    A part that does not fit is left out as a whole. The second part is cut instead, because it says who waits for whom.
     """
     line = parts[0]
     for index, part in enumerate(parts[1:]):
@@ -43,7 +43,7 @@ def fit(parts: Sequence[str], columns: int) -> str:
 
 
 def _parts(status: MeshStatus, expected: Sequence[str]) -> list[str]:
-    """What there is to say, the most important first."""
+    """Return the parts of the line, the most important part first."""
     if status.run_state is RunState.STARTING:
         return _parts_of_start(status, expected)
     parts = [f"step {status.step}/{status.num_steps}"]
@@ -75,11 +75,14 @@ def _parts_of_start(status: MeshStatus, expected: Sequence[str]) -> list[str]:
 
 
 class ProgressLine:
-    """Rewrites one line on a terminal; elsewhere writes a line when a step has ended, and now and then.
+    """The line of progress on a stream.
+
+    On a terminal the line is rewritten in place. On another stream a new line is written when the state of the run, the
+    step or the last evaluation has changed, and when `PLAIN_INTERVAL_S` have passed.
 
     Args:
-        stream: where to.
-        expected: members that were started.
+        stream: the stream that gets the line.
+        expected: the members that were started.
     """
 
     def __init__(self, stream: TextIO, expected: Sequence[str] = ()) -> None:
@@ -92,6 +95,7 @@ class ProgressLine:
         self._last_written = float("-inf")
 
     def show(self, status: MeshStatus) -> None:
+        """Show the status, with the minutes and seconds since the start in front."""
         first, *rest = _parts(status, self._expected)
         parts = [f"{_clock(time.monotonic() - self._started)} {first}", *rest]
         if self._is_terminal:
@@ -107,7 +111,7 @@ class ProgressLine:
             self._stream.flush()
 
     def finish(self) -> None:
-        """Leave the line standing and go on below it."""
+        """Leave the line on the terminal, so that further output goes below the line."""
         if self._has_line:
             self._has_line = False
             self._stream.write("\n")
@@ -115,7 +119,7 @@ class ProgressLine:
 
 
 def _columns(stream: TextIO) -> int:
-    """How wide the terminal is that ``stream`` writes to."""
+    """Return the width of the terminal that ``stream`` writes to, in characters."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or USUAL_COLUMNS
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""The datasets as the rollout workers will see them: rows readable, prompts rendered, measured and short enough.
+"""Check the datasets: their rows can be read, and their prompts can be rendered and are short enough.
 
-The first rows are judged and rendered, as far as that goes in bounded time; what lies beyond is judged by the same
-rules when it is leased and rendered.
+The check has a bounded time, and judges as many rows from the first on as fit. The rollout worker judges later rows by
+the same rules, when they are leased and rendered.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from rollmesh.data.datasets import open_dataset
 from rollmesh.data.measure import MeasureCall, Measured, measure_datasets
 
 ROWS_BUDGET_S = 10.0
-"""Time to judge one dataset's rows."""
+"""Time to judge the rows of one dataset."""
 BUDGET_S = 5.0
-"""Time to render and measure one dataset's prompts."""
+"""Time to render and measure the prompts of one dataset."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,9 @@ class PromptSource:
     """A dataset of the mesh file.
 
     Attributes:
-        place: dotted path of ``data``.
-        max_new_tokens: what has to fit behind a prompt.
+        place: the dotted path of the section, e.g. "evaluation.data".
+        data: the section that names the dataset.
+        max_new_tokens: the number of tokens that have to fit behind a prompt.
     """
 
     place: str
@@ -38,11 +39,11 @@ class CheckedPrompts:
     """A dataset that can be used.
 
     Attributes:
-        result: what was found.
-        num_rows: prompts of one epoch.
-        first_place: file and row of the first prompt that will be used.
-        first_text: that prompt as rendered; None where only the worker can render.
-        first_label_json: that row's label; empty where the dataset has none.
+        result: the facts that the check found, for a person.
+        num_rows: the number of prompts of one epoch.
+        first_place: the file and the row of the first prompt that will be used.
+        first_text: that prompt as rendered text; None where only the rollout worker can render prompts.
+        first_label_json: the label of that row; empty where the dataset has no labels.
     """
 
     result: str
@@ -56,8 +57,12 @@ def check_prompts(sources: Sequence[PromptSource], model: ModelSection, vocab_si
     """Open datasets and check their prompts.
 
     Args:
-        model: whose tokenizer and length count.
-        vocab_size: tokens that the model knows, where its folder says.
+        sources: the datasets.
+        model: the model whose tokenizer and length count.
+        vocab_size: the number of tokens that the model knows; None where its folder does not tell.
+
+    Returns:
+        The result for each source.
 
     Raises:
         ConfigError: a file, a row, a template or a prompt cannot be used.
@@ -92,7 +97,7 @@ def check_prompts(sources: Sequence[PromptSource], model: ModelSection, vocab_si
 
 
 def _describe(num_rows: int, num_judged: int, measured: Measured | None) -> str:
-    """One clause for what was found, and one for each thing that was not looked at."""
+    """Return the facts that were found as text, with a clause for each part that was not checked."""
     clauses = [f"{num_rows:,} prompts"]
     if num_judged < num_rows:
         clauses.append(f"the first {num_judged:,} readable, the rest not looked at")

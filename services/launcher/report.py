@@ -1,7 +1,7 @@
-"""A run's report: Markdown and curves, made from nothing but the run folder.
+"""The report of a run: a Markdown page and curves, made from the files in the run folder alone.
 
-Reads `metrics.jsonl`, `evaluations.jsonl`, `accounting.json` and `mesh.yaml`; writes `report.md` and `report.png`.
-A run that ended before its first step has a report too: how it ended is the part that its reader needs.
+The module reads `metrics.jsonl`, `evaluations.jsonl`, `accounting.json`, `starts.jsonl` and `mesh.yaml`. It writes
+`report.md` and `report.png`. A run that ended before its first step has a report too, which says how the run ended.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ FILES = {
     "checkpoints": "to go on from",
     "export": "Hugging Face model",
 }
-"""What a run may leave in its folder, and what that is."""
+"""The files and folders that a run may leave in its run folder, with the meaning of each."""
 
 
 def write_report(folder: Path) -> Path:
-    """Write the report of a run; returns the Markdown file.
+    """Write the report of a run. Return the path of the Markdown page.
 
     Raises:
-        ConfigError: the folder is not a run's, or the run has neither ended nor made a step.
+        ConfigError: the folder holds no run, or the run has neither ended nor made a step.
         OSError: the report cannot be written.
     """
     steps = JsonLines(folder / "metrics.jsonl").read()
@@ -57,7 +57,7 @@ def write_report(folder: Path) -> Path:
 
 
 def staleness_histogram(steps: list[Record]) -> dict[int, int]:
-    """Samples of the whole run by staleness."""
+    """Return the number of trained samples of the whole run for each staleness."""
     total: Counter[int] = Counter()
     for step in steps:
         for staleness, count in step.get("staleness_histogram", {}).items():
@@ -79,7 +79,10 @@ def _page(folder: Path, config: Record, steps: list[Record], evaluations: list[R
 
 
 def _end_rows(accounting: Record) -> list[str]:
-    """How the run ended: the launcher's account, or that of a coordinator that ran without one."""
+    """Return the rows that say how the run ended.
+
+    The launcher wrote the end to the accounting; a coordinator that ran without a launcher wrote fewer keys.
+    """
     if "state" not in accounting:
         return []
     rows = [f"| the run | {accounting['state']} |"]
@@ -94,18 +97,18 @@ def _end_rows(accounting: Record) -> list[str]:
 
 
 def _resume_rows(resumes: list[Record]) -> list[str]:
-    """When the run was resumed, from where, and with which changes of the configuration."""
+    """Return a row for each resume: its time, the step before it, and the changes of the configuration."""
     sentences = ["; ".join([f"{r['time']} after step {r['after_step']}", *r["changes"]]) for r in resumes]
     return [f"| resumed | {_cell(sentence)} |" for sentence in sentences]
 
 
 def _cell(text: str) -> str:
-    """``text`` in one cell of a Markdown table."""
+    """Return ``text`` in the form that fits into one cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|")
 
 
 def _file_section(folder: Path) -> str:
-    """The files and folders of the run that exist."""
+    """Return a line that names the files and folders of the run that exist."""
     named = [f"`{name}` ({meaning})" for name, meaning in FILES.items() if (folder / name).exists()]
     return f"Files: {', '.join(named)}."
 
@@ -137,7 +140,7 @@ def _staleness_section(steps: list[Record]) -> list[str]:
 
 
 def _time_section(steps: list[Record]) -> list[str]:
-    """Where the learner's time went."""
+    """Return a table of the learner's time: the seconds of each kind of work, and the share of all steps."""
     names = {
         "time/wait_s": "waiting for a batch",
         "time/intake_s": "reading it",
@@ -181,7 +184,7 @@ def _accounting_section(accounting: Record) -> list[str]:
 
 
 def _draw(path: Path, steps: list[Record], evaluations: list[Record], config: Record) -> None:
-    """Four curves; nothing where matplotlib is not installed."""
+    """Draw the four curves. Without matplotlib nothing is drawn."""
     try:
         import matplotlib as mpl
     except ModuleNotFoundError:

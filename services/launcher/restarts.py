@@ -1,8 +1,9 @@
-"""What is started again where it dies under a running mesh: Redis, the reward server and the reference.
+"""New starts of processes that die while the run goes on: of Redis, the reward server and the reference.
 
-None of them loses anything. Redis loads its file; a sample that waits for its score or its log-probabilities is sent to
-the new process. Each is started again `MAX_STARTS` times in a run, because a process that died that often will die
-again. A service that ended with an exit code has said why, and would end in the same way.
+Nothing is lost by such a death. Redis loads its files. A sample that waits for its score or its log-probabilities is
+sent to the new process. Each process is started again at most `MAX_STARTS` times in a run, because a process that
+has died that often will die again. A service that ended with an exit code is not started again: it has printed its reason, and
+would end in the same way.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from rollmesh.replay.embedded import EmbeddedRedis
 from services.launcher.processes import ServiceDiedError, ServiceProcess, describe_exit
 
 MAX_STARTS = 3
-"""Times that one process is started again in a run."""
+"""The number of new starts that one process may have in a run."""
 SCORERS = ("reward", "reference")
 
 
 class Restarts:
-    """Starts again what may be started again, and says so.
+    """The new starts of the processes of one run.
 
     Args:
-        server: the run's own Redis; None where the configuration names one.
-        folder: of the run.
-        warn: called with one sentence for each process that is started again.
+        server: the run's own Redis; None where the configuration names a Redis.
+        folder: the run folder.
+        warn: a function that is called with one sentence for each process that is started again.
     """
 
     def __init__(self, server: EmbeddedRedis | None, folder: Path, warn: Callable[[str], None]) -> None:
@@ -37,7 +38,7 @@ class Restarts:
         self._num_starts: Counter[str] = Counter()
 
     async def keep_redis(self) -> None:
-        """Start the run's own Redis again where it died. Returns when it answers.
+        """Start the run's own Redis again if it died, and wait until it answers.
 
         Raises:
             ServiceDiedError: Redis died too often, or cannot be started again.
@@ -56,7 +57,10 @@ class Restarts:
             raise ServiceDiedError(f"{what}, and cannot be started again ({error})", "redis", log) from error
 
     async def start_again(self, service: ServiceProcess) -> bool:
-        """Start a scorer again that a signal ended. Returns whether it was started."""
+        """Start ``service`` again if it is a scorer that a signal ended. Return whether it was started again.
+
+        A scorer that has had `MAX_STARTS` new starts is not started again.
+        """
         was_killed = service.exit_code is not None and service.exit_code < 0
         if service.name not in SCORERS or not was_killed or not self._may_start(service.name):
             return False

@@ -4,8 +4,9 @@
 
     run folder ─► claim ─► requested.yaml against the new configuration ─► preflight ─► Redis ─► local_run
 
-The learner finds its checkpoint and the coordinator its ledger by themselves. Here the run folder is checked, what was
-written halfway is removed, and the same run is started again: same folder, same id, same Redis, new ports.
+This module checks the run folder, removes checkpoints and exports that were being written, and starts the same run
+again: with the same folder, the same id, the same Redis and new ports. The learner finds its checkpoint by itself, and
+the coordinator finds the ledger by itself.
 """
 
 from __future__ import annotations
@@ -36,16 +37,20 @@ from services.launcher.run_folder import (
 )
 
 LEFTOVERS_S = 30.0
-"""Time for processes of the earlier part to end."""
+"""Time for the processes of the run so far to end."""
 
 
 def resume_folder(folder: Path, overrides: Sequence[str]) -> int:
-    """Go on with the run in ``folder``, with the configuration that the folder remembers; returns the exit code.
+    """Go on with the run in ``folder``, with the configuration in that folder. Return the exit code.
 
-    The processes work in the directory in which the run was started first: a reward function may open files there.
+    The processes work in the working directory of the run's first start: a reward function may open files there.
+
+    Args:
+        folder: the run folder.
+        overrides: settings of the form KEY=VALUE, as after ``--set``.
 
     Raises:
-        ConfigError: the run cannot go on; nothing was started.
+        ConfigError: the run cannot go on; no process was started.
     """
     folder = folder.resolve()
     config = with_absolute_paths(read_requested(folder, overrides))
@@ -56,10 +61,10 @@ def resume_folder(folder: Path, overrides: Sequence[str]) -> int:
 
 
 def resume(config: MeshConfig) -> int:
-    """Go on with the run whose folder ``config`` names; returns the exit code.
+    """Go on with the run whose folder ``config`` names. Return the exit code.
 
     Raises:
-        ConfigError: there is no such run, or it cannot go on; nothing was started.
+        ConfigError: the folder holds no run, or the run cannot go on; no process was started.
     """
     config = with_absolute_paths(config)
     folder = config.run.folder.resolve()
@@ -93,16 +98,16 @@ def _enter(folder: Path) -> None:
 
 
 def check_can_go_on(folder: Path, before: MeshConfig, config: MeshConfig, step: int) -> None:
-    """Refuse a run that is complete, or that has nothing to go on from.
+    """Refuse a run that is complete, and a run that trained steps without keeping a checkpoint.
 
     Args:
-        folder: of the run.
-        before: configuration of the run so far.
-        config: configuration that the run is to go on with.
-        step: of the newest complete checkpoint; 0 for none.
+        folder: the run folder.
+        before: the configuration of the run so far.
+        config: the configuration with which the run is to go on.
+        step: the step of the newest complete checkpoint; 0 for none.
 
     Raises:
-        ConfigError: says why.
+        ConfigError: the run cannot go on; the message says why.
     """
     steps, epochs = before.training.steps, before.training.epochs
     is_longer = config.training.steps > steps or config.training.epochs > epochs
@@ -116,10 +121,10 @@ def check_can_go_on(folder: Path, before: MeshConfig, config: MeshConfig, step: 
 
 
 def check_leftovers(folder: Path) -> None:
-    """Wait for the processes of the earlier part, which end with their launcher but need a moment for it.
+    """Wait for the processes of the run so far. They end with their launcher, but need a moment to end.
 
     Raises:
-        ConfigError: some are still there after `LEFTOVERS_S`; names their log.
+        ConfigError: a process still runs after `LEFTOVERS_S`; the message names its log.
     """
     if used := wait_until_unused(sorted((folder / "logs").glob("*.log")), LEFTOVERS_S):
         problem = f"processes of the run's earlier part have not ended after {LEFTOVERS_S:g} s and may write {used[0]}"
@@ -134,7 +139,14 @@ def _print_start(folder: Path, config: MeshConfig, step: int, changes: Sequence[
 
 
 def _prepare(folder: Path, config: MeshConfig, step: int, changes: Sequence[Change]) -> None:
-    """Remember this start, mark the logs, and remove what describes the earlier end or was written halfway."""
+    """Make the run folder ready for the resumed part.
+
+    Checkpoints and exports that were being written are removed, and so is the accounting of the earlier end. The logs
+    get a line each. `requested.yaml` and `starts.jsonl` get the new configuration and the new start.
+
+    Raises:
+        ConfigError: the run folder cannot be written.
+    """
     earlier_end = str(read_json(folder / ACCOUNTING).get("state", ""))
     try:
         drop_incomplete(folder)
@@ -148,7 +160,7 @@ def _prepare(folder: Path, config: MeshConfig, step: int, changes: Sequence[Chan
 
 
 def mark_logs(folder: Path, step: int) -> None:
-    """Add a line to each log that says where the resumed part begins. A line that was cut short is ended before."""
+    """Add a line to each log that says where the resumed part begins. A last line that was cut short is ended first."""
     line = f"---- resumed after step {step} at {datetime.now(UTC).isoformat(timespec='seconds')} ----\n"
     for path in sorted((folder / "logs").glob("*.log")):
         with path.open("ab+") as log:

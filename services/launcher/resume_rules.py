@@ -1,7 +1,7 @@
-"""Which settings may change when a run is resumed, decided field by field.
+"""The settings that may change when a run is resumed, and the settings that may not.
 
-Every field of `MeshConfig` stands in one of three tables: it keeps its value (`FIXED`), it changes in one direction
-(`LIMITED`), or it is free (`FREE`). A reason stands beside each group of fields.
+Every field of `MeshConfig` stands in one of three tables. The fields in `FIXED` keep their values. The fields in
+`LIMITED` may change within a limit. The fields in `FREE` may change. Each group of fields has its reason.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ FIXED: dict[str, tuple[str, ...]] = {
         "learner.critic.optimizer.weight_decay",
     ),
 }
-"""Fields that keep their value, by the reason."""
+"""Fields that keep their value; the key is the reason."""
 
 FREE: dict[str, tuple[str, ...]] = {
     "the run folder says it": ("run.id", "run.directory"),
@@ -199,17 +199,17 @@ FREE: dict[str, tuple[str, ...]] = {
         "weights.store_port",
     ),
 }
-"""Fields that may change, by the reason."""
+"""Fields that may change; the key is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What a field may become.
+    """The limit within which a field may change.
 
     Attributes:
-        is_kept: whether the change from the first configuration to the second is within the limit.
-        reason: of the limit.
-        fix: what may be set; ``{old}`` stands for the old value.
+        is_kept: a function of the old and the new configuration that tells whether the change is within the limit.
+        reason: the reason for the limit.
+        fix: the fix for the error message; ``{old}`` stands for the old value.
     """
 
     is_kept: Callable[[MeshConfig, MeshConfig], bool]
@@ -244,7 +244,7 @@ LIMITED: dict[str, Limit] = {
         "set it as before: {old}",
     ),
 }
-"""Fields that may change within a limit."""
+"""Fields that may change within a limit, by dotted path."""
 
 _REASON_OF_FIXED = {field: reason for reason, fields in FIXED.items() for field in fields}
 _UNSHOWN = frozenset({"run.id", "run.directory"})
@@ -255,9 +255,9 @@ class Change:
     """A setting that differs between the run so far and its resumed part.
 
     Attributes:
-        field: dotted path.
-        old: value of the run so far; None also where the field had no place.
-        new: value from now on.
+        field: the dotted path of the setting.
+        old: the value of the run so far; None also where the setting had no section.
+        new: the value of the resumed part; None also where the setting has no section.
     """
 
     field: str
@@ -269,17 +269,18 @@ class Change:
 
 
 def check_changes(old: MeshConfig, new: MeshConfig) -> list[Change]:
-    """Compare the configuration of a run with the one that it is to be resumed with.
+    """Compare the configuration of the run so far with the configuration of its resumed part.
 
     Args:
-        old: as asked for at the run's last start, with absolute paths.
-        new: as asked for now, with absolute paths.
+        old: the configuration that the user asked for at the run's last start, with absolute paths.
+        new: the configuration that the user asks for now, with absolute paths.
 
     Returns:
-        What changes.
+        The settings that change.
 
     Raises:
-        ConfigError: a setting changes that may not; names the field, both values, the reason and the fix.
+        ConfigError: a setting changes that may not change. The message names the field, both values, the reason and
+            the fix.
     """
     changes = [change for change in _differences("", old, new) if change.field not in _UNSHOWN]
     for change in changes:

@@ -1,10 +1,10 @@
-"""What a run folder remembers of its starts, so that the run can be resumed.
+"""The three files of a run folder that describe the starts of the run, so that the run can be resumed.
 
 ::
 
-    requested.yaml   the configuration as it was asked for: before ports are chosen and a Redis is started
+    requested.yaml   the configuration that the user asked for, before ports are chosen and a Redis is started
     mesh.yaml        the resolved configuration, which the processes of the run read; written anew at each start
-    starts.jsonl     one line a start: when, where, after which step, and what of the configuration changed
+    starts.jsonl     one line for each start: its time, its working directory, the step before it, the changed settings
 
 Paths in `requested.yaml` are absolute, so that a run can be resumed from any working directory.
 """
@@ -31,7 +31,7 @@ SectionT = TypeVar("SectionT", bound=Section)
 
 
 def with_absolute_paths(section: SectionT) -> SectionT:
-    """A copy in which every path is absolute: relative ones start at the working directory."""
+    """Return a copy in which every path is absolute. A relative path starts at the working directory."""
     changes: dict[str, Any] = {}
     for name in type(section).model_fields:
         value = getattr(section, name)
@@ -43,11 +43,11 @@ def with_absolute_paths(section: SectionT) -> SectionT:
 
 
 def write_requested(folder: Path, config: MeshConfig) -> None:
-    """Write `requested.yaml`. After a power cut the file is the one from before or the whole new one.
+    """Write `requested.yaml`. After a power cut the file has either its whole old or its whole new content.
 
     Args:
-        folder: of the run.
-        config: as asked for, with the run's id.
+        folder: the run folder.
+        config: the configuration that the user asked for, with the run's id.
 
     Raises:
         OSError: the folder cannot be written.
@@ -64,7 +64,7 @@ def write_requested(folder: Path, config: MeshConfig) -> None:
 
 
 def write_resolved(folder: Path, config: MeshConfig) -> None:
-    """Write `mesh.yaml` in place: the claim to the run folder is a lock on that very file.
+    """Write `mesh.yaml` in place: a new file would lose the claim to the run folder, which is a lock on the old file.
 
     Raises:
         OSError: the folder cannot be written.
@@ -80,14 +80,14 @@ def _write_and_sync(path: Path, text: str) -> None:
 
 
 def read_requested(folder: Path, overrides: Sequence[str] = ()) -> MeshConfig:
-    """The configuration as it was asked for at the run's last start.
+    """Return the configuration that the user asked for at the run's last start.
 
     Args:
-        folder: of the run. The folder may have been moved; `run.directory` is its parent, wherever that is now.
-        overrides: as of ``--set``.
+        folder: the run folder. The folder may have been moved: `run.directory` becomes its present parent.
+        overrides: settings of the form KEY=VALUE, as after ``--set``.
 
     Raises:
-        ConfigError: there is no run in ``folder``, or the run cannot be resumed; says why.
+        ConfigError: ``folder`` holds no run, or the run cannot be resumed; the message says why.
     """
     folder = folder.resolve()
     if not (folder / RESOLVED).exists():
@@ -103,10 +103,12 @@ def read_requested(folder: Path, overrides: Sequence[str] = ()) -> MeshConfig:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The configuration of a run as plain values: the resolved one, or after a power cut the one asked for.
+    """Return the configuration of a run as plain values.
+
+    `mesh.yaml` gives the configuration. After a power cut `mesh.yaml` may be empty: then `requested.yaml` gives it.
 
     Raises:
-        ConfigError: neither can be read.
+        ConfigError: neither file can be read.
     """
     try:
         return load_yaml(folder / RESOLVED)
@@ -120,10 +122,10 @@ def note_start(folder: Path, *, after_step: int | None, changes: Sequence[str] =
     """Add a line to `starts.jsonl`.
 
     Args:
-        folder: of the run.
-        after_step: step of the checkpoint that a resumed run goes on from, 0 for none; None for the first start.
-        changes: what of the configuration changed, a sentence each.
-        earlier_end: how the run had ended before, e.g. "interrupted"; empty where nobody wrote that down.
+        folder: the run folder.
+        after_step: the step of the checkpoint from which a resumed run goes on, 0 for none; None for the first start.
+        changes: the settings that changed, one sentence each.
+        earlier_end: how the run had ended before, e.g. "interrupted"; empty where the end was not recorded.
     """
     entry = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -136,17 +138,17 @@ def note_start(folder: Path, *, after_step: int | None, changes: Sequence[str] =
 
 
 def read_starts(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `starts.jsonl`, the first start first."""
+    """Return the lines of `starts.jsonl`, the first start first."""
     return JsonLines(folder / STARTS).read()
 
 
 def read_resumes(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `starts.jsonl` that are resumes."""
+    """Return the lines of `starts.jsonl` that are resumes."""
     return [start for start in read_starts(folder) if start["after_step"] is not None]
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step in the name of a checkpoint: 40 of ``checkpoints/step-000040``."""
+    """Return the step in the name of a checkpoint: 40 for ``checkpoints/step-000040``."""
     match = re.fullmatch(r"step-(\d+)", checkpoint.name)
     assert match is not None, checkpoint
     return int(match[1])

@@ -1,4 +1,4 @@
-"""Whether somebody listens at the address of a server that is not ours to start."""
+"""Check that a server answers that the launcher does not start."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ _CONNECT_TIMEOUT_S = 5.0
 
 
 def check_answers(place: str, address: str) -> None:
-    """Connect and hang up.
+    """Connect to ``address``, and close the connection.
+
+    Args:
+        place: the setting that names the address, for messages.
+        address: the address as "host:port".
 
     Raises:
-        ConfigError: nobody answers within a few seconds.
+        ConfigError: no server answers within 5 s.
     """
     target = parse_address(address, place)
     try:

@@ -1,4 +1,4 @@
-"""`rollmesh status`: a running mesh at a glance."""
+"""`rollmesh status`: print the state of a running mesh."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from services.launcher.run_folder import REQUESTED
 
 
 def show(config: ScorerConfig, *, is_json: bool) -> int:
-    """Print the status that the coordinator gives.
+    """Print the coordinator's status. Return the exit code.
 
     Raises:
-        ConfigError: the mesh file leaves the port open, and no run folder says which port was taken.
+        ConfigError: the mesh file leaves the coordinator's port open, and no run folder names the port.
         UnavailableError: the coordinator does not answer.
     """
     address = find_coordinator(config.coordinator.address, config.run.folder)
@@ -39,7 +39,7 @@ def show(config: ScorerConfig, *, is_json: bool) -> int:
 
 
 def _end_of(folder: Path) -> str:
-    """Return what the run folder says about the end of the run."""
+    """Return a clause about the end of the run, from the files of the run folder."""
     books = read_json(folder / ACCOUNTING)
     if "state" not in books:
         if not (folder / REQUESTED).exists():
@@ -55,10 +55,10 @@ def _continue(folder: Path) -> str:
 
 
 def find_coordinator(address: str, folder: Path) -> str:
-    """Return the coordinator's address with a port.
+    """Return the coordinator's address with its port.
 
     Args:
-        address: as the mesh file names the address. Port 0 means: look in the run folder.
+        address: the address in the mesh file. With port 0 the run folder gives the address.
         folder: the run folder, in which `rollmesh up` left the resolved configuration.
 
     Raises:
