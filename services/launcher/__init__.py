@@ -1,5 +1,5 @@
 """`rollmesh up`: the whole mesh on one machine.
 
-`preflight` refuses what cannot work before anything is started, `processes` owns the service processes, `progress`
-shows one line a second, `report` turns the run folder into a page, `main` puts them in order.
+`main` calls the other modules in order. `preflight` refuses a mesh that cannot work, before any service is started.
+`processes` owns the service processes. `progress` shows one line a second. `report` turns the run folder into a page.
 """

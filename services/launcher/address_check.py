@@ -1,4 +1,4 @@
-"""Check the addresses that this machine will listen on: well-formed, local, free, and all different."""
+"""Check the addresses that this machine will listen on: each is well-formed, local and free, and no two are equal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from rollmesh.rpc.server import explain_bind_error
 from services.config import MeshConfig
 
 _PORTS = (15000, 32000)
-"""Above the ports of well-known servers, below the ports that Linux gives to connections."""
+"""The first and the last port that `reserve_any` tries.
+
+They lie above the ports of well-known servers, and below the ports that Linux gives to connections.
+"""
 _TRIES = 20
 
 
@@ -46,7 +49,7 @@ def check_addresses(config: MeshConfig) -> None:
 
 
 def _check_weights_host(host: str) -> None:
-    """Check that this machine can listen on ``host``. The engines connect to the same host: 0.0.0.0 would not do."""
+    """Check that this machine can listen on ``host``. Engines connect to this host: 0.0.0.0 would not work."""
     try:
         reserve("weights.host", Address(host, 0)).close()
     except ConfigError as error:
@@ -55,7 +58,7 @@ def _check_weights_host(host: str) -> None:
 
 
 def reserve(place: str, address: Address) -> socket.socket:
-    """Bind an address; port 0 takes a free port. The caller closes the socket.
+    """Return a socket that listens at ``address``; port 0 takes a free port. The caller closes the socket.
 
     Raises:
         ConfigError: the address cannot be bound.
@@ -79,7 +82,10 @@ def reserve(place: str, address: Address) -> socket.socket:
 
 
 def reserve_any(place: str, host: str) -> socket.socket:
-    """Bind a free port outside the range that the system hands out, so that nobody takes the port a moment later.
+    """Return a socket that listens at a free port of ``host``. The caller closes the socket.
+
+    The port lies outside the range that the system gives to connections. So no connection takes the port after the
+    socket is closed. Where several tries find no such port, the system chooses the port.
 
     Raises:
         ConfigError: the host has no free port.

@@ -1,6 +1,6 @@
-"""`rollmesh checkpoints`: the complete checkpoints in a run folder, also of a run in progress.
+"""`rollmesh checkpoints`: the complete checkpoints in a run folder. The run may still be in progress.
 
-Reads `checkpoints/*/manifest.json` and `evaluations.jsonl` and nothing else; torch is not needed.
+This module reads `checkpoints/*/manifest.json` and `evaluations.jsonl` alone, and does not need torch.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class CheckpointEntry:
 
     Attributes:
         step: the last step that the checkpoint covers.
-        version: the policy's version that the step made, as "lineage.number".
-        written_at: when the checkpoint was complete, in UTC, ISO 8601.
-        pass_at_1: of the evaluation at that step; None where there was none.
-        size_bytes: of all files of the checkpoint.
-        path: of the checkpoint's folder, relative to the run folder.
+        version: the policy version that the step made, as "lineage.number".
+        written_at: the time at which the checkpoint was complete, in UTC, ISO 8601.
+        pass_at_1: the pass@1 of the evaluation at that step; None where the step had no evaluation.
+        size_bytes: the size of all files of the checkpoint together.
+        path: the checkpoint's folder, relative to the run folder.
     """
 
     step: int
@@ -43,10 +43,10 @@ class CheckpointEntry:
 
 
 def show(folder: Path, *, is_json: bool) -> int:
-    """Print the checkpoints of a run, the oldest first; returns the exit code.
+    """Print the checkpoints of a run, the oldest first. Return the exit code.
 
     Raises:
-        ConfigError: there is no run in ``folder``.
+        ConfigError: ``folder`` holds no run.
     """
     entries = list_checkpoints(folder)
     if is_json:
@@ -59,12 +59,12 @@ def show(folder: Path, *, is_json: bool) -> int:
 
 
 def list_checkpoints(folder: Path) -> list[CheckpointEntry]:
-    """The complete checkpoints of a run, by step.
+    """Return the complete checkpoints of a run, sorted by step.
 
-    A checkpoint without a readable manifest is left out, as is one that the learner removes meanwhile.
+    The list leaves out a checkpoint whose manifest cannot be read, and a checkpoint that the learner removes meanwhile.
 
     Raises:
-        ConfigError: there is no run in ``folder``.
+        ConfigError: ``folder`` holds no run.
     """
     if not (folder / RESOLVED).exists():
         raise ConfigError(str(folder), "holds no run", "name a run folder, such as runs/NAME")
@@ -79,7 +79,7 @@ def _entries(folder: Path, scores: dict[int, float]) -> Iterator[CheckpointEntry
             continue
         try:
             written_at = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
-        except FileNotFoundError:  # the learner keeps the newest ones, and has just removed this one
+        except FileNotFoundError:  # the learner has just removed this old checkpoint
             continue
         step, version, checkpoint = int(manifest["step"]), str(manifest["policy_version"]), path.parent
         place = str(checkpoint.relative_to(folder))
@@ -87,7 +87,7 @@ def _entries(folder: Path, scores: dict[int, float]) -> Iterator[CheckpointEntry
 
 
 def _size(folder: Path) -> int:
-    """Bytes of all files in a folder. Files that vanish meanwhile count as nothing."""
+    """Return the bytes of all files in a folder. A file that vanishes meanwhile counts as 0 bytes."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -111,7 +111,7 @@ def _table(entries: list[CheckpointEntry]) -> str:
 
 
 def format_bytes(size: int) -> str:
-    """A size for people: 1,532,000,000 bytes are "1.5 GB"."""
+    """Return a size as text for people: 1,532,000,000 bytes are "1.5 GB"."""
     value, unit = float(size), 0
     while value >= 999.95 and unit < len(_UNITS) - 1:
         value, unit = value / 1000, unit + 1

@@ -1,4 +1,7 @@
-"""What can be said of `learner.deepspeed` without importing DeepSpeed, which takes many seconds and torch."""
+"""Check the keys of `learner.deepspeed` without importing DeepSpeed.
+
+The import of DeepSpeed takes many seconds and needs torch.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +26,15 @@ OWNED = {
     "gradient_accumulation_steps": "set learner.tokens_per_micro_batch instead",
     "zero_optimization.stage": "set learner.zero_stage instead",
 }
-"""Keys that the learner derives, and the setting of ours that each follows from."""
+"""Keys of DeepSpeed that the learner sets itself, with the setting of RollMesh that each key follows from."""
 _KEY = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def check_deepspeed(settings: Mapping[str, Any]) -> None:
-    """Check the keys of `learner.deepspeed`, and those of its `zero_optimization`.
+    """Check the keys of `learner.deepspeed`, of its `zero_optimization`, and of the two offload sections there.
 
     Raises:
-        ConfigError: one is the mesh's own, or DeepSpeed does not know it.
+        ConfigError: the mesh sets a key itself, or DeepSpeed does not know a key.
     """
     if not settings:
         return
@@ -46,7 +49,13 @@ def check_deepspeed(settings: Mapping[str, Any]) -> None:
 
 
 def _check_keys(parent: str, keys: Iterable[str], known: frozenset[str]) -> None:
-    """``known`` is not consulted where it is empty."""
+    """Refuse a key that the mesh sets itself, and a key that is not in ``known``.
+
+    Args:
+        parent: the path in front of the keys, with a dot at its end; empty for the keys of `learner.deepspeed`.
+        keys: the keys to check.
+        known: the keys that DeepSpeed knows. Where ``known`` is empty, every key passes for a known key.
+    """
     for key in keys:
         place = f"learner.deepspeed.{parent}{key}"
         if parent + key in OWNED:
@@ -58,10 +67,11 @@ def _check_keys(parent: str, keys: Iterable[str], known: frozenset[str]) -> None
 
 
 def _known_keys() -> frozenset[str]:
-    """Every word that DeepSpeed's configuration modules spell or declare as a field; empty where they are not here.
+    """Return every word in DeepSpeed's configuration modules that may be a key.
 
-    DeepSpeed itself passes unknown keys over in silence. The words are more than the keys, so that no key that it
-    reads is refused.
+    Each string that looks like a key is a word, and so is each name of a declared field. These are more words than
+    DeepSpeed has keys: no key that DeepSpeed reads may be refused. DeepSpeed itself ignores unknown keys in silence.
+    The result is empty where DeepSpeed is not installed, or where its files cannot be read.
     """
     spec = importlib.util.find_spec("deepspeed")
     if spec is None or not spec.submodule_search_locations:

@@ -1,4 +1,4 @@
-"""Ask the driver whether this machine has a CUDA device: to import torch takes seconds."""
+"""Ask the driver, and not torch, whether this machine has a CUDA device: the import of torch takes seconds."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def check_device(place: str, device: str) -> None:
 
 
 def cuda_obstacle() -> str | None:
-    """Return why torch will find no CUDA device; None where torch may find a device."""
+    """Return the reason why torch will find no CUDA device; None where torch may find a device."""
     try:
         version = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         version = ""
     if version.endswith("+cpu"):
         return f"the torch that is installed ({version}) is built for CPU alone"
-    if Path("/dev/kfd").exists():  # AMD's driver, which torch calls "cuda" too
+    if Path("/dev/kfd").exists():  # AMD's driver; torch calls its devices "cuda" too
         return None
     try:
         driver = ctypes.CDLL("libcuda.so.1")

@@ -1,12 +1,13 @@
-"""Which of the launcher's environment its services get.
+"""The environment variables that the services get from the launcher.
 
-The rule: everything passes, but for what belongs to somebody else's job and for what changes Python under us.
+A service gets every variable of the launcher, with these exceptions:
 
-* Variables of a distributed job around the launcher (torchrun, accelerate, MPI, a PyTorchJob pod) are left out: the
-  learner would take another job's ranks for its own, and wait for them.
-* Switches of the Python interpreter that change what our code does are left out (``PYTHONOPTIMIZE`` drops assertions,
-  ``PYTHONWARNINGS=error`` makes the imports of libraries fail), and text is UTF-8 whatever the locale is.
-* Modules are never looked up in the working directory. Services start with ``-P``, and the empty entries of
+* The variables of a distributed job around the launcher (torchrun, accelerate, MPI, a PyTorchJob pod) are left out.
+  With them the learner would take the ranks of the other job for its own, and wait for them.
+* The switches of the Python interpreter that change the behaviour of our code are left out. ``PYTHONOPTIMIZE`` drops
+  assertions; ``PYTHONWARNINGS=error`` makes the imports of libraries fail.
+* The encoding of text is UTF-8 in every locale.
+* Python never looks up modules in the working directory. Services start with ``-P``. The empty entries of
   ``PYTHONPATH``, which mean the working directory, are dropped. A user's own modules are loaded by their paths.
 """
 
@@ -22,19 +23,20 @@ JOB_VARIABLES = frozenset(
         *("MASTER_ADDR", "MASTER_PORT"),
     }
 )
-"""Who is who in a distributed job: torch's launcher, DeepSpeed and vLLM read them."""
+"""Variables that number the processes of a distributed job. torch's launcher, DeepSpeed and vLLM read them."""
 JOB_PREFIXES = ("TORCHELASTIC_", "PET_", "ACCELERATE_", "FSDP_", "OMPI_", "PMI_", "PMIX_", "MV2_COMM_", "VLLM_DP_")
-"""The same of torchrun, accelerate, MPI's launchers, and data-parallel vLLM."""
+"""The first letters of further such variables: of torchrun, accelerate, MPI's launchers, and data-parallel vLLM."""
 PYTHON_SWITCHES = frozenset({"PYTHONOPTIMIZE", "PYTHONWARNINGS", "PYTHONINSPECT", "PYTHONIOENCODING", "PYTHONSTARTUP"})
+"""Variables that change the behaviour of the Python interpreter."""
 
 
 def job_variables(environment: Mapping[str, str]) -> list[str]:
-    """The names in ``environment`` that belong to a distributed job around this process, sorted."""
+    """Return the names in ``environment`` that belong to a distributed job around this process, sorted."""
     return sorted(name for name in environment if name in JOB_VARIABLES or name.startswith(JOB_PREFIXES))
 
 
 def service_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What a service gets of the launcher's ``environment``; see the rule above."""
+    """Return the environment of a service, made from the launcher's ``environment`` by the rules above."""
     left_out = PYTHON_SWITCHES.union(job_variables(environment))
     passed = {name: value for name, value in environment.items() if name not in left_out}
     folders = [entry for entry in passed.pop("PYTHONPATH", "").split(os.pathsep) if entry]

@@ -7,9 +7,9 @@
         ▼
     progress line ─► run over | a process died | a signal ─► stop in order ─► accounting.json, report.md
 
-Consumes the coordinator's status; waits for nothing without a deadline. A process that ends before the run is over ends
-the run, except those that `restarts` starts again. The first process that ended is the cause; those that end after it,
-or that are stopped here, are not.
+The launcher asks the coordinator for the status of the run. Every wait has a deadline. A process that ends before the
+run is over ends the run, unless `restarts` starts the process again. The cause of a failure is the process that ended
+first. A process that ended later, or that the launcher stopped, is no cause.
 """
 
 from __future__ import annotations
@@ -49,23 +49,24 @@ from services.launcher.report import write_report
 from services.launcher.restarts import Restarts
 
 COORDINATOR_START_S = 30.0
+"""Time for the coordinator to answer for the first time."""
 LEAVE_S = 60.0
-"""Time for services to end by themselves once the run is over (the learner may be exporting)."""
+"""Time for services to end by themselves after the run is over. The learner may be exporting its model."""
 STOP_S = 15.0
 """Time for one service to end after SIGTERM."""
 STOP_FAILED_S = 4.0
-"""The same in a run that failed, where nobody has anything to hand back: the coordinator or Redis may be gone."""
+"""`STOP_S` for a run that failed: its services have no work to hand back, as the coordinator or Redis may be gone."""
 STATUS_SILENCE_S = 30.0
-"""The coordinator may fail to answer for so long before the run is given up."""
+"""Time for which the coordinator may fail to answer. Then the run fails."""
 EARLY_END_S = 10.0
-"""A service may end so long before the coordinator says that the run is over."""
+"""Time between the end of a service and the coordinator's word that the run is over. After it, the run fails."""
 STAGES = {"coordinator": 0, "reward": 1, "reference": 1, "rollout": 2, "learner": 2}
-"""Who uses whom: the end goes from the highest down."""
+"""A service uses services of lower stages. At the end of a run the services of the highest stage are stopped first."""
 EXIT_OK, EXIT_FAILED = 0, 1
 
 
 def member_names(config: MeshConfig) -> list[str]:
-    """The members that are started here, in that order."""
+    """Return the names of the members that the launcher starts, in the order of their starts."""
     names = ["reward"] if config.reward.function else []
     names += ["reference"] if config.has_reference else []
     return [*names, *(f"rollout-{index}" for index in range(config.rollout.num_workers)), "learner"]
@@ -75,9 +76,9 @@ class LocalRun:
     """One run of a mesh on this machine.
 
     Args:
-        config: resolved; every address has its port, and Redis its URL.
-        folder: of the run.
-        server: the run's own Redis; None where the configuration names one.
+        config: the resolved configuration: ports are chosen, and the URL of Redis is set.
+        folder: the run folder.
+        server: the run's own Redis; None where the configuration names a Redis.
     """
 
     def __init__(self, config: MeshConfig, folder: Path, server: EmbeddedRedis | None) -> None:
@@ -94,10 +95,10 @@ class LocalRun:
         self._first_end: float | None = None
         self._restarts = Restarts(server, folder, self._warn)
         self.is_finishing = False
-        """Whether the run is over and its members have still to end."""
+        """Whether the run is over. Its members may still have to end."""
 
     async def run(self) -> int:
-        """Run the mesh to its end, whatever that is, and record it; returns the exit code."""
+        """Run the mesh until the run completes, fails or is interrupted, and record its end. Return the exit code."""
         self._catch_signals()
         stop_timeout_s = STOP_S
         try:
@@ -114,7 +115,7 @@ class LocalRun:
         return outcome.exit_code
 
     def _catch_signals(self) -> None:
-        """End in order on SIGINT, SIGTERM and SIGHUP. A SIGHUP that is ignored (`nohup`) stays ignored."""
+        """End the run in order on SIGINT, SIGTERM and SIGHUP. A SIGHUP that is ignored (`nohup`) stays ignored."""
         loop = asyncio.get_running_loop()
         for number in stop_signals():
             loop.add_signal_handler(number, self._interrupt, number)
@@ -127,7 +128,7 @@ class LocalRun:
         self._interrupted.set()
 
     async def _until_over(self) -> Outcome:
-        """Start everything and watch until the run is over. Never raises."""
+        """Start all services, watch until the run is over, and return its outcome. No error leaves this method."""
         try:
             await self._start_all()
             status = await self._watch()
@@ -136,7 +137,7 @@ class LocalRun:
             return Outcome(EndState.FAILED, EXIT_FAILED, str(error), error.culprit, error.log)
         except RollMeshError as error:
             return Outcome(EndState.FAILED, EXIT_FAILED, str(error))
-        except Exception as error:  # noqa: BLE001 - the services have to be ended, and the end recorded, all the same
+        except Exception as error:  # noqa: BLE001 - after any error the services have to be ended, and the end recorded
             return Outcome(EndState.FAILED, EXIT_FAILED, report_crash(error), "launcher")
         finally:
             self._progress.finish()
@@ -178,7 +179,10 @@ class LocalRun:
         return any(service.name == "coordinator" for service in self._group.ended())
 
     async def _status(self) -> MeshStatus | None:
-        """None where the coordinator does not answer; at once where its process has ended."""
+        """Return the coordinator's status; None where the coordinator does not answer.
+
+        Where the coordinator's process has ended, the answer is None at once.
+        """
         if self._is_coordinator_gone:
             return None
         try:
@@ -193,19 +197,28 @@ class LocalRun:
         print(f"warning: {sentence}", file=sys.stderr, flush=True)
 
     async def _raise_if_dead(self) -> None:
-        """Redis comes first: without it every service ends, in any order."""
+        """Start a dead process again where `restarts` may; else raise the error of the service that died first.
+
+        Redis is checked first: without Redis all services end, in any order.
+
+        Raises:
+            ServiceDiedError: a service or Redis died, and is not started again.
+        """
         await self._restarts.keep_redis()
         failed = self._group.first_failure()
         if failed is None or (not self.is_finishing and await self._restarts.start_again(failed)):
             return
-        # A member that ends because the run failed may be noticed before the coordinator's word for it.
+        # The launcher may see the end of a member before the coordinator says that the run failed.
         status = await self._status()
         if status is not None and status.run_state is RunState.FAILED:
             raise self._failed(status)
         raise ServiceDiedError(failed.failure() + full_disk(self._folder), failed.name, failed.log)
 
     def _failed(self, status: MeshStatus) -> ServiceDiedError:
-        """The coordinator's reason for the end; it begins with the name of the member that reported it, if one did."""
+        """Return the coordinator's reason for the failure as an error.
+
+        The reason begins with the name of a member where a member reported the failure.
+        """
         reason = " ".join(status.failure.split())
         name = reason.partition(": ")[0]
         culprit = name if name in member_names(self._config) else ""
@@ -214,7 +227,10 @@ class LocalRun:
         return ServiceDiedError(reason + full_disk(self._folder) + suffix, culprit, log)
 
     def _raise_if_left_early(self) -> None:
-        """A service that ended well although the run goes on; at the run's end the last status may lag behind."""
+        """Raise ServiceDiedError if a service ended with success although the run goes on.
+
+        At the end of a run the last status may lag behind; therefore `EARLY_END_S` passes before the error.
+        """
         ended = self._group.ended()
         if not ended:
             self._first_end = None
@@ -226,9 +242,9 @@ class LocalRun:
             raise ServiceDiedError(problem, left.name, left.log)
 
     async def _watch(self) -> MeshStatus | None:
-        """Show progress until the run is over; None if it was interrupted."""
+        """Show progress until the run is over. Return the last status; None where a signal interrupted the run."""
         while not self._interrupted.is_set():
-            await self._restarts.keep_redis()  # before the coordinator is asked, which would wait for Redis
+            await self._restarts.keep_redis()  # first: without Redis the coordinator would not answer
             status = await self._status()
             if status is not None:
                 self._progress.show(status)
@@ -260,7 +276,7 @@ class LocalRun:
         return Outcome(EndState.INTERRUPTED, 128 + self._signal, reason)
 
     async def _until_members_left(self) -> list[str]:
-        """Wait for the members to end by themselves; returns those that did not in `LEAVE_S`, or until a signal."""
+        """Wait up to `LEAVE_S`, or until a signal, for the members to end. Return the names of those that still run."""
         names = member_names(self._config)
         self.is_finishing = True
         leaving = asyncio.create_task(self._group.wait_all(names, LEAVE_S), name="members leave")
@@ -272,7 +288,10 @@ class LocalRun:
         return [name for name in names if name not in ended]
 
     async def _tell_coordinator(self, reason: str) -> None:
-        """Before the services are stopped, so that nobody takes those that the end stops for its cause."""
+        """Tell the coordinator the reason for the end, before any service is stopped.
+
+        Otherwise the coordinator would take a service that the launcher stops for the cause of the end.
+        """
         if self._is_coordinator_gone:
             return
         with contextlib.suppress(RollMeshError):
@@ -283,7 +302,7 @@ class LocalRun:
         await self._client.close()
 
     async def _record(self, outcome: Outcome) -> None:
-        """Write the accounting and the report, and say on the terminal what they say."""
+        """Write the accounting and the report, and print their main facts on the terminal."""
         assert self._config.replay.url is not None
         drop_incomplete(self._folder)
         books = await complete_accounting(self._folder, self._config.run.name, self._config.replay.url, self._server)

@@ -1,4 +1,4 @@
-"""`rollmesh up`, read top to bottom: check, prepare the run folder, start Redis, then hand over to `local_run`.
+"""`rollmesh up`: check the mesh, prepare the run folder, start Redis, then hand over to `local_run`.
 
 ::
 
@@ -31,10 +31,14 @@ from services.launcher.run_folder import note_start, write_requested, write_reso
 
 
 def up(config: MeshConfig, *, should_overwrite: bool) -> int:
-    """Run a whole mesh; returns the exit code.
+    """Run a whole mesh to the end of its run. Return the exit code.
+
+    Args:
+        config: the configuration as the user asked.
+        should_overwrite: whether an earlier run of the same name is deleted.
 
     Raises:
-        ConfigError: the mesh cannot work; nothing was started and nothing was changed.
+        ConfigError: the mesh cannot work; no process was started and no file was changed.
     """
     check_folder(config.run.folder, should_overwrite=should_overwrite)
     print_findings(config)
@@ -48,12 +52,13 @@ def up(config: MeshConfig, *, should_overwrite: bool) -> int:
 
 
 def start(config: MeshConfig, folder: Path, *, is_resumed: bool) -> int:
-    """Start Redis and the services of a run, and watch the run to its end; returns the exit code.
+    """Start Redis and the services of a run, and watch the run to its end. Return the exit code.
 
     Args:
-        config: as the user asked. Ports may be open; without `replay.url` a Redis is started in ``folder``.
+        config: the configuration as the user asked. Ports may be 0, which means any free port. Without `replay.url`, a
+            Redis is started in ``folder``.
         folder: the run folder, claimed by this process.
-        is_resumed: whether a Redis in ``folder`` has to hold the keys of this run and of no other.
+        is_resumed: whether the Redis in ``folder`` has to hold the keys of this run, and of no other run.
 
     Raises:
         ConfigError: Redis cannot be used.
@@ -75,7 +80,7 @@ def start(config: MeshConfig, folder: Path, *, is_resumed: bool) -> int:
 
 
 async def _run(config: MeshConfig, folder: Path, server: EmbeddedRedis | None) -> int:
-    # LocalRun opens a gRPC channel, which belongs to the event loop that runs at that moment.
+    # LocalRun opens a gRPC channel, and a channel belongs to the event loop that runs when the channel is made.
     return await LocalRun(config, folder, server).run()
 
 
@@ -97,7 +102,7 @@ def free_name(name: str, section: ReplaySection, *, should_overwrite: bool) -> N
     """Check that no keys in Redis carry the run's name. On request, clear the keys of an earlier run.
 
     Raises:
-        ConfigError: another run of that name has keys, and may not be replaced or still goes on.
+        ConfigError: another run of that name has keys, and that run may not be replaced or still goes on.
     """
     if section.url is None:
         return
@@ -111,7 +116,8 @@ def check_folder(folder: Path, *, should_overwrite: bool) -> None:
     """Refuse a run folder that this run must not use.
 
     Raises:
-        ConfigError: the folder is no run folder, or holds an earlier run that may not be replaced or still goes on.
+        ConfigError: the folder holds other files than a run's, or an earlier run that may not be replaced or still
+            goes on.
     """
     folder = folder.resolve()
     try:
@@ -133,7 +139,7 @@ def check_folder(folder: Path, *, should_overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def claim_folder(folder: Path) -> Iterator[None]:
-    """Hold the run folder for the length of the block. The claim ends with the process, however the process ends.
+    """Hold the run folder for the length of the block. The claim also ends when the process ends in any way.
 
     Raises:
         ConfigError: another process holds the folder.
@@ -151,10 +157,10 @@ def claim_folder(folder: Path) -> Iterator[None]:
 
 
 def prepare_folder(config: MeshConfig, *, should_overwrite: bool) -> Path:
-    """Make the run folder. An earlier run is replaced only on request, and only if the folder is a run folder.
+    """Make the run folder, and return its path. An earlier run is replaced only on request.
 
     Raises:
-        ConfigError: `check_folder` refuses the folder, or nothing can be written in the folder.
+        ConfigError: `check_folder` refuses the folder, or the folder cannot be written.
     """
     check_folder(config.run.folder, should_overwrite=should_overwrite)
     folder = config.run.folder.resolve()
@@ -162,7 +168,7 @@ def prepare_folder(config: MeshConfig, *, should_overwrite: bool) -> Path:
         if folder.exists():
             shutil.rmtree(folder)
         (folder / "logs").mkdir(parents=True)
-        # Marks the folder as a run's from the first moment; the resolved configuration replaces it.
+        # From the first moment mesh.yaml marks the folder as a run's; the resolved configuration replaces it later.
         write_resolved(folder, config)
         write_requested(folder, config)
     except OSError as error:
@@ -180,7 +186,10 @@ def _with_redis(config: MeshConfig, url: str) -> MeshConfig:
 
 
 def assign_ports(config: MeshConfig) -> MeshConfig:
-    """Replace port 0 of the servers that others have to find. Rollout workers and the learner register their ports."""
+    """Return the configuration with a free port in place of port 0, for the servers that other processes have to find.
+
+    The rollout workers and the learner keep port 0: they choose a port themselves, and register it.
+    """
     servers = ["coordinator"]
     if config.reward.function:
         servers.append("reward")

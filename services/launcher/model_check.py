@@ -1,4 +1,4 @@
-"""Whether the models of a mesh file can be used: each folder by itself, and against what the mesh file asks of it."""
+"""Check the models of a mesh file: each model folder by itself, then against the settings of the mesh file."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _LAYER = re.compile(r"^(?:model\.|transformer\.|gpt_neox\.|language_model\.)*(?:
 
 
 def check_model(place: str, path: Path, *, trust_remote_code: bool = False, is_trained: bool = False) -> ModelFolder:
-    """Refuse what is not a complete folder of a causal language model with its tokenizer.
+    """Return a model folder; refuse a folder that is not a complete causal language model with its tokenizer.
 
     Args:
-        place: the configuration path that names the folder, for messages.
+        place: the setting that names the folder, for messages.
         path: the folder.
         trust_remote_code: whether Python code in the folder may run.
         is_trained: whether the run trains this model.
 
     Raises:
-        ConfigError: something is missing, damaged, or at odds with config.json.
+        ConfigError: a file is missing or damaged, or contradicts config.json.
     """
     folder = ModelFolder.read(place, path)
     folder.check_causal_lm()
@@ -35,7 +35,7 @@ def check_model(place: str, path: Path, *, trust_remote_code: bool = False, is_t
 
 
 def check_length(model: ModelFolder, max_length: int) -> None:
-    """Raises ConfigError if the model has fewer positions than model.max_length."""
+    """Raise ConfigError if the model has fewer positions than model.max_length."""
     if model.max_positions is not None and max_length > model.max_positions:
         raise ConfigError(
             "model.max_length",
@@ -45,7 +45,7 @@ def check_length(model: ModelFolder, max_length: int) -> None:
 
 
 def check_reference(policy: ModelFolder, reference: ModelFolder) -> None:
-    """Raises ConfigError if the reference does not know all tokens of the policy."""
+    """Raise ConfigError if the reference does not know all tokens of the policy."""
     if policy.vocab_size is not None and reference.vocab_size is not None and reference.vocab_size < policy.vocab_size:
         raise ConfigError(
             "reference.model_path",
@@ -55,7 +55,13 @@ def check_reference(policy: ModelFolder, reference: ModelFolder) -> None:
 
 
 def _check_shapes(folder: ModelFolder) -> None:
-    """The tensors whose shape and number config.json tells for every architecture: embeddings and layers."""
+    """Check the shape of the embeddings and the number of layers against config.json.
+
+    For every architecture config.json tells these two, and no others.
+
+    Raises:
+        ConfigError: the weights differ from config.json.
+    """
     vocab_size, hidden_size = folder.vocab_size, folder.integer("hidden_size", "n_embd")
     problem = f"the weights in {folder.path} do not match its config.json: "
     for name, shape in folder.shapes.items():
