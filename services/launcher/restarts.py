@@ -1,9 +1,9 @@
 """New starts of processes that die while the run goes on: of Redis, the reward server and the reference.
 
 Nothing is lost by such a death. Redis loads its files. A sample that waits for its score or its log-probabilities is
-sent to the new process. Each process is started again at most `MAX_STARTS` times in a run, because a process that
-has died that often will die again. A service that ended with an exit code is not started again: it has printed its reason, and
-would end in the same way.
+sent to the new process. Each process is started again at most `MAX_STARTS` times in a run, because a process that has
+died that often will die again. A service that ended with an exit code is not started again: it has printed its reason,
+and would end in the same way.
 """
 
 from __future__ import annotations
