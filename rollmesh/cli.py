@@ -1,8 +1,9 @@
-"""The command line: one verb a service, `up` for all of them on this machine, and what a person asks of a run.
+"""The command line of RollMesh.
 
-The configuration is parsed before anything heavy is imported, and a fault of the user's is one sentence on stderr with
-exit code 2. Services are named as strings and imported late: they live in a checkout, not in the wheel. Whatever ends
-a command, its last line on stderr begins with ``error: `` and says why.
+One command starts each service, `up` starts all services on this machine, and further commands inspect a run or a mesh
+file. The configuration is parsed before any heavy library is imported. A fault of the user is one sentence on stderr,
+with exit code 2. Services are named as strings and imported late, because the wheel does not hold them. When a command
+fails, its last line on stderr begins with ``error: `` and says why.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ SERVICES = {
 }
 
 SCORERS = ("reward", "reference")
-"""Services that a file may describe alone."""
+"""Services that a file without a mesh may describe."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the process's exit code."""
+    """Run one command. Return the exit code of the process."""
     output.install()
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # every error of its that matters comes as a status
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's errors that matter come as statuses
     try:
         args = build_parser().parse_args(arguments)
         exit_code = int(args.run(args))
@@ -51,14 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problem, exit_code = str(error), EXIT_FAILED
     except KeyboardInterrupt:
         return 128 + 2
-    except Exception as error:  # noqa: BLE001 - the outermost frame: the log gets the traceback, a person the sentence
+    except Exception as error:  # noqa: BLE001 - outermost frame: the log gets the traceback, stderr the sentence
         problem, exit_code = report_crash(error), EXIT_FAILED
     print(f"error: {problem}", file=sys.stderr, flush=True)
     return exit_code
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in the words and with the exit code of every other fault of the user's."""
+    """The parser of the arguments. A wrong argument ends like every fault of the user: one line, exit code 2."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=_Layout, **options)
@@ -68,7 +69,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Layout(argparse.HelpFormatter):
-    """Puts every command on one line: argparse forgets their indent when it measures how wide names are."""
+    """The layout of the help text, with every command on one line: argparse measures names without their indent."""
 
     def add_argument(self, action: argparse.Action) -> None:
         super().add_argument(action)
@@ -154,7 +155,7 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def _path(text: str) -> Path:
-    """The shell leaves the ``~`` of ``--config=~/mesh.yaml`` alone."""
+    """Return a path with its ``~`` replaced: the shell does not replace the ``~`` of ``--config=~/mesh.yaml``."""
     return Path(os.path.expanduser(text))
 
 
@@ -163,8 +164,14 @@ def _default_name(service: str) -> str:
 
 
 def _services(module: str) -> Any:
-    """Import a module of the services, which only a checkout or an image has: those that lie beside this package, also
-    where the user has a package of that name."""
+    """Import a module of the services, e.g. "config" for ``services.config``.
+
+    Only a checkout or an image holds the services. The package beside this one is taken, even where the user has
+    another package called ``services``.
+
+    Raises:
+        ConfigError: the services are not installed.
+    """
     checkout = str(Path(rollmesh.__file__).resolve().parents[1])
     if (Path(checkout) / "services" / "config.py").exists() and sys.path[0] != checkout:
         sys.path.insert(0, checkout)
@@ -180,12 +187,12 @@ def _services(module: str) -> Any:
 
 
 def _load(args: argparse.Namespace) -> Any:
-    """The file of a mesh."""
+    """Load a file that describes a mesh."""
     return _services("config").load_mesh(args.config, args.overrides)
 
 
 def _load_any(args: argparse.Namespace) -> Any:
-    """The file of a mesh, or of the scorers alone."""
+    """Load a file that describes a mesh or the scorers alone."""
     return _services("config").load_config(args.config, args.overrides)
 
 
@@ -206,11 +213,11 @@ def _run_service(args: argparse.Namespace) -> int:
     output.install(is_dispensable=True)
     faulthandler.enable()
     if args.service != "reward":
-        # For the Python processes that vLLM and torch start. Those of a user's reward function keep Python's own rule.
+        # For the Python processes that vLLM and torch start. Processes of a reward function keep Python's own rule.
         os.environ["PYTHONSAFEPATH"] = "1"
     _die_with_launcher()
     config = _load_any(args) if args.service in SCORERS else _load(args)
-    # A learner of several ranks starts itself again under torch's launcher and needs to find its file.
+    # A learner of several ranks starts itself again under torch's launcher. The ranks read both variables.
     os.environ["ROLLMESH_CONFIG"] = str(args.config.resolve())
     os.environ["ROLLMESH_OVERRIDES"] = json.dumps(args.overrides)
     name = args.name or _default_name(args.service)
@@ -226,7 +233,10 @@ def _run_service(args: argparse.Namespace) -> int:
 
 
 def _die_with_launcher() -> None:
-    """End with the launcher, however it ends: it names itself in the environment of what it starts."""
+    """Let Linux end this process when the launcher ends in any way.
+
+    The launcher puts its process id into the environment of each service.
+    """
     parent = os.environ.get("ROLLMESH_LAUNCHER_PID")
     if parent is None or not sys.platform.startswith("linux"):
         return
@@ -271,5 +281,5 @@ def _run_config_schema(args: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     if not sys.flags.safe_path:
-        sys.path.pop(0)  # `python -m` puts the working directory there, where a user's redis.py may lie
+        sys.path.pop(0)  # the working directory, which `python -m` puts there; a user's redis.py may lie in it
     raise SystemExit(main())

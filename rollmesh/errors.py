@@ -1,36 +1,36 @@
-"""Every error that RollMesh raises on purpose.
+"""The errors that RollMesh raises on purpose.
 
 ::
 
     RollMeshError
-    ├── ConfigError            the user's configuration, files or environment; the message names the fix
-    ├── InvalidArgumentError   a message or call with a value that can never be accepted
+    ├── ConfigError            the user's configuration, files or environment have a fault; the message names the fix
+    ├── InvalidArgumentError   a message or a call has a value that can never be accepted
     ├── UnknownMemberError     the caller is not, or no longer, a member of the run
-    ├── SupersededError        a lease, weight epoch or version that is no longer the current one
-    ├── UnavailableError       not now; may be tried again
+    ├── SupersededError        a call names a lease, a weight epoch or a version that is no longer current
+    ├── UnavailableError       the call cannot be answered now, and may be tried again
     ├── DeadlineError          a step of the mesh's own protocol took too long
-    ├── WeightTransferError    a transfer failed or its bytes did not match
+    ├── WeightTransferError    a transfer failed, or received bytes that differ from the bytes sent
     │   └── TaintedError       a load failed midway: the engine holds parts of two versions
-    ├── ReplayError            Redis answered something that must not be
+    ├── ReplayError            an answer of Redis breaks the ledger's rules
     └── RunEndedError          the run is over
 
-`rollmesh.rpc.status_codes` maps them to gRPC statuses and back.
+`rollmesh.rpc.status_codes` translates the errors into gRPC statuses and back.
 """
 
 from __future__ import annotations
 
 
 class RollMeshError(Exception):
-    """The root of the tree."""
+    """The base of all errors of the mesh."""
 
 
 class ConfigError(RollMeshError):
-    """The user's configuration, files or environment are at fault.
+    """A fault in the user's configuration, files or environment.
 
     Args:
-        place: what is wrong: a dotted configuration path or a file.
-        problem: what is wrong with it, with the value.
-        fix: what to do, as an imperative.
+        place: the setting that has the fault, as a dotted path; or the file that has the fault.
+        problem: the fault, with the value.
+        fix: an imperative that says what the user can do.
     """
 
     def __init__(self, place: str, problem: str, fix: str) -> None:
@@ -41,7 +41,7 @@ class ConfigError(RollMeshError):
 
 
 class InvalidArgumentError(RollMeshError):
-    """A value that can never be accepted; ``field`` is its dotted path."""
+    """A value that can never be accepted. ``field`` is the dotted path of the value."""
 
     def __init__(self, message: str, field: str = "") -> None:
         super().__init__(message)
@@ -49,15 +49,15 @@ class InvalidArgumentError(RollMeshError):
 
 
 class UnknownMemberError(RollMeshError):
-    """The caller has to register (again)."""
+    """A call from a member that the coordinator does not know; the member has to register."""
 
 
 class SupersededError(RollMeshError):
-    """Names a lease, weight epoch or version that is no longer the current one."""
+    """A call that names a lease, a weight epoch or a version that is no longer current."""
 
 
 class UnavailableError(RollMeshError):
-    """May be tried again, after ``retry_after_s`` if that is not 0."""
+    """A call that may be tried again, after a pause of at least ``retry_after_s`` seconds."""
 
     def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
@@ -65,20 +65,20 @@ class UnavailableError(RollMeshError):
 
 
 class DeadlineError(RollMeshError):
-    """A step of the mesh's own protocol took too long."""
+    """A step of the mesh's own protocol that took too long."""
 
 
 class WeightTransferError(RollMeshError):
-    """A transfer failed, or the bytes received are not those sent."""
+    """A transfer that failed, or received bytes that differ from the bytes sent."""
 
 
 class TaintedError(WeightTransferError):
-    """A load failed midway: the engine holds parts of two versions and must not generate any more."""
+    """A load that failed midway: the engine holds parts of two versions and may not generate."""
 
 
 class ReplayError(RollMeshError):
-    """Redis answered something that must not be."""
+    """An answer of Redis that breaks the ledger's rules."""
 
 
 class RunEndedError(RollMeshError):
-    """The run is over."""
+    """A call to a run that is over."""

@@ -1,8 +1,9 @@
-"""The nouns of the mesh, as frozen dataclasses: what the rest of the code takes and gives.
+"""The nouns of the mesh, as frozen dataclasses that the rest of the code takes and returns.
 
-Arrays are one-dimensional numpy arrays. Lengths: ``P`` prompt tokens, ``R`` response tokens (generated and
-environment tokens in order), ``G`` generated tokens. The protobuf messages of the same names are their wire form
-(`rollmesh.wire`), the msgpack payloads their stored form (`rollmesh.replay`).
+Arrays are one-dimensional numpy arrays. A sample has ``P`` prompt tokens and ``R`` response tokens. The response tokens
+are generated tokens and environment tokens in order; ``G`` of them are generated. Between processes the dataclasses
+travel as the protobuf messages of the same names (`rollmesh.wire`). Redis stores them as msgpack payloads
+(`rollmesh.replay`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, order=True)
 class PolicyVersion:
-    """One version of the policy, ordered by lineage, then number."""
+    """One version of the policy. Versions are ordered by their lineages, then by their numbers."""
 
     lineage: int
     number: int
@@ -32,17 +33,24 @@ class PolicyVersion:
 
     @classmethod
     def parse(cls, text: str) -> PolicyVersion:
-        """The inverse of ``str``. Raises ValueError on anything else."""
+        """Return the version whose ``str`` is ``text``, e.g. "1.8". Raise ValueError for any other text."""
         lineage, number = text.split(".")
         return cls(int(lineage), int(number))
 
     def next(self) -> PolicyVersion:
+        """Return the next version of the same lineage."""
         return PolicyVersion(self.lineage, self.number + 1)
 
 
 @dataclass(frozen=True, slots=True)
 class VersionSpan:
-    """``length`` generated tokens from index ``start`` on (counted over generated tokens) came from ``version``."""
+    """A stretch of generated tokens that one version made.
+
+    Attributes:
+        version: the version that made the tokens.
+        start: the index of the first token; only generated tokens are counted, from 0.
+        length: the number of tokens.
+    """
 
     version: PolicyVersion
     start: int
@@ -62,6 +70,8 @@ class PromptId:
 
 
 class StopReason(enum.Enum):
+    """Why a turn ended."""
+
     STOP = "stop"
     LENGTH = "length"
     ENVIRONMENT = "environment"
@@ -70,7 +80,7 @@ class StopReason(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One stretch of generated tokens and the environment tokens that followed."""
+    """One stretch of generated tokens, and the environment tokens that follow."""
 
     num_generated_tokens: int
     num_environment_tokens: int
@@ -79,7 +89,13 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A scorer's answer. ``reward`` is trained on; ``score`` is what filtering and evaluation look at."""
+    """A scorer's answer: the numbers of one sample.
+
+    Attributes:
+        reward: the number to train on.
+        score: the number by which groups are filtered, and evaluations are measured.
+        extra_logs: further numbers for the metrics, by name.
+    """
 
     reward: float
     score: float
@@ -88,7 +104,10 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class RetryableFailure:
-    """Not now; never becomes a reward."""
+    """A scorer's answer: the sample cannot be scored now, and may be sent again after ``retry_after_s``.
+
+    A failure never becomes a reward.
+    """
 
     reason: str
     retry_after_s: float = 0.0
@@ -96,14 +115,14 @@ class RetryableFailure:
 
 @dataclass(frozen=True, slots=True)
 class InvalidSample:
-    """Cannot be scored: the sample leaves its group and the group's baseline."""
+    """A scorer's answer: the sample cannot be scored, and leaves its group and the group's baseline."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyFault:
-    """An explicit penalty for something the policy did."""
+    """A scorer's answer: a penalty for an action of the policy."""
 
     reason: str
     penalty: float
@@ -117,15 +136,17 @@ class Sample:
     """One trajectory.
 
     Attributes:
-        sample_id: unique in the run.
-        index: position in the group, from 0.
+        sample_id: the sample's id, unique in the run.
+        index: the sample's place in its group, from 0.
+        prompt_id: the prompt of the sample.
         prompt_token_ids: int32 [P].
         response_token_ids: int32 [R].
-        turns: tile the response.
-        behaviour_logprobs: float32 [G], what the engine sampled with, after temperature and truncation.
-        version_spans: tile the G generated tokens, in order.
-        score: the scorer's answer; None until scored. A `PolicyFault` is stored as a score of its penalty.
-        reference_logprobs: float32 [R], or None where no reference was asked.
+        turns: the turns, in order; together they cover the response without gaps.
+        behaviour_logprobs: float32 [G]. The log-probabilities with which the engine sampled, after temperature and
+            truncation.
+        version_spans: the spans, in order; together they cover the G generated tokens without gaps.
+        score: the scorer's answer; None until the sample is scored. A `PolicyFault` becomes a score of its penalty.
+        reference_logprobs: float32 [R]; None where no reference was asked.
     """
 
     sample_id: str
@@ -141,7 +162,7 @@ class Sample:
 
     @cached_property
     def action_mask(self) -> BoolArray:
-        """bool [R]: true where the policy generated the token."""
+        """Return bool [R]: True at the tokens that the policy generated."""
         lengths = [n for turn in self.turns for n in (turn.num_generated_tokens, turn.num_environment_tokens)]
         return np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)
 
@@ -167,13 +188,18 @@ class Sample:
 
 
 class LeaseKind(enum.Enum):
+    """Whether a lease is for training or evaluation."""
+
     TRAIN = "train"
     EVALUATE = "evaluate"
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingSpec:
-    """How to sample: ``temperature`` 0 is greedy, ``top_p`` 1 and ``top_k`` 0 are off, ``seed`` 0 is the engine's."""
+    """The sampling settings of one lease.
+
+    ``temperature`` 0 samples greedily. ``top_p`` 1 and ``top_k`` 0 are off. ``seed`` 0 leaves the seed to the engine.
+    """
 
     temperature: float
     top_p: float
@@ -184,10 +210,13 @@ class SamplingSpec:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to produce one group.
+    """The right of one worker to produce one group.
 
-    ``prompt`` and ``label`` are the dataset row's cells as JSON text (``label_json`` empty where there is none);
-    ``sequence`` is the group's place in the line; ``ttl_s`` runs from receipt, and begins anew at each renewal.
+    Attributes:
+        sequence: the group's place in the line of prompts.
+        prompt_json: the prompt cell of the dataset's row, as JSON text.
+        label_json: the label cell of that row, as JSON text; empty where the dataset has no labels.
+        ttl_s: the time until the lease ends, counted from its receipt, and anew from each renewal.
     """
 
     group_id: str
@@ -210,7 +239,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class LeaseKey:
-    """Names one lease."""
+    """The name of one lease."""
 
     kind: LeaseKind
     group_id: str
@@ -219,9 +248,11 @@ class LeaseKey:
 
 @dataclass(frozen=True)
 class Group:
-    """The samples of one prompt: the unit of leasing, replay and accounting. ``samples`` are in order of index;
-    a sample that was invalid is absent. ``datasource`` is the name that the prompt's metrics are grouped by; empty for
-    none."""
+    """The samples of one prompt; the unit of leasing, replay and accounting.
+
+    ``samples`` are in the order of their indices; an invalid sample is missing. ``datasource`` is the name by which the
+    prompt's metrics are grouped; empty for none.
+    """
 
     group_id: str
     prompt_id: PromptId
@@ -240,7 +271,11 @@ class Group:
 
 
 class GroupState(enum.Enum):
-    """Where a group is in the ledger: ``PENDING → LEASED → READY → BATCHED → TRAINED → RETIRED``, or an end."""
+    """The place of a group in the ledger.
+
+    A group that is trained goes through ``PENDING → LEASED → READY → BATCHED → TRAINED → RETIRED``. Another group ends
+    ``FILTERED`` or ``FAILED``.
+    """
 
     PENDING = "pending"
     LEASED = "leased"
@@ -254,7 +289,10 @@ class GroupState(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One parameter as it is in the Hugging Face checkpoint: ``dtype`` is torch's name without the prefix."""
+    """The name, the dtype and the shape of one parameter, as in the Hugging Face checkpoint.
+
+    ``dtype`` is torch's name without its prefix, e.g. "bfloat16".
+    """
 
     name: str
     dtype: str
@@ -263,8 +301,11 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class WeightPlan:
-    """What a transfer sends in which order. Bucket i holds tensors ``[bucket_starts[i], bucket_starts[i+1])``, laid
-    end to end in C order; a tensor is never split. ``digest`` is computed by `rollmesh.weights.plan`."""
+    """The order in which a transfer sends the tensors, and the buckets.
+
+    Bucket i holds the tensors ``[bucket_starts[i], bucket_starts[i+1])``, one behind the other, each in C order. A
+    tensor is never split. `rollmesh.weights.plan` computes ``digest``.
+    """
 
     tensors: tuple[TensorSpec, ...]
     bucket_starts: tuple[int, ...]
@@ -273,14 +314,14 @@ class WeightPlan:
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """A version that the learner is about to send.
+    """A version that the learner will send.
 
     Attributes:
         step: the step that made the version; 0 for the model as it was given.
         plan: the tensors in the order in which they are sent.
-        store_host: where the learner's rendezvous store listens.
-        store_port: the store's port.
-        transfer_deadline_s: time that the transport may take for the whole transfer.
+        store_host: the host at which the learner's rendezvous store listens.
+        store_port: the port of that store.
+        transfer_deadline_s: the time that the whole transfer may take.
     """
 
     version: PolicyVersion
@@ -293,7 +334,7 @@ class Announcement:
 
 @dataclass(frozen=True, slots=True)
 class WeightEpoch:
-    """One membership of the broadcast process group; the learner is rank 0 and hosts the store."""
+    """One membership of the broadcast group. The learner is rank 0, and the rendezvous store runs in its process."""
 
     number: int
     store_host: str
@@ -302,6 +343,8 @@ class WeightEpoch:
 
 
 class Role(enum.Enum):
+    """The kind of a service."""
+
     ROLLOUT = "rollout"
     REWARD = "reward"
     REFERENCE = "reference"
@@ -309,6 +352,8 @@ class Role(enum.Enum):
 
 
 class RunState(enum.Enum):
+    """The state of a run."""
+
     STARTING = "starting"
     RUNNING = "running"
     FINISHING = "finishing"
@@ -325,9 +370,9 @@ class Registration:
     """The coordinator's answer to a new member.
 
     Attributes:
-        committed_version: serves; None before the first.
-        newest_version: the newest version that an engine may have served in the whole run; None before the first, and
-            for every member but the learner.
+        committed_version: the version that the engines serve; None before the first.
+        newest_version: the newest version that an engine may have served in the whole run; None before the first. Only
+            the learner is told this version; the other members get None.
     """
 
     heartbeat_interval_s: float
@@ -340,14 +385,16 @@ class Registration:
 
 @dataclass(frozen=True, slots=True)
 class MemberReport:
-    """What a member says of its work at each heartbeat.
+    """A member's account of its work, in each heartbeat.
 
     Attributes:
-        num_generated_tokens: of a rollout worker since it started, those of unfinished samples included.
-        num_moves: grows whenever the member's work moves; only compared with the number before.
-        patience_s: how long ``num_moves`` may rightly stay the same; 0 is no longer than the run's stall timeout.
-        phase: of the learner; None of any other member.
-        renewals: leases that a rollout worker goes on with.
+        num_generated_tokens: the tokens that a rollout worker has generated since its start, with those of unfinished
+            samples.
+        num_moves: a number that grows when the member's work moves. It is only compared with its last value.
+        patience_s: the time for which ``num_moves`` may stay the same without a fault; 0 stands for the run's stall
+            timeout.
+        phase: the phase of the learner; None for any other member.
+        renewals: the leases on which a rollout worker goes on working.
     """
 
     num_generated_tokens: int = 0
@@ -362,9 +409,10 @@ class Heartbeat:
     """The coordinator's answer to a heartbeat.
 
     Attributes:
-        committed_version: None until the first commit.
-        ended: leases of the member that are over.
-        interval_s: time until the next heartbeat; 0 is the registration's interval.
+        committed_version: the version that the engines serve; None until the first commit.
+        failure: the reason for which the run failed; empty while it has not failed.
+        ended: the leases of the member that are over.
+        interval_s: the time until the next heartbeat; 0 stands for the interval of the registration.
     """
 
     run_state: RunState
@@ -376,7 +424,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSample:
-    """What is kept of one evaluation sample. ``extra_logs`` are the reward server's further numbers, by name."""
+    """The recorded part of one evaluation sample. ``extra_logs`` holds the reward server's further numbers, by name."""
 
     reward: float
     score: float
@@ -389,8 +437,11 @@ class EvaluationSample:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """One evaluation round. ``pass_at_1`` is the mean score, with its standard error over prompts. ``details`` are the
-    metrics whose names come from the data; see `rollmesh.telemetry.details`."""
+    """The result of one evaluation round.
+
+    ``pass_at_1`` is the mean score, and ``pass_at_1_stderr`` its standard error over prompts. ``details`` holds the
+    metrics whose names come from the data; see `rollmesh.telemetry.details`.
+    """
 
     version: PolicyVersion
     step: int
@@ -405,7 +456,7 @@ class EvaluationResult:
 
 @dataclass(frozen=True, slots=True)
 class ReceiveReport:
-    """One engine's answer to a transfer: a digest for each of its processes."""
+    """An engine's answer to a transfer. ``digests`` holds the digest of each process of the engine."""
 
     digests: tuple[bytes, ...]
     num_bytes: int
@@ -414,7 +465,7 @@ class ReceiveReport:
 
 @dataclass(frozen=True, slots=True)
 class CommitReport:
-    """One engine's answer to a commit: how long it stood still, and the part spent loading."""
+    """An engine's answer to a commit. The engine stood still for ``pause_s``, and loaded for ``load_s`` of them."""
 
     pause_s: float
     load_s: float
@@ -432,6 +483,8 @@ class PublishOutcome:
 
 @dataclass(frozen=True, slots=True)
 class MemberStatus:
+    """One member in the status of the mesh."""
+
     name: str
     role: Role
     address: str
@@ -443,7 +496,7 @@ class MemberStatus:
 
 @dataclass(frozen=True)
 class MeshStatus:
-    """The mesh at a glance. ``num_groups`` is by `GroupState` value; ``metrics`` are the last step's."""
+    """The state of the mesh. ``num_groups`` counts groups by `GroupState` value; ``metrics`` are of the last step."""
 
     run_id: str
     run_state: RunState
@@ -464,7 +517,7 @@ class MeshStatus:
 
 @dataclass(frozen=True, slots=True)
 class RolloutStatus:
-    """What a rollout worker is doing; ``version`` is None until the first commit."""
+    """A rollout worker's state. ``version`` is None until the first commit."""
 
     version: PolicyVersion | None
     num_groups_open: int
@@ -475,6 +528,8 @@ class RolloutStatus:
 
 
 class LearnerPhase(enum.Enum):
+    """The kind of work that the learner does now."""
+
     STARTING = "starting"
     WAITING_FOR_BATCH = "waiting_for_batch"
     TRAINING = "training"
@@ -485,7 +540,7 @@ class LearnerPhase(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class LearnerStatus:
-    """What the learner is doing: ``num_steps`` optimiser batches trained, ``phase_s`` seconds in this phase."""
+    """The learner's state: it has trained ``num_steps`` batches, and has been in ``phase`` for ``phase_s`` seconds."""
 
     phase: LearnerPhase
     num_steps: int
@@ -495,7 +550,7 @@ class LearnerStatus:
 
 @dataclass(frozen=True, slots=True)
 class RewardInfo:
-    """What a reward server is; ``max_in_flight`` samples of one stream may be unanswered."""
+    """A reward server's name and limits. On one stream ``max_in_flight`` samples may wait for their answers."""
 
     name: str
     max_in_flight: int

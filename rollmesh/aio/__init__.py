@@ -1,4 +1,8 @@
-"""Asynchronous foundations: `supervisor` owns every task, `service` is the frame of a process."""
+"""Asynchronous foundations of a process.
+
+`supervisor` owns every task. `service` runs the event loop of a service. `awake` measures time without a process's
+sleep. `keeper` runs commands and kills what they leave behind.
+"""
 
 from rollmesh.aio.service import run_service, stop_signals
 from rollmesh.aio.supervisor import Supervisor

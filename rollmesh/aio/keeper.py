@@ -1,14 +1,17 @@
-"""Commands that leave no process behind, whatever they start. Users' code runs under a keeper.
+"""The keeper: a process that runs a command and kills every process that the command leaves behind.
+
+Users' code runs under a keeper.
 
 ::
 
-    service ──── keeper ──── command ──── whatever the command starts, also daemons and sessions of their own
+    service ──── keeper ──── command ──── every process that the command starts, also in sessions of their own
 
-The keeper is this file, run as a script in a fresh interpreter. It waits until the command ends, or for SIGTERM, which
-Linux also sends when the service dies. Then it kills every process that the command has left, and ends the way the
-command ended. Linux only; elsewhere a kept command is the bare command, and ends with its process group.
+The keeper is this file, run as a script in a fresh interpreter. The keeper waits until the command ends, or until
+SIGTERM arrives. Linux also sends SIGTERM when the service dies. Then the keeper kills every process that the command
+has left, and ends in the way the command ended. A keeper needs Linux. On other systems the command runs without a
+keeper, and `end_kept` kills its process group.
 
-The command gets a session of its own, so that what it sends to its process group does not reach the keeper.
+The command gets a session of its own, so that a signal to the command's process group does not reach the keeper.
 """
 
 from __future__ import annotations
@@ -24,18 +27,21 @@ import time
 from collections.abc import Sequence
 
 _SWEEP_TIMEOUT_S = 3.0
-"""Time that the keeper takes at most to kill what is left. Only a process that is stuck in the kernel takes so long."""
+"""The longest time in which the keeper kills what is left. Only a process that is stuck in the kernel takes so long."""
 _KEEPER_TIMEOUT_S = 5.0
+"""Time for the keeper to end after SIGTERM."""
 _KILL_TIMEOUT_S = 5.0
+"""Time for the keeper to end after SIGKILL."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 def kept(command: Sequence[str]) -> list[str]:
-    """``command`` under a keeper. Start it in the main thread and with ``start_new_session``: the keeper sees the end
-    of the thread that started it. End it with `end_kept`.
+    """Return the command line that runs ``command`` under a keeper.
 
-    Descriptors that the command is to inherit go in ``pass_fds`` as usual; the keeper keeps none of them.
+    Start this command line in the main thread, because the keeper ends when the thread that started the keeper ends.
+    Start it with ``start_new_session``, and end it with `end_kept`. Name the descriptors that the command inherits in
+    ``pass_fds``; the keeper itself closes them.
     """
     if sys.platform != "linux":
         return list(command)
@@ -43,13 +49,16 @@ def kept(command: Sequence[str]) -> list[str]:
 
 
 def end_kept(process: subprocess.Popen[bytes]) -> None:
-    """Kill a kept command and all that it has started. Blocks for milliseconds, at most for ten seconds, where a
-    process is stuck in the kernel. Harmless to repeat."""
+    """Kill a kept command and all processes that the command has started.
+
+    The call blocks for milliseconds. Where a process is stuck in the kernel, it blocks for at most ten seconds. A
+    second call is harmless.
+    """
     if sys.platform == "linux":
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_KEEPER_TIMEOUT_S)
-    if process.returncode is None:  # not reaped, so the group's number is still its own
+    if process.returncode is None:  # not reaped, so no other process group can have its number
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -57,9 +66,13 @@ def end_kept(process: subprocess.Popen[bytes]) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Arguments: the process id of whoever starts the keeper, and the command."""
+    """Run the keeper. The call ends the process.
+
+    Args:
+        arguments: the process id of the service that starts the keeper, then the command.
+    """
     service, command = int(arguments[0]), arguments[1:]
-    # When a process dies, its children go to the nearest subreaper above it: the keeper gets all that it has to end.
+    # When a process dies, its children go to the nearest subreaper above: the keeper gets every process to kill.
     _set_process_option(_PR_SET_CHILD_SUBREAPER, 1)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD})
     keeper = os.getpid()
@@ -67,12 +80,12 @@ def main(arguments: Sequence[str]) -> None:
         os.setsid()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGCHLD})
         _ask_for_signal_at_death_of(keeper, signal.SIGKILL)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these two
             signal.signal(number, signal.SIG_DFL)
         os.execv(command[0], list(command))
     for descriptor in map(int, os.listdir("/proc/self/fd")):
         if descriptor > 2:
-            with contextlib.suppress(OSError):  # the folder's own
+            with contextlib.suppress(OSError):  # the descriptor of the listing itself is closed already
                 os.close(descriptor)
     _ask_for_signal_at_death_of(service, signal.SIGTERM)
     status = _wait(child)
@@ -81,7 +94,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _wait(child: int) -> int:
-    """Wait for the child's end, or for SIGTERM. Returns the child's wait status; SIGKILL's after SIGTERM."""
+    """Wait until the child ends or SIGTERM arrives. Return the child's wait status; after SIGTERM that of SIGKILL."""
     while signal.sigwait({signal.SIGTERM, signal.SIGCHLD}) == signal.SIGCHLD:
         while (ended := _reap())[0] > 0:
             if ended[0] == child:
@@ -90,7 +103,11 @@ def _wait(child: int) -> int:
 
 
 def _sweep() -> None:
-    """Kill the keeper's children. Theirs become the keeper's, one generation after another, until there are none."""
+    """Kill all processes below the keeper.
+
+    When a child of the keeper dies, the children of that child become children of the keeper. So the keeper kills its
+    children, one generation after another, until no child is left.
+    """
     deadline = time.monotonic() + _SWEEP_TIMEOUT_S
     while (ended := _reap())[0] >= 0 and time.monotonic() < deadline:
         if ended[0] == 0:
@@ -101,7 +118,10 @@ def _sweep() -> None:
 
 
 def _reap() -> tuple[int, int]:
-    """Process id and wait status of a child that has ended; (0, 0) where all live, (-1, 0) where there are none."""
+    """Return the process id and the wait status of a child that has ended.
+
+    The result is (0, 0) where all children live, and (-1, 0) where the process has no children.
+    """
     try:
         return os.waitpid(-1, os.WNOHANG)
     except ChildProcessError:
@@ -109,21 +129,21 @@ def _reap() -> tuple[int, int]:
 
 
 def _children() -> list[int]:
-    """Process ids of this process's children."""
+    """Return the process ids of the living children of this process."""
     me, found = os.getpid(), []
     for entry in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError), open(f"/proc/{entry}/stat", "rb") as file:
-            state, parent = file.read().rpartition(b")")[2].split()[:2]  # after the name, which may hold anything
+            state, parent = file.read().rpartition(b")")[2].split()[:2]  # the name before `)` may hold anything
             if int(parent) == me and state != b"Z":
                 found.append(int(entry))
     return found
 
 
 def _end_like(status: int) -> None:
-    """End this process as the process with this wait status ended."""
+    """End this process in the same way as the process with the wait status ``status``."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core of the keeper would tell nothing
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the core file of a keeper tells nothing
         if number != signal.SIGKILL:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
@@ -132,9 +152,9 @@ def _end_like(status: int) -> None:
 
 
 def _ask_for_signal_at_death_of(parent: int, number: signal.Signals) -> None:
-    """Have Linux send this process ``number`` when ``parent`` ends."""
+    """Let Linux send the signal ``number`` to this process when ``parent`` ends."""
     _set_process_option(_PR_SET_PDEATHSIG, number)
-    if os.getppid() != parent:  # it died before the call
+    if os.getppid() != parent:  # the parent died before the call
         os._exit(1)
 
 

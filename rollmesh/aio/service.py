@@ -1,4 +1,4 @@
-"""The outermost frame of a service process: event loop, signals, a bounded end, an exit code that tells the truth."""
+"""The frame of a service process: its event loop, its signals, an end within a bounded time, and its exit code."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ except ImportError:
 _logger = logging.getLogger(__name__)
 
 _CANCEL_TIMEOUT_S = 5.0
-"""How long cancelled tasks may take to end."""
+"""Time for cancelled tasks to end."""
 
 ServiceMain = Callable[[asyncio.Event], Coroutine[Any, Any, int]]
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """The signals that end a process in order: SIGTERM, SIGINT, and SIGHUP unless it is ignored, as under `nohup`."""
+    """Return the signals that end a process in order: SIGTERM, SIGINT and SIGHUP.
+
+    SIGHUP is left out where this process ignores SIGHUP, as under `nohup`.
+    """
     always = (signal.SIGTERM, signal.SIGINT)
     return always if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (*always, signal.SIGHUP)
 
@@ -33,20 +36,20 @@ def stop_signals() -> tuple[signal.Signals, ...]:
 def run_service(main: ServiceMain, name: str, *, stop_timeout_s: float = 30.0) -> int:
     """Run a service until its main coroutine ends.
 
-    The first of `stop_signals` sets the event that ``main`` was given: finish, hand back, return. A second one, or
-    ``stop_timeout_s`` after the first, cancels it. Nothing that ignores its cancellation can hold the process up for
-    more than a few seconds more.
+    The first of the `stop_signals` sets the event that ``main`` takes. Then ``main`` finishes its work and returns. A
+    second signal cancels ``main``, and so does the end of ``stop_timeout_s`` after the first signal. A task that
+    ignores its cancellation is left behind a few seconds later.
 
     Args:
-        main: the service. It returns its exit code.
-        name: of the member, for logs.
-        stop_timeout_s: for ``main`` to return after the first signal.
+        main: the service: a function of the event that returns the exit code.
+        name: the member's name, for logs.
+        stop_timeout_s: the time for ``main`` to return after the first signal.
 
     Returns:
-        What ``main`` returned; 128 + signal number if it had to be cancelled.
+        The exit code that ``main`` returned; 128 + the number of the signal if ``main`` was cancelled.
 
     Raises:
-        Exception: whatever ``main`` raised.
+        Exception: the error that ``main`` raised.
     """
     loop = new_event_loop()
     asyncio.set_event_loop(loop)
@@ -59,7 +62,7 @@ def run_service(main: ServiceMain, name: str, *, stop_timeout_s: float = 30.0) -
 
 
 async def _drive(main: ServiceMain, name: str, stop_timeout_s: float) -> int:
-    """Waits for ``main``; unblocked by its end, or `_CANCEL_TIMEOUT_S` after its cancellation."""
+    """Run ``main`` until its end, or until `_CANCEL_TIMEOUT_S` after its cancellation. Return the exit code."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     work = loop.create_task(main(stop), name=name)
@@ -101,7 +104,7 @@ async def _drive(main: ServiceMain, name: str, stop_timeout_s: float) -> int:
 
 @contextlib.contextmanager
 def _signals_to(receive: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Deliver the `stop_signals` to ``receive`` on the loop; only the main thread can."""
+    """Call ``receive`` on the loop for each of the `stop_signals`. Outside the main thread this has no effect."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -117,7 +120,7 @@ def _signals_to(receive: Callable[[signal.Signals], None]) -> Iterator[None]:
 
 
 async def _cancel_the_rest() -> None:
-    """End tasks that nobody owns, such as those of libraries, and asynchronous generators."""
+    """End the asynchronous generators, and the tasks that no supervisor owns, such as tasks of libraries."""
     rest = asyncio.all_tasks() - {asyncio.current_task()}
     for task in rest:
         task.cancel()

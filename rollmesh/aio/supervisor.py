@@ -1,4 +1,4 @@
-"""Every task has an owner. A task that ends early fails its owner's block, and leaving the block ends all tasks.
+"""The owner of tasks. A task that ends early fails the owner's block, and the end of the block ends all tasks.
 
 ::
 
@@ -7,9 +7,12 @@
         supervisor.spawn(answer_one(request), "request", may_end=True)
         await until_stopped()
 
-Unlike `asyncio.TaskGroup`: leaving the block cancels the tasks instead of waiting for them, last spawned first and
-within a bound; a task that merely returns counts as a failure; and the block raises the first failure itself instead
-of a group of exceptions.
+A `Supervisor` differs from `asyncio.TaskGroup` in three ways:
+
+* The end of the block cancels the tasks instead of waiting for them: the task spawned last comes first, and the time
+  for all is bounded.
+* A task that returns counts as a failure, unless it may end.
+* The block raises the first failure itself, and not a group of exceptions.
 """
 
 from __future__ import annotations
@@ -28,20 +31,20 @@ ResultT = TypeVar("ResultT")
 
 
 class Supervisor:
-    """Owns tasks for the length of an ``async with`` block.
+    """The owner of background tasks for the length of an ``async with`` block.
 
-    When a task fails, the block's body is cancelled and the block raises the task's error; what fails after that is
-    only logged. A cancellation of the block from outside, and an error of the body that came first, go before the
-    errors of the tasks.
+    When a task fails, the block's body is cancelled, and the block raises the task's error. Later failures are only
+    logged. The block raises a cancellation from outside, or an error of the body that came first, rather than the error
+    of a task.
 
     Args:
-        stop_timeout_s: for all tasks together to end after their cancellation. Those that have not are logged and
-            left behind.
+        stop_timeout_s: the time for all tasks together to end after their cancellation. Tasks that need longer are
+            logged and left behind.
     """
 
     def __init__(self, stop_timeout_s: float = 5.0) -> None:
         self._stop_timeout_s = stop_timeout_s
-        self._tasks: dict[asyncio.Task[Any], None] = {}  # Ordered by spawning.
+        self._tasks: dict[asyncio.Task[Any], None] = {}  # In the order of spawning.
         self._owner: asyncio.Task[Any] | None = None
         self._failure: BaseException | None = None
         self._is_leaving = False
@@ -57,13 +60,13 @@ class Supervisor:
         """Start a task.
 
         Args:
-            coroutine: its work.
-            name: for errors and logs.
-            may_end: whether it may return, or be cancelled by somebody else, before the block ends. Its errors fail
-                the block in any case.
+            coroutine: the work of the task.
+            name: the name of the task in errors and logs.
+            may_end: whether the task may return, or be cancelled from outside, before the block ends. An error of the
+                task fails the block in any case.
 
         Raises:
-            RuntimeError: outside the block.
+            RuntimeError: the call came before the block or after its end.
         """
         if self._owner is None or self._is_leaving:
             coroutine.close()
@@ -117,5 +120,5 @@ class Supervisor:
                 if not task.done():
                     _logger.error("task %r did not end within %g s", task.get_name(), self._stop_timeout_s)
         finally:
-            for task in remaining:  # Only when cancelled from outside in the meantime.
+            for task in remaining:  # Only after a cancellation from outside in the meantime.
                 task.cancel()

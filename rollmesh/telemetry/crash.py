@@ -1,6 +1,6 @@
-"""An exception that is none of ours, as one sentence: its type, its message, and the place in our code that met it.
+"""Describe an unexpected exception in one sentence: its type, its message, and the place in our code.
 
-The traceback goes to the log. The sentence goes to the last ``error: `` line, which the launcher repeats.
+The traceback goes to the log. The sentence goes to the last ``error: `` line on stderr, which the launcher repeats.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ _LONGEST_MESSAGE = 500
 
 
 def report_crash(error: BaseException) -> str:
-    """Log the traceback of an exception that nobody expected; returns the sentence that describes the exception."""
+    """Log the traceback of an unexpected exception. Return the sentence that describes the exception."""
     logging.getLogger("rollmesh").critical("uncaught exception", exc_info=error)
     return describe_crash(error)
 
 
 def describe_crash(error: BaseException) -> str:
-    """One line, e.g. ``KeyError: 'reward' (at services/learner/loop.py:81, in _step)``; of a group of exceptions, its
-    first one."""
+    """Return one line, e.g. ``KeyError: 'reward' (at services/learner/loop.py:81, in _step)``.
+
+    Of a group of exceptions the line describes the first exception.
+    """
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     message = " ".join(str(error).split())
@@ -38,7 +40,7 @@ def describe_crash(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """The innermost line of our own code, else the innermost line of all."""
+    """Return the innermost line of our own code, else the innermost line; empty where the traceback has no line."""
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return ""
@@ -51,7 +53,7 @@ def _place(error: BaseException) -> str:
 
 
 def full_disk(folder: Path) -> str:
-    """A clause for a sentence, ``; no space is left on the disk of <folder>``; empty while there is space."""
+    """Return the clause ``; no space is left on the disk of <folder>``; empty while the disk has space."""
     try:
         disk = os.statvfs(folder)
     except OSError:

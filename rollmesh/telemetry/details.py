@@ -1,11 +1,11 @@
-"""Metrics whose names come from the data: one for each data source, and one for each further number of a reward server.
+"""Metrics whose names come from the data: for each data source, and for each further number of a reward server.
 
 ::
 
     samples ──► Details ──► "source/gsm8k/reward": 0.5, "source/gsm8k/score": 0.5, "source/gsm8k/count": 64,
                             "extra/tries": 1.75, "extra/tries/count": 64
 
-Means and counts are kept as sums, so that the details of several ranks add up.
+The details hold sums and counts, so that the details of several ranks can be added up.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from collections.abc import Iterable, Mapping
 from typing import Self
 
 MAX_NAMES = 256
-"""Names that are kept, in alphabetical order; a reward function that invents names without end fills no disk."""
+"""The number of names that are kept, the first in alphabetical order.
+
+The bound keeps a reward function that invents ever new names from filling the disk.
+"""
 
 _logger = logging.getLogger(__name__)
 
 
 class Details:
-    """Sums and counts by name."""
+    """Sums and counts of numbers, by the name that comes from the data."""
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[float, int]] = {}
@@ -36,12 +39,12 @@ class Details:
             self._add(f"extra/{name}", value, 1)
 
     def to_json(self) -> bytes:
-        """For `from_json` in another process."""
+        """Return the details as JSON for `merged`, which another process may call."""
         return json.dumps(self._sums).encode()
 
     @classmethod
     def merged(cls, parts: Iterable[bytes]) -> Self:
-        """The details of all ``parts``, which `to_json` gave."""
+        """Return the sum of the details ``parts``, each as `to_json` returned it."""
         total = cls()
         for part in parts:
             for name, (value, count) in json.loads(part).items():
@@ -49,7 +52,7 @@ class Details:
         return total
 
     def metrics(self) -> dict[str, float]:
-        """A mean for each name, and a count for each data source and each further number."""
+        """Return a mean for each name, and a count for each data source and each further number."""
         names = sorted(self._sums)
         if len(names) > MAX_NAMES:
             _logger.warning("metrics have %d names of the data's and the reward's, kept are %d", len(names), MAX_NAMES)

@@ -1,4 +1,4 @@
-"""A file of JSON objects, one a line, which a run appends to and a resumed run goes on with."""
+"""A file with one JSON object a line. A run appends objects; a resumed run goes on with the same file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rollmesh.errors import ConfigError
 
 
 class JsonLines:
-    """One file. Nobody else writes to it meanwhile.
+    """A file with one JSON object a line, which no other process writes meanwhile.
 
-    A process that was killed may leave a last line that is no whole object. Readers skip that line, and `append` and
-    `keep` remove it.
+    A process that was killed may leave a last line that is no whole object. `read` skips that line; `append` and `keep`
+    remove it.
 
     Args:
-        path: of the file, which need not exist.
+        path: the path of the file. The file need not exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -26,15 +26,19 @@ class JsonLines:
         self._is_checked = False
 
     def read(self) -> list[dict[str, Any]]:
-        """All objects, in the order of the file.
+        """Return all objects, in the order of the file.
 
         Raises:
-            ConfigError: a line before the last one is no JSON object; names the file and the line.
+            ConfigError: a line before the last one is no JSON object. The message names the file and the line.
         """
         return [entry for _, entry in self._lines()]
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        """Write one more object, whose numbers are finite; the file is flushed."""
+        """Add an object at the end of the file, and flush the file.
+
+        Raises:
+            ValueError: a number of the object is not finite.
+        """
         line = json.dumps(entry, allow_nan=False) + "\n"
         if not self._is_checked:
             self._write_again([text for text, _ in self._lines()])
@@ -43,7 +47,7 @@ class JsonLines:
             file.write(line)
 
     def keep(self, is_kept: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop all other objects. A reader finds the file as it was before or as it is afterwards."""
+        """Drop the objects for which ``is_kept`` is false. A reader finds either the old file or the new file."""
         self._write_again([text for text, entry in self._lines() if is_kept(entry)])
 
     def _lines(self) -> list[tuple[str, dict[str, Any]]]:
@@ -61,7 +65,7 @@ class JsonLines:
                 if not isinstance(entry, dict):
                     raise ValueError("no object")
             except ValueError as error:
-                if number == len(lines):  # without the end of its line: it was being written
+                if number == len(lines):  # a last line without its end was being written
                     break
                 problem = f"line {number} is no JSON object ({error})"
                 raise ConfigError(str(self._path), problem, "remove that line") from error
@@ -69,7 +73,7 @@ class JsonLines:
         return entries
 
     def _write_again(self, lines: list[str]) -> None:
-        """Put these lines in place of the file's, unless it has them already."""
+        """Replace the lines of the file by ``lines``, unless the file has these lines already."""
         text = "".join(f"{line}\n" for line in lines)
         self._is_checked = True
         if not self._path.exists() or self._path.read_bytes() == text.encode("utf-8"):

@@ -1,6 +1,6 @@
-"""Logs: one JSON object per line on stderr, or readable lines where a person looks at it.
+"""Logs on stderr: one JSON object a line, or lines for a person where stderr is a terminal.
 
-Modules use the standard library: ``logging.getLogger(__name__)``, with fields in ``extra``::
+Modules log with the standard library: ``logging.getLogger(__name__)``, with fields in ``extra``::
 
     _logger.info("group committed", extra={"group": group_id, "version": str(version)})
 """
@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, TextIO
 
-# vLLM's record factory puts its name on every record of the process, ours too.
+# vLLM's record factory adds the last of these names to every record of the process, our own records included.
 _STANDARD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "vllm_process_name"}
 
 _NOISY = (
@@ -36,12 +36,15 @@ _NOISY = (
     "urllib3",
     "vllm",
 )
-"""Libraries whose warnings are wanted and whose everyday messages are not."""
+"""Libraries of which only warnings and errors are logged."""
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per record: time, level, run, service, logger, message, then the fields of ``extra``, and the
-    traceback under ``exception``. A field that bears the name of one of these is prefixed with ``extra_``."""
+    """Log records as JSON objects, one a line.
+
+    An object holds ``time``, ``level``, ``run``, ``service``, ``logger`` and ``message``, then the fields of ``extra``,
+    then the traceback under ``exception``. A field of ``extra`` with one of these names gets the prefix ``extra_``.
+    """
 
     def __init__(self, run: str, service: str) -> None:
         super().__init__()
@@ -65,7 +68,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class TerminalFormatter(logging.Formatter):
-    """Time of day, level, service, message, fields; then the traceback."""
+    """Log records as lines for a person: time of day, level, service, message, fields; then the traceback."""
 
     def __init__(self, service: str) -> None:
         super().__init__()
@@ -79,20 +82,20 @@ class TerminalFormatter(logging.Formatter):
 
 
 class _MeshHandler(logging.StreamHandler[TextIO]):
-    """Marks the handler that `configure` replaces when it is called again."""
+    """The handler of `configure`. A second call finds the handler by this class, and replaces it."""
 
 
 def configure(run: str, service: str, *, level: int = logging.INFO, stream: TextIO | None = None) -> None:
-    """Send the logs of this process to stderr. Calling it again replaces what the call before set up.
+    """Send the logs of this process to stderr. A second call replaces the handler of the first call.
 
-    Warnings of the `warnings` module and exceptions that nobody caught become log lines too, so that every line of
-    the stream is one of ours. Handlers that others have put on the root logger stay.
+    Warnings of the `warnings` module and uncaught exceptions become log lines too, so that every line of the stream is
+    a log line. Handlers of other owners on the root logger stay.
 
     Args:
         run: the run's id.
         service: the member's name, e.g. "rollout-0".
-        level: of the mesh's own messages.
-        stream: instead of stderr.
+        level: the lowest level that is logged of the mesh's own messages.
+        stream: the stream that gets the logs; None for stderr.
     """
     target = stream or sys.stderr
     handler = _MeshHandler(target)
@@ -104,7 +107,7 @@ def configure(run: str, service: str, *, level: int = logging.INFO, stream: Text
     for name in _NOISY:
         library = logging.getLogger(name)
         library.setLevel(max(level, logging.WARNING))
-        # One that is imported already may have set up its own output.
+        # A library that is imported already may have set up its own output.
         library.handlers.clear()
         library.propagate = True
     logging.captureWarnings(True)
@@ -137,7 +140,7 @@ def _extra(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """``value`` as strict JSON can hold it: not-finite numbers and unknown objects as text."""
+    """Return ``value`` in a form that strict JSON can hold. NaN, infinities and unknown objects become text."""
     match value:
         case None | bool() | int() | str():
             return value
