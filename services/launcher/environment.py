@@ -3,7 +3,7 @@
 A service gets every variable of the launcher, with these exceptions:
 
 * The variables of a distributed job around the launcher (torchrun, accelerate, MPI, a PyTorchJob pod) are left out.
-  With them the learner would take the ranks of the other job for its own, and wait for them.
+  Otherwise the learner would take the ranks of the other job for its own, and would wait for these ranks.
 * The switches of the Python interpreter that change the behaviour of our code are left out. ``PYTHONOPTIMIZE`` drops
   assertions; ``PYTHONWARNINGS=error`` makes the imports of libraries fail.
 * The encoding of text is UTF-8 in every locale.

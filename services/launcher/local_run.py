@@ -59,7 +59,7 @@ STOP_FAILED_S = 4.0
 STATUS_SILENCE_S = 30.0
 """Time for which the coordinator may fail to answer. Then the run fails."""
 EARLY_END_S = 10.0
-"""Time between the end of a service and the coordinator's word that the run is over. After it, the run fails."""
+"""Time between the end of a service and the coordinator's word that the run is over. Later, the run fails."""
 STAGES = {"coordinator": 0, "reward": 1, "reference": 1, "rollout": 2, "learner": 2}
 """A service uses services of lower stages. At the end of a run the services of the highest stage are stopped first."""
 EXIT_OK, EXIT_FAILED = 0, 1

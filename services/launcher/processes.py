@@ -30,7 +30,7 @@ _CAUSES = ("error: ", "Fatal Python error: ")
 
 
 class ServiceDiedError(RollMeshError):
-    """A process of the mesh ended before its time, or gave no answer any more.
+    """A process of the mesh that ended too early, or stopped answering.
 
     Args:
         message: one sentence that says what happened.
@@ -71,6 +71,7 @@ class ServiceProcess:
     _watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
+        """Start the process. Its output is added at the end of the log."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         environment = {**service_environment(os.environ), LAUNCHER_VARIABLE: str(os.getpid()), **self.environment}
         with self.log.open("ab") as sink:
@@ -161,8 +162,8 @@ def is_in_use(log: Path) -> bool:
 def wait_until_unused(logs: Sequence[Path], timeout_s: float) -> list[Path]:
     """Wait up to ``timeout_s`` for the processes that write these logs. Return the logs that are still written.
 
-    The launcher that started the processes may have been killed. The lock on a log tells: it ends with the last process
-    that writes the log.
+    The launcher that started the processes may have been killed. Therefore the locks on the logs are watched: a lock
+    ends with the last process that writes the log.
     """
     deadline = time.monotonic() + timeout_s
     while (used := [log for log in logs if is_in_use(log)]) and time.monotonic() < deadline:
@@ -181,6 +182,7 @@ def describe_exit(code: int | None) -> str:
 
 
 def service_command(service: str, name: str, config: Path) -> list[str]:
+    """Return the command line that starts ``service`` as the member ``name``, with the mesh file ``config``."""
     return [sys.executable, "-P", "-m", "rollmesh.cli", service, "--config", str(config), "--name", name]
 
 
@@ -203,6 +205,7 @@ class ProcessGroup:
         return min(dead, key=lambda s: s.ended_at or time.monotonic(), default=None)
 
     def ended(self) -> list[ServiceProcess]:
+        """Return the services that have ended, with or without success."""
         return [s for s in self._services if s.exit_code is not None]
 
     async def wait_all(self, names: Sequence[str], timeout_s: float) -> None:

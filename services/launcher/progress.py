@@ -29,7 +29,7 @@ def format_status(status: MeshStatus, expected: Sequence[str] = ()) -> str:
 def fit(parts: Sequence[str], columns: int) -> str:
     """Return as many of ``parts``, from the first on, as fit into ``columns``.
 
-    A part that does not fit is left out as a whole. The second part is cut instead, because it says who waits for whom.
+    A part that does not fit is left out as a whole. The second part is cut instead: it says what the mesh waits for.
     """
     line = parts[0]
     for index, part in enumerate(parts[1:]):
