@@ -1,8 +1,8 @@
-"""Packing: sequences of many lengths into few forward passes of bounded size.
+"""Micro-batches: sequences of many lengths, placed in few forward passes of bounded size.
 
-A micro-batch is a rectangle of rows as long as its longest sequence; shorter sequences share rows, if the model keeps
-them apart (`rollmesh.models.rows`). Short rows matter: the cost of attention with a mask grows with tokens × row
-length, and a batch in one single row would be quadratic in its tokens.
+A micro-batch is a rectangle of rows, as long as its longest sequence. Shorter sequences share a row if the model keeps
+the sequences of a row apart (`rollmesh.models.rows`). Rows are short because the cost of attention with a mask grows
+with tokens × row length: in a single row, the cost would be quadratic in the tokens of the micro-batch.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ from services.learner.experience import TokenSequence
 
 @dataclass(frozen=True, slots=True)
 class TokenColumns:
-    """What is known of N generated tokens; columns of a whole batch, or of what is in one micro-batch.
+    """The values of N generated tokens, one column a quantity: the tokens of a batch, or of one micro-batch.
 
     Attributes:
-        behaviour: float32 [N], log-probabilities as the engine sampled them.
-        advantages: float32 [N].
-        loss_weights: float64 [N], of each token in the policy's loss (`rollmesh.algorithms.aggregate`).
-        versions_apart: int64 [N], policy versions between the one that generated the token and the learner's.
-        reference: float32 [N], the reference's log-probabilities; None where there is none.
-        old: float32 [N], the learner's at the start of the batch; None where they are those of this very pass.
-        values: float32 [N], the critic's at the start of the batch; None without critic.
-        returns: float32 [N], the critic's targets; None without critic.
-        is_kept: bool [N], tokens that a mask over the whole step keeps; None keeps all.
+        behaviour: float32 [N], log-probabilities with which the engine sampled.
+        advantages: float32 [N], advantages.
+        loss_weights: float64 [N], weights of the tokens in the policy's loss (`rollmesh.algorithms.aggregate`).
+        versions_apart: int64 [N], the learner's version minus the version that generated the token.
+        reference: float32 [N], log-probabilities of the reference model; None without a reference.
+        old: float32 [N], log-probabilities of the policy at the start of the batch; None where the log-probabilities
+            of the training pass itself are used instead.
+        values: float32 [N], values of the critic at the start of the batch; None without a critic.
+        returns: float32 [N], targets of the critic; None without a critic.
+        is_kept: bool [N], False at the tokens that the correction `m2po` drops; None keeps all tokens.
     """
 
     behaviour: Tensor
@@ -49,24 +50,24 @@ class TokenColumns:
     is_kept: Tensor | None = None
 
     def each(self, change: Callable[[Tensor], Tensor]) -> TokenColumns:
-        """All columns that are there, changed alike."""
+        """Return columns with ``change`` applied to each column that is not None."""
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: change(c) for name, c in columns.items() if c is not None})
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """One forward and backward pass. L is the row length, N the generated tokens in it (0 for an empty one).
+    """One forward and backward pass. L is the row length, N the number of generated tokens, which may be 0.
 
     Attributes:
         input_ids: int64 [rows, L].
         position_ids: int64 [rows, L], restarting at every sequence.
         predictors: int64 [N], flat index into ``rows × L`` of the position whose logits predict the token.
         targets: int64 [N], the generated tokens.
-        places: int64 [N], where the tokens stand in the columns of the whole batch.
-        tokens: the generated tokens of each sequence; sequences are whole.
-        columns: what the loss knows of the tokens.
-        boundaries: of the sequences in its only row; None where the model is not told.
+        places: int64 [N], places of the tokens in the columns of the whole batch.
+        tokens: the generated tokens of each sequence; every sequence is whole.
+        columns: the columns of these N tokens.
+        boundaries: the boundaries of the sequences in the only row; None where the model does not get them.
     """
 
     input_ids: Tensor
@@ -100,16 +101,23 @@ class MicroBatch:
 def plan_layouts(lengths: Sequence[int], token_budget: int, batching: Batching = Batching.PACKED) -> list[Layout]:
     """Distribute sequences over micro-batches of at most ``token_budget`` tokens, padding included.
 
-    Longest first; each goes to the fullest row that still holds it, else to a new row, else to the next micro-batch.
-    A sequence longer than the budget has a micro-batch of its own. O(n log n) for each micro-batch.
+    The longest sequence comes first. Each sequence goes to the fullest row that still holds the sequence, else to a new
+    row, else to the next micro-batch. A sequence longer than the budget gets a micro-batch of its own. O(n log n) for
+    each micro-batch.
 
     Args:
         lengths: tokens of each sequence, at least 1.
-        token_budget: rows × row length at most.
-        batching: how sequences may share a micro-batch.
+        token_budget: the largest permitted rows × row length.
+        batching: the way in which sequences share a micro-batch.
 
     Returns:
-        Micro-batches; every index appears once.
+        The layout of each micro-batch; every index appears once.
+
+    Example: two rows of 6 tokens would exceed the budget of 8, so the longest sequence is alone. The other three
+    sequences share a micro-batch of two rows of 4 tokens.
+
+        >>> plan_layouts([2, 4, 2, 6], token_budget=8)
+        [((3,),), ((1,), (0, 2))]
     """
     remaining = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     if batching is Batching.SINGLE:
@@ -150,11 +158,11 @@ def pack(
     """Build the tensors of one micro-batch, on the CPU.
 
     Args:
-        sequences: of which the layout's are taken.
-        starts: where the generated tokens of each of them begin in the columns.
-        layout: which sequences, in which rows; as `plan_layouts` made it for ``batching``.
-        columns: of the whole batch.
-        batching: whether the model is told where sequences begin.
+        sequences: all sequences of the batch; the layout chooses among them.
+        starts: the place of each sequence's first generated token in the columns.
+        layout: the sequences of each row, from `plan_layouts` for the same ``batching``.
+        columns: the columns of the whole batch.
+        batching: decides whether the micro-batch has boundaries.
     """
     rectangle = lay_out([sequence.token_ids for sequence in sequences], layout, batching)
     order = [index for row in layout for index in row]
@@ -178,7 +186,10 @@ def pack(
 
 
 def empty_micro_batch(columns: TokenColumns) -> MicroBatch:
-    """Two tokens of which none was generated: gradients of exactly 0, for a rank that has fewer passes than others."""
+    """Return a micro-batch of two tokens, neither of them generated, whose gradients are exactly 0.
+
+    A rank with fewer micro-batches than the other ranks fills its passes with empty micro-batches.
+    """
     none = torch.zeros(0, dtype=torch.int64)
     return MicroBatch(
         input_ids=torch.zeros((1, 2), dtype=torch.int64),
@@ -192,15 +203,26 @@ def empty_micro_batch(columns: TokenColumns) -> MicroBatch:
 
 
 def balance(num_tokens: Sequence[int], num_ranks: int) -> list[list[int]]:
-    """Split groups over ranks by tokens: Karmarkar and Karp's differencing method, for sums as equal as possible.
+    """Split groups over ranks so that the ranks have nearly equal numbers of tokens.
 
-    Deterministic, so every rank computes the same split. A rank may get none.
+    The split is the largest differencing method of Karmarkar and Karp (1982). The method is deterministic, so every
+    rank computes the same split. A rank may get no group.
+
+    Args:
+        num_tokens: tokens of each group.
+        num_ranks: number of ranks.
 
     Returns:
         For each rank the indices of its groups, ascending.
+
+    Example: five groups of 30 tokens over two ranks. The ranks get 4 + 5 + 7 = 16 and 6 + 8 = 14 tokens.
+
+        >>> balance([4, 5, 6, 7, 8], 2)
+        [[0, 1, 3], [2, 4]]
     """
-    # Each entry is a partial solution: per rank a load and what is in it, largest load first. The two with the widest
-    # spread are merged, the heaviest part of the one with the lightest of the other, until one is left.
+    # Each entry is a partial solution: for each share its load and its groups, largest load first. The two entries with
+    # the widest spread between largest and smallest load are merged: the heaviest share of the first joins the lightest
+    # share of the second, and so on. The last entry is the split.
     heap: list[tuple[int, int, list[tuple[int, list[int]]]]] = []
     for index, load in enumerate(num_tokens):
         heap.append((-load, index, [(load, [index]), *((0, []) for _ in range(num_ranks - 1))]))
@@ -217,10 +239,22 @@ def balance(num_tokens: Sequence[int], num_ranks: int) -> list[list[int]]:
 
 
 def split_batch(num_tokens: Sequence[int], num_steps: int, num_ranks: int) -> list[list[list[int]]]:
-    """Cut a batch into optimiser steps, in its order and as evenly as it goes, and each of them over the ranks.
+    """Cut a batch into optimiser steps of nearly equal numbers of groups, and split each step over the ranks.
+
+    The order of the batch is kept: the first step gets the first groups.
+
+    Args:
+        num_tokens: tokens of each group of the batch, in its order.
+        num_steps: optimiser steps in one pass over the batch.
+        num_ranks: number of ranks.
 
     Returns:
-        For each optimiser step and each rank the indices of its groups, ascending.
+        For each optimiser step, and in it for each rank, the indices of the groups, ascending.
+
+    Example: two steps over two ranks.
+
+        >>> split_batch([4, 5, 6, 7], num_steps=2, num_ranks=2)
+        [[[1], [0]], [[3], [2]]]
     """
     bounds = [len(num_tokens) * number // num_steps for number in range(num_steps + 1)]
     steps = []

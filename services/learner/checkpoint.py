@@ -1,15 +1,18 @@
-"""Checkpoints: written to a temporary name, synced, renamed; what has the final name is complete.
+"""The checkpoints and exports of a run.
+
+A checkpoint is written under a temporary name, synced to disk, and renamed. So a folder with the final name is
+complete.
 
 ::
 
     checkpoints/step-000060/
-        manifest.json              what the checkpoint belongs to, and the trainer's numbers; written last
-        policy/step-000060/        model and optimiser, as DeepSpeed wrote them
-        critic/step-000060/        the same, where there is a critic
-        average/rank-00000.safetensors   each rank's part of the policy's average, where one is kept
-        rng/rank-00000.json        the random generators of each rank
-    export-step-000060/            a Hugging Face folder, beside the checkpoints (the run's last one is export/)
-        average/                   the same of the average, where one is kept
+        manifest.json                    the record of the checkpoint; written last
+        policy/step-000060/              model and optimiser of the policy, as DeepSpeed wrote them
+        critic/step-000060/              model and optimiser of the critic, if the run has a critic
+        average/rank-00000.safetensors   each rank's part of the policy's average, if the run keeps an average
+        rng/rank-00000.json              the random generators of each rank
+    export-step-000060/                  the policy as a Hugging Face folder; the last export of a run is export/
+        average/                         the average as a Hugging Face folder, if the run keeps an average
 """
 
 from __future__ import annotations
@@ -43,24 +46,24 @@ _TEMPORARY = ".partial"
 
 @dataclass(frozen=True, slots=True)
 class Learnables:
-    """What a learner trains. ``critic`` and ``average`` are None where the configuration asks for none."""
+    """The engines that a learner trains. ``critic`` and ``average`` are None where the configuration has none."""
 
     policy: PolicyEngine
     critic: CriticEngine | None = None
     average: PolicyAverage | None = None
 
     def count_work(self, count: Callable[[], None]) -> None:
-        """Have ``count`` called at each forward pass and each time that weights are gathered."""
+        """Call ``count`` at each forward pass, and each time that weights are gathered."""
         self.policy.count_work = count
         if self.critic is not None:
             self.critic.engine.count_work = count
 
 
 class Manifest(BaseModel):
-    """What a checkpoint belongs to, and the numbers that are no tensors.
+    """The record of a checkpoint: its run, its step, its parts, and the numbers that are not tensors.
 
-    The learning rate follows from ``step`` and has no state to be kept. Groups trained in steps up to ``step`` are
-    covered, later ones are not.
+    The learning rate follows from ``step``, so the manifest does not hold the state of a schedule. The checkpoint
+    covers the groups of the steps up to ``step``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,7 +72,7 @@ class Manifest(BaseModel):
     run: str
     lineage: int
     step: int
-    """Batches trained; also the last step whose groups the checkpoint covers in the ledger."""
+    """The last step that was trained, and the last step whose groups the checkpoint covers in the ledger."""
     policy_version: str
     """The version that ``step`` made, as "lineage.number"."""
     deepspeed_tag: str
@@ -78,7 +81,7 @@ class Manifest(BaseModel):
     has_critic: bool
     has_average: bool
     state: dict[str, float]
-    """The trainer's, as `Trainer.state` gave it."""
+    """The numbers of trainer and loop with which a resumed run goes on."""
     config_hash: str
     """SHA-256 of the resolved configuration."""
 
@@ -88,7 +91,7 @@ class Manifest(BaseModel):
 
 
 class CheckpointStore:
-    """The checkpoints and exports in a run folder. All ranks have one and call it together.
+    """The checkpoints and exports of a run. Every rank has a store, and all ranks call the same method together.
 
     Args:
         run: name and folder of the run.
@@ -108,13 +111,15 @@ class CheckpointStore:
                 restore_replaced(parent)
 
     def save(self, learnables: Learnables, state: Mapping[str, float], step: int, version: PolicyVersion) -> Path:
-        """Write a checkpoint; on return it is durable. Drops the oldest ones over ``max_kept``. Collective.
+        """Write a checkpoint, and return its folder once the checkpoint is durable. Collective.
+
+        The oldest checkpoints and exports are removed, so that ``max_kept`` of each remain.
 
         Args:
-            learnables: what is trained.
-            state: the trainer's.
-            step: number of the batch that was trained last.
-            version: the version that it made.
+            learnables: the engines that the learner trains.
+            state: the numbers of trainer and loop.
+            step: the last step that was trained.
+            version: the version that ``step`` made.
         """
         name = _name(step)
         final, partial = self._folder / name, self._folder / (name + _TEMPORARY)
@@ -130,7 +135,7 @@ class CheckpointStore:
             learnables.average.save(partial / "average")
         self._random_file(partial).write_text(_random_state(), encoding="utf-8")
         self._ranks.barrier()
-        sync_tree(partial)  # on every rank, because a network file system has the files of this one in its memory
+        sync_tree(partial)  # on every rank: a network file system may hold the files of a rank in that machine's memory
         self._ranks.barrier()
         if self._ranks.is_first:
             manifest = self._manifest(learnables, state, step, version)
@@ -141,7 +146,10 @@ class CheckpointStore:
         return final
 
     def export(self, learnables: Learnables, step: int, is_last: bool) -> Path:
-        """Write a Hugging Face folder of the policy after a step, and of its average in it. Collective."""
+        """Write the policy after a step as a Hugging Face folder, with its average in a subfolder. Collective.
+
+        The export of the last step is ``export``, every other export is ``export-step-000060`` or alike.
+        """
         final = self._run.folder / ("export" if is_last else f"export-{_name(step)}")
         partial = final.with_name(final.name + _TEMPORARY)
         if self._ranks.is_first:
@@ -156,17 +164,18 @@ class CheckpointStore:
         return final
 
     def steps(self) -> list[int]:
-        """The steps of the complete checkpoints, ascending."""
+        """Return the steps of the complete checkpoints, ascending."""
         return _steps_of(self._folder, "")
 
     def load(self, learnables: Learnables, step: int) -> Manifest:
         """Restore models, optimisers, the average, and this rank's random generators. Collective.
 
-        The trainer's state is in the manifest that is returned.
+        Returns:
+            The manifest, which holds the numbers of trainer and loop.
 
         Raises:
-            ConfigError: there is no such checkpoint, it cannot be read, or it does not hold what is to be restored:
-                it has other ranks, another ZeRO stage, or other parts.
+            ConfigError: the checkpoint is missing or cannot be read, or this learner has another number of ranks,
+                another ZeRO stage or other parts.
         """
         folder = self._folder / _name(step)
         manifest = _read_manifest(folder)
@@ -248,7 +257,7 @@ def _read_manifest(folder: Path) -> Manifest:
 
 
 def _random_state() -> str:
-    """The state of Python's, NumPy's and torch's generators as JSON."""
+    """Return the states of the random generators of Python, NumPy and torch as JSON."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state = {

@@ -1,12 +1,14 @@
-"""DeepSpeed: forward, backward, optimiser step, the weights of the policy by name, and its own checkpoints.
+"""Models in training under DeepSpeed: passes, optimiser steps, checkpoints, and the weights of the policy by name.
 
-The one module that imports DeepSpeed. What it hides:
+No other module imports DeepSpeed. This module hides four of its properties:
 
-* The gradient of a step is that of the loss as the objective defines it, whatever the ranks and micro-batches:
-  DeepSpeed averages over ranks, so the loss is multiplied by their number; accumulation is not averaged at all.
-* How many passes a step has changes from step to step: the accumulation boundary is set by hand.
-* At stage 0 in float32 DeepSpeed clips but does not say the norm: both are done here.
-* At stage 0 in bfloat16 DeepSpeed accumulates gradients in bfloat16: stage 1 is used there, which trains the same.
+* DeepSpeed averages gradients over the ranks, but the gradient of a step has to be that of the objective's loss,
+  whatever the ranks and micro-batches. So the loss is multiplied by the number of ranks. Gradients of several
+  micro-batches are added up and not averaged.
+* The number of passes changes from step to step. So the boundary of gradient accumulation is set at each pass.
+* At stage 0 in float32 DeepSpeed clips the gradient but does not return the norm. So this module does both.
+* At stage 0 in bfloat16 DeepSpeed accumulates gradients in bfloat16. So this module uses stage 1, which trains alike
+  and accumulates in float32.
 """
 
 from __future__ import annotations
@@ -39,24 +41,25 @@ from services.learner.policy import PolicyModel
 from services.learner.ranks import Ranks
 
 LossFunction = Callable[[tuple[Tensor, ...], MicroBatch], tuple[Tensor, Tensor]]
-"""The module's outputs and the micro-batch on the device to its share of the loss, and to float64 sums for metrics."""
+"""Takes the model's outputs and the micro-batch on the device. Returns the micro-batch's share of the loss, a scalar,
+and float64 sums for metrics."""
 
 
 class TrainingEngine:
-    """A model in training on one rank. A process may have several; they do not know of each other.
+    """A model in training on one rank. The engines of one process are independent of each other.
 
     Args:
-        model: called with a micro-batch, ``(input_ids, position_ids, predictors, targets, boundaries)``; gives a tuple
-            of tensors, the first of them one number for each predictor.
-        optimizer: the model's own.
+        model: the model. A call with ``(input_ids, position_ids, predictors, targets, boundaries)`` returns a tuple of
+            tensors; the first tensor has one number for each predictor.
+        optimizer: the settings of this model's optimiser.
         section: the learner's settings.
         ranks: the process group, already started.
 
     Attributes:
-        count_work: called at each forward pass and each time that weights are gathered.
+        count_work: called at each forward pass, and each time that weights are gathered.
 
     Raises:
-        ConfigError: DeepSpeed refuses what `learner.deepspeed` says.
+        ConfigError: DeepSpeed refuses the settings in `learner.deepspeed`.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class TrainingEngine:
         settings = merge(self._settings(is_float32), section.deepspeed)
         self._deepspeed = _import_deepspeed(ranks.device)
         model.train()
-        if not self._is_partitioned:  # stage 3 moves each parameter when it has cut it, so that a large model fits
+        if not self._is_partitioned:  # stage 3 moves each parameter after cutting it, so that a large model fits
             model.to(ranks.device)
         try:
             self._engine, self._optimizer, _, _ = self._deepspeed.initialize(
@@ -84,10 +87,13 @@ class TrainingEngine:
             problem = f"{section.deepspeed} is refused by DeepSpeed ({' '.join(str(error).split()):.300})"
             raise ConfigError("learner.deepspeed", problem, "correct it") from error
         if self._zero_stage == 0 and ranks.world_size == 1:
-            self._engine.enable_backward_allreduce = False  # a flatten and copy of all gradients, for one rank
+            self._engine.enable_backward_allreduce = False  # saves a copy of all gradients, needless for one rank
 
     def _settings(self, is_float32: bool) -> dict[str, Any]:
-        """The DeepSpeed configuration. Batch sizes are formal: the loss already holds the step's denominator."""
+        """Return the DeepSpeed configuration.
+
+        The batch sizes of 1 have no effect: the loss is divided by the step's number of tokens already.
+        """
         settings: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
@@ -105,18 +111,21 @@ class TrainingEngine:
     def train(
         self, micro_batches: Iterable[MicroBatch], num_passes: int, loss: LossFunction, num_sums: int, lr: float
     ) -> tuple[Tensor, float]:
-        """One optimiser step. Collective.
+        """Make one optimiser step. Collective.
 
         Args:
-            micro_batches: ``num_passes`` of them, the same number on every rank; built while they are consumed.
-            num_passes: forward and backward passes.
-            loss: what to minimise: its shares are added up over micro-batches and ranks.
-            num_sums: length of the second thing that ``loss`` gives.
+            micro_batches: ``num_passes`` micro-batches.
+            num_passes: forward and backward passes, the same number on every rank.
+            loss: the function to minimise; its shares are added up over micro-batches and ranks.
+            num_sums: the number of sums that ``loss`` returns.
             lr: learning rate of this step.
 
         Returns:
-            This rank's sums float64 [num_sums], on the device, and the norm of the gradient over all ranks, before
+            This rank's sums, float64 [num_sums] on the device; and the norm of the gradient over all ranks, before
             clipping.
+
+        Raises:
+            RollMeshError: the gradient is not finite.
         """
         sums = torch.zeros(num_sums, dtype=torch.float64, device=self._ranks.device)
         for number, cpu_batch in enumerate(micro_batches, start=1):
@@ -129,7 +138,7 @@ class TrainingEngine:
 
     @torch.no_grad()
     def outputs(self, batch: MicroBatch) -> tuple[Tensor, ...]:
-        """What the model gives for a micro-batch, without gradient. Collective at stage 3."""
+        """Return the model's outputs for a micro-batch, without gradient. Collective at stage 3."""
         return self._forward(batch.to(self._ranks.device))
 
     def _forward(self, batch: MicroBatch) -> tuple[Tensor, ...]:
@@ -140,7 +149,7 @@ class TrainingEngine:
         return outputs
 
     def examine(self) -> ModelProbe:
-        """Settle the model's attention, and prepare to try how sequences may be batched. Collective.
+        """Choose the model's attention, and return the probe that tries ways of batching. Collective.
 
         Raises:
             ConfigError: `learner.attention` names an implementation that is wrong for the model.
@@ -157,12 +166,12 @@ class TrainingEngine:
 
     @property
     def attention(self) -> str:
-        """The implementation that the model computes with."""
+        """Return the attention implementation that the model uses."""
         return implementation_of(self._pretrained)
 
     @torch.no_grad()
     def _outputs_of(self, rectangle: Rectangle, predictors: Tensor, targets: Tensor) -> Tensor:
-        """The model's first output, for the probe."""
+        """Return the model's first output on the CPU, float32 [N], for the probe."""
         device, boundaries = self._ranks.device, rectangle.boundaries
         tensors = [t.to(device) for t in (rectangle.input_ids, rectangle.position_ids, predictors, targets)]
         output: Tensor = self._engine(*tensors, boundaries and boundaries.to(device))[0]
@@ -170,7 +179,8 @@ class TrainingEngine:
 
     def _step(self, lr: float) -> float:
         norm = self._clip_and_step(lr)
-        # DeepSpeed skips a step of such a gradient at stages 1 to 3, and at stage 3 says the norm of the one before.
+        # At stages 1 to 3 DeepSpeed skips a step whose gradient is not finite. At stage 3 the norm is then that of the
+        # step before.
         if not math.isfinite(norm) or getattr(self._optimizer, "overflow", False):
             raise RollMeshError(
                 f"the gradient is not finite (norm {norm}): nothing of this step is published; look at "
@@ -190,14 +200,14 @@ class TrainingEngine:
         return norm
 
     def save(self, folder: Path, tag: str) -> None:
-        """Write model and optimiser state under ``folder/tag``. Collective."""
+        """Write the states of model and optimiser to ``folder/tag``. Collective."""
         self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
 
     def load(self, folder: Path, tag: str) -> None:
-        """Read what `save` wrote. Collective.
+        """Read the states that `save` wrote. Collective.
 
         Raises:
-            ConfigError: nothing readable there.
+            ConfigError: ``folder/tag`` holds no DeepSpeed checkpoint.
         """
         path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
         if path is None:
@@ -209,10 +219,10 @@ class PolicyEngine(TrainingEngine):
 
     Args:
         section: the learner's settings.
-        model: the policy's folder.
+        model: the settings of the policy model, with its folder.
         ranks: the process group, already started.
         seed: seed of the weights that the folder lacks.
-        temperature: of the sampling, by which logits are divided.
+        temperature: the sampling temperature, by which logits are divided.
         balances_experts: whether the load-balancing loss of the model's routers is computed.
 
     Raises:
@@ -250,11 +260,14 @@ class PolicyEngine(TrainingEngine):
         self._names = CheckpointNames(causal_lm, self.tensor_specs())
 
     def logprobs(self, batch: MicroBatch) -> Tensor:
-        """Log-probabilities float32 [N] of a micro-batch, without gradient. Collective at stage 3."""
+        """Return the log-probabilities of a micro-batch, float32 [N], without gradient. Collective at stage 3."""
         return self.outputs(batch)[0]
 
     def tensor_specs(self) -> tuple[TensorSpec, ...]:
-        """The parameters as the model holds them, whole, tied ones once; then the buffers that a checkpoint stores."""
+        """Return the specs of the whole parameters, tied parameters once, then of the buffers that a checkpoint stores.
+
+        The names are those of the model in memory.
+        """
         return tuple(
             TensorSpec(
                 name,
@@ -266,7 +279,11 @@ class PolicyEngine(TrainingEngine):
 
     @contextlib.contextmanager
     def whole(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-        """The named parameters in full, while the context lasts. At stage 3 all ranks enter it together."""
+        """Yield the whole tensors of these names, valid while the context lasts. Collective at stage 3.
+
+        Args:
+            names: names from `tensor_specs`.
+        """
         self.count_work()
         parameters = dict(stored_weights(self._causal_lm))
         wanted = {name: parameters[name] for name in names}
@@ -278,39 +295,45 @@ class PolicyEngine(TrainingEngine):
 
     @property
     def checkpoint_specs(self) -> tuple[TensorSpec, ...]:
-        """The same weights under the names and shapes of the Hugging Face checkpoint."""
+        """Return the specs of the same weights with the names and shapes of the Hugging Face checkpoint."""
         return self._names.specs
 
     @contextlib.contextmanager
     def checkpoint_tensors(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-        """Like `whole`, for names of `checkpoint_specs`; there may be others in it."""
+        """Yield the whole tensors of these names, and perhaps more tensors of the same parameters.
+
+        The tensors are valid while the context lasts. Collective at stage 3.
+
+        Args:
+            names: names from `checkpoint_specs`.
+        """
         with self.whole(self._names.parameters_of(names)) as parameters:
             yield self._names.convert(parameters)
 
     @property
     def needs_all_ranks(self) -> bool:
-        """Whether `whole` and `checkpoint_tensors` are collectives."""
+        """Return whether `whole` and `checkpoint_tensors` are collectives."""
         return self._is_partitioned and self._ranks.world_size > 1
 
     def export(self, folder: Path) -> None:
-        """Write a Hugging Face folder: configuration, weights, tokenizer. Collective at stage 3."""
+        """Write a Hugging Face folder with configuration, weights and tokenizer. Collective."""
         with self.whole(spec.name for spec in self.tensor_specs()) as state:
             if self._ranks.is_first:
                 self.write_pretrained(folder, state)
         self._ranks.barrier()
 
     def write_pretrained(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        """Write a Hugging Face folder of a model like this one with other weights. No collective.
+        """Write a Hugging Face folder of this model with the weights in ``state``. Not collective.
 
         Args:
-            folder: created where it is not there.
-            state: a tensor for each of `tensor_specs`.
+            folder: the folder; created if missing.
+            state: a tensor for each name in `tensor_specs`.
         """
         self._exporter.write(folder, state)
 
 
 def _adamw(model: nn.Module, section: OptimizerSection) -> torch.optim.Optimizer:
-    """AdamW without weight decay on biases and norms, which are the parameters of fewer than two dimensions."""
+    """Return AdamW without weight decay on biases and norms: the parameters of fewer than two dimensions."""
     trained = [p for p in model.parameters() if p.requires_grad]
     is_matrix = [len(getattr(p, "ds_shape", p.shape)) >= 2 for p in trained]
     groups = [
@@ -325,7 +348,10 @@ def _adamw(model: nn.Module, section: OptimizerSection) -> torch.optim.Optimizer
 
 
 def _import_deepspeed(device: torch.device) -> Any:
-    """Import DeepSpeed for the device. On CPU it would otherwise compile an operator that Gloo makes needless."""
+    """Import DeepSpeed for the device, and return the module.
+
+    On CPU one operator is switched off that DeepSpeed would compile. Gloo does the work of that operator.
+    """
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     import deepspeed
 

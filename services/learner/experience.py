@@ -1,8 +1,8 @@
-"""From the groups of a batch to the token sequences and per-token columns that the learner trains on.
+"""The experience: token sequences, and columns with one value a token, from the groups of a batch.
 
 ::
 
-    groups of each optimiser step ─► samples that were not aborted ─┬─► trajectories: what advantages are made of
+    groups of each optimiser step ─► samples that were not aborted ─┬─► trajectories, for the advantages
                                                                     ├─► a TokenSequence for each sample with tokens
                                                                     └─► columns [N] over this rank's generated tokens
 """
@@ -29,7 +29,7 @@ class TokenSequence:
 
     Attributes:
         token_ids: int32 [T], prompt and response.
-        positions: int32 [G], places of the generated tokens in ``token_ids``; greater than 0.
+        positions: int32 [G], places of the G generated tokens in ``token_ids``; greater than 0.
     """
 
     token_ids: Int32Array
@@ -38,7 +38,7 @@ class TokenSequence:
 
 @dataclass(frozen=True, slots=True)
 class StepShare:
-    """What one optimiser step uses of a rank's batch: consecutive samples, sequences and tokens.
+    """The samples of one optimiser step on one rank. They follow each other in the rank's share of the batch.
 
     Attributes:
         groups: the samples of each group of the step.
@@ -55,14 +55,14 @@ class StepShare:
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """One rank's share of a batch, ready to be trained on. S samples of G groups, N generated tokens.
+    """One rank's share of a batch, ready to be trained on: S samples of G groups with N generated tokens.
 
     Attributes:
-        trajectories: the samples as the advantages see them, without KL and values: `Trainer` adds these two later.
+        trajectories: the samples as tensors, for the advantages. KL and values are None; `Trainer` adds them later.
         sequences: the samples with at least one generated token, in order.
-        samples_by_group: the samples of each group that were not aborted.
-        datasources: name of each group's data source; empty where the data names none.
-        step_shares: what each optimiser step uses, in order.
+        samples_by_group: the samples of each group, without the aborted samples.
+        datasources: the name of each group's data source; empty where the data names none.
+        step_shares: the samples of each optimiser step, in order.
         behaviour: float32 [N], log-probabilities that the engine recorded as it sampled.
         reference: float32 [N], log-probabilities of the reference model; None where the run has no reference.
         version_numbers: int64 [N], number of the policy version that generated each token.
@@ -79,22 +79,25 @@ class Experience:
 
     @property
     def samples(self) -> list[Sample]:
-        """The S samples, group after group."""
+        """Return the S samples, group after group."""
         return [sample for group in self.samples_by_group for sample in group]
 
     @property
     def samples_with_tokens(self) -> list[Sample]:
-        """The sample of each of `sequences`."""
+        """Return the sample of each sequence in `sequences`."""
         return [sample for sample in self.samples if sample.num_generated_tokens]
 
     @property
     def num_tokens(self) -> int:
-        """N, the generated tokens."""
+        """Return N, the number of generated tokens."""
         return self.trajectories.tokens.size
 
     @property
     def sequence_starts(self) -> list[int]:
-        """For each sequence, the place of its first generated token in the columns. Lengths 3, 2 and 4 give 0, 3, 5."""
+        """Return the place of each sequence's first generated token in the columns.
+
+        Sequences of 3, 2 and 4 generated tokens give 0, 3 and 5.
+        """
         lengths = [len(sequence.positions) for sequence in self.sequences]
         return [0, *itertools.accumulate(lengths)][:-1]
 
@@ -104,11 +107,11 @@ def build_experience(groups_by_step: Sequence[Sequence[Group]], needs_reference:
 
     Args:
         groups_by_step: this rank's groups of each optimiser step; a step may have none.
-        needs_reference: whether the objective uses the reference's log-probabilities.
+        needs_reference: whether the objective uses the log-probabilities of the reference.
 
     Raises:
         ReplayError: a sample has no score, an empty prompt, an array of the wrong length, or no reference
-            log-probabilities although the objective needs them.
+            log-probabilities although the objective needs them. The error names the sample.
     """
     by_step = [[_not_aborted(group) for group in groups] for groups in groups_by_step]
     samples_by_group = tuple(samples for groups in by_step for samples in groups)

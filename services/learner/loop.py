@@ -1,4 +1,4 @@
-"""The learner's step, read top to bottom.
+"""The loop of the learner: the parts of one step, in their order.
 
 ::
 
@@ -6,8 +6,9 @@
       waits for rollout               all ranks                waits for    to the      all ranks
       (commits in Redis)                                       the engines  coordinator
 
-Every rank runs the same loop; the resources know what only rank 0 does. The loop waits only for a batch and
-for the publish protocol. While rank 0 waits, it checks that the run still goes on.
+Every rank runs the same loop. Work for rank 0 alone is hidden in the resources: on the other ranks their methods do
+nothing. The loop waits only for a batch and for the publish protocol. While rank 0 waits for a batch, it checks that
+the run still goes on.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ _logger = logging.getLogger(__name__)
 
 
 NUM_FILTERED, ELAPSED_S = "num_filtered", "elapsed_s"
-"""Names of the loop's numbers in a checkpoint: groups FILTERED in the run so far, and seconds since its start."""
+"""Names of the loop's numbers in a checkpoint: groups FILTERED so far in the run, and seconds since the run began."""
 
 
 @dataclass(frozen=True)
 class LoopResources:
-    """What a step is made of. ``reporter`` and ``metrics_file`` are None on ranks other than 0."""
+    """The objects that the loop uses. ``reporter`` and ``metrics_file`` are None on ranks other than 0."""
 
     intake: Intake
     trainer: Trainer
@@ -55,11 +56,11 @@ class Loop:
     """The steps of a run, from the first version to the last checkpoint.
 
     Args:
-        checkpoint: when checkpoints and exports are written.
-        resources: what a step is made of.
-        start: where the run begins or goes on.
-        staleness_bound: versions that a trained sample may be old.
-        batches_folder: folder that every batch is recorded in; None records nothing.
+        checkpoint: the settings that say when checkpoints and exports are written.
+        resources: the objects that the loop uses.
+        start: the state before the first step of this process.
+        staleness_bound: the largest staleness that a trained sample may have, in versions.
+        batches_folder: the folder that every batch is recorded in; None records nothing.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Loop:
             resources.metrics_file.cut(start.step)
 
     def run(self) -> int:
-        """Train until nothing is left. Returns the number of the last step.
+        """Train until no batch is left. Return the number of the last step.
 
         Raises:
             RollMeshError: the run cannot go on; the message says why.
@@ -104,7 +105,7 @@ class Loop:
             if not is_last and self._is_checkpoint_due(step):
                 self._checkpoint(step, is_last=False)
             elif self._checkpoint_section.every_steps is None:
-                resources.intake.retire(step)  # no checkpoint comes to which a learner could go back before this step
+                resources.intake.retire(step)  # no checkpoint is written, so no learner goes back before this step
         self._finish(step)
         return step
 
@@ -135,7 +136,10 @@ class Loop:
         self._report(step, statistics, {**statistics.metrics, "filter/pass_rate": self._pass_rate(share), **timings})
 
     def _pass_rate(self, share: RankShare) -> float:
-        """What part of the batch's groups and of those filtered since the batch before it is in the batch."""
+        """Return the share of groups that passed the filter since the batch before.
+
+        A batch of 32 groups, and 8 groups FILTERED since the batch before, give 32 / (32 + 8) = 0.8.
+        """
         num_groups = len(share.batch_ids)
         num_filtered, self._num_filtered = share.num_filtered - self._num_filtered, share.num_filtered
         return num_groups / (num_groups + num_filtered)
@@ -161,10 +165,10 @@ class Loop:
         return every is not None and step % every == 0
 
     def _checkpoint(self, step: int, is_last: bool) -> None:
-        """Checkpoint and export; the groups retire once both are durable."""
+        """Write a checkpoint, and an export if the settings ask for it. Retire the groups once both are durable."""
         resources = self._resources
         resources.tracker.enter(LearnerPhase.CHECKPOINTING)
-        if step != self._saved_step:  # saved already where nothing was trained after the last one that was due
+        if step != self._saved_step:  # equal at the end, if the last step wrote or loaded its checkpoint already
             resources.intake.make_durable()
             resources.checkpoints.save(resources.learnables, self._state(), step, self._version)
             self._saved_step = step
@@ -173,12 +177,12 @@ class Loop:
         resources.intake.retire(step)
 
     def _state(self) -> Mapping[str, float]:
-        """The numbers that a run goes on with."""
+        """Return the numbers for a checkpoint, with which a resumed run goes on."""
         elapsed_s = time.monotonic() - self._started
         return {**self._resources.trainer.state(), NUM_FILTERED: float(self._num_filtered), ELAPSED_S: elapsed_s}
 
     def _finish(self, step: int) -> None:
-        """The last version serves, the last checkpoint is durable, and then the coordinator hears of the end."""
+        """Commit the last version, write the last checkpoint, and then tell the coordinator that the run has ended."""
         resources = self._resources
         resources.tracker.enter(LearnerPhase.PUBLISHING)
         resources.publisher.ensure_committed(self._version, step)

@@ -1,4 +1,4 @@
-"""The learner's data-parallel processes: start of the process group, and the few small collectives a step needs."""
+"""The learner's data-parallel processes: the start of their process group, and small collectives for a step."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from rollmesh.weights.group import RendezvousStore
 from services.learner.config import LearnerSection
 
 MEETING_TIMEOUT_S = 300.0
-"""For all ranks to meet at the start; they are started together."""
+"""Time in which all ranks have to meet at the start; they are started together."""
 PROTOCOL_MARGIN_S = 600.0
-"""Added to the time that ranks wait for rank 0: one publish with its retries, one checkpoint."""
+"""Time added to the timeout of the collectives, for one publish with its retries and one checkpoint on rank 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,9 @@ class Ranks:
     """This process's place among the learner's processes, and their default process group.
 
     Attributes:
-        rank: 0 is the one that speaks to the rest of the mesh.
-        world_size: number of processes.
-        device: where this process computes.
+        rank: the number of this process, from 0. Only rank 0 speaks to the rest of the mesh.
+        world_size: the number of processes.
+        device: the device on which this process computes.
     """
 
     rank: int
@@ -44,9 +44,10 @@ class Ranks:
 
     @classmethod
     def start(cls, section: LearnerSection) -> Ranks:
-        """Join the default process group. A single process makes one by itself, without opening a port.
+        """Join the default process group, and return this process's place in the group.
 
-        The timeout of the collectives is long, because ranks wait in one while rank 0 waits for a batch.
+        A single process makes a group of its own, and opens no port. The timeout of the collectives is long, because
+        the other ranks wait in a collective while rank 0 waits for a batch.
 
         Raises:
             DeadlineError: some ranks did not come within `MEETING_TIMEOUT_S`.
@@ -65,7 +66,7 @@ class Ranks:
             if world_size == 1:
                 store: Store = dist.HashStore()  # type: ignore[attr-defined]
                 dist.init_process_group(backend, rank=0, world_size=1, store=store, timeout=timeout)
-            elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # a launcher of the user's hosts it
+            elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # the user's launcher hosts the store
                 dist.init_process_group(backend, timeout=timeout)
             else:
                 store = meeting_store(rank, world_size)
@@ -79,7 +80,7 @@ class Ranks:
             dist.destroy_process_group()
 
     def broadcast_bytes(self, data: bytes | None) -> bytes:
-        """What rank 0 gives, on every rank. The others give None."""
+        """Return rank 0's ``data`` on every rank. The other ranks pass None. Collective."""
         if self.world_size == 1:
             assert data is not None
             return data
@@ -93,7 +94,7 @@ class Ranks:
         return buffer.cpu().numpy().tobytes()[: int(size)]
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
-        """What every rank gives, in order of rank, on every rank."""
+        """Return the ``data`` of all ranks, in the order of the ranks, on every rank. Collective."""
         if self.world_size == 1:
             return [data]
         lengths = [0] * self.world_size
@@ -107,23 +108,23 @@ class Ranks:
         return [part.cpu().numpy().tobytes()[:length] for part, length in zip(gathered, lengths, strict=True)]
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Element-wise sum over all ranks, in float64."""
+        """Return the element-wise sum over all ranks, in float64. Collective."""
         return self._reduce(torch.tensor(values, dtype=torch.float64, device=self.device), dist.ReduceOp.SUM).tolist()
 
     def max(self, values: Sequence[float]) -> list[float]:
-        """Element-wise maximum over all ranks, in float64."""
+        """Return the element-wise maximum over all ranks, in float64. Collective."""
         return self._reduce(torch.tensor(values, dtype=torch.float64, device=self.device), dist.ReduceOp.MAX).tolist()
 
     def sum_tensor(self, values: torch.Tensor) -> torch.Tensor:
-        """Element-wise sum over all ranks, in place."""
+        """Replace ``values`` by the element-wise sum over all ranks, and return them. Collective."""
         return self._reduce(values, dist.ReduceOp.SUM)
 
     def max_tensor(self, values: torch.Tensor) -> torch.Tensor:
-        """Element-wise maximum over all ranks, in place."""
+        """Replace ``values`` by the element-wise maximum over all ranks, and return them. Collective."""
         return self._reduce(values, dist.ReduceOp.MAX)
 
     def barrier(self) -> None:
-        """Wait for all ranks."""
+        """Wait until all ranks have come here. Collective."""
         if self.world_size > 1:
             dist.barrier()
 
@@ -134,12 +135,17 @@ class Ranks:
 
 
 def meeting_store(rank: int, world_size: int, timeout_s: float = MEETING_TIMEOUT_S) -> Store:
-    """Where the ranks meet; returns when all of them are there.
+    """Return the store in which the ranks meet, once all ranks have come.
 
-    Rank 0 listens on MASTER_ADDR alone: torch by itself would listen on every interface.
+    Rank 0 hosts the store and listens on MASTER_ADDR alone. A store of torch would listen on every interface.
+
+    Args:
+        rank: this process's rank.
+        world_size: the number of ranks.
+        timeout_s: the longest time to wait for the other ranks.
 
     Raises:
-        DeadlineError: some ranks did not come in time; names them.
+        DeadlineError: some ranks did not come in time. The error names the missing ranks.
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     missing: list[int] = [0]
@@ -163,15 +169,15 @@ def meeting_store(rank: int, world_size: int, timeout_s: float = MEETING_TIMEOUT
 
 
 def _here(rank: int) -> str:
-    """The key with which a rank says that it has come."""
+    """Return the key that a rank sets when it has come."""
     return f"here/{rank}"
 
 
 def leave(exit_code: int) -> NoReturn:
     """End the process at once, after all output is written.
 
-    To be called when everything of ours is closed: what would follow is the teardown of torch's and DeepSpeed's own
-    threads, which now and then aborts a process that has done all its work.
+    Call this when all parts of the learner are closed. The teardown of the threads of torch and DeepSpeed is skipped,
+    because it sometimes aborts a process that has done all its work.
     """
     logging.shutdown()
     sys.stdout.flush()
@@ -180,7 +186,7 @@ def leave(exit_code: int) -> NoReturn:
 
 
 def resolve_device(name: str, local_rank: int) -> torch.device:
-    """The device for a setting of "auto", "cpu" or "cuda"."""
+    """Return the device for the setting "auto", "cpu" or "cuda". "auto" is CUDA where torch finds a CUDA device."""
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     return torch.device("cuda", local_rank)

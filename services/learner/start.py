@@ -1,4 +1,4 @@
-"""Where a learner begins: after the newest checkpoint that the ledger agrees with, or with the model as it was given.
+"""The start of a learner: after the newest checkpoint that fits the ledger, or with the initial model.
 
 ::
 
@@ -6,7 +6,7 @@
                                    ├─► step ─► the queue is taken over ─► models, optimisers, numbers ─► version
     steps that the ledger knows ───┘            later steps are trained again
 
-A new run begins in the same way: it has no checkpoint, and the ledger is empty.
+A new run begins in the same way: no checkpoint exists, and the ledger is empty.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ FIRST_VERSION = PolicyVersion(lineage=0, number=0)
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What is there before the first step of this process.
+    """The state before the first step of this process.
 
     Attributes:
-        step: the last step that was trained; 0 for the model as it was given.
-        version: the policy's; it has not been published by this process.
-        state: the numbers of trainer and loop that the checkpoint of ``step`` holds; empty without a checkpoint.
+        step: the last step that was trained; 0 for the initial model.
+        version: the version of the policy, which this process has not published yet.
+        state: the numbers of trainer and loop from the checkpoint of ``step``; empty without a checkpoint.
     """
 
     step: int = 0
@@ -46,14 +46,14 @@ class Start:
 def begin(
     intake: Intake, checkpoints: CheckpointStore, learnables: Learnables, ranks: Ranks, newest: PolicyVersion | None
 ) -> Start:
-    """Take the queue over and restore what the chosen checkpoint holds. Collective.
+    """Take the queue over, restore the newest checkpoint that fits the ledger, and return the start. Collective.
 
     Args:
-        intake: of the run's queue.
-        checkpoints: of the run's folder.
-        learnables: with the weights that the configuration names.
+        intake: the reader of the run's queue.
+        checkpoints: the checkpoints of the run.
+        learnables: the engines, with the initial weights.
         ranks: the process group.
-        newest: the newest version that an engine may have served; used on rank 0.
+        newest: the newest version that an engine may have served; None for no version. Used on rank 0 only.
 
     Raises:
         ConfigError: no checkpoint fits the ledger, or the checkpoint does not fit the configuration.
@@ -76,14 +76,17 @@ def begin(
 
 
 def choose_step(saved: Sequence[int], possible: range) -> int:
-    """The newest step from which the run can go on.
+    """Return the newest step after which the run can go on.
+
+    The initial model counts as a checkpoint of step 0. Checkpoints of steps 2, 4 and 8 with the possible steps 3 to 7
+    give step 4, and a warning about step 8.
 
     Args:
-        saved: steps of the complete checkpoints. The model as it was given is the checkpoint of step 0.
-        possible: steps after which the ledger still has all groups, from `BatchQueue.possible_starts`.
+        saved: the steps of the complete checkpoints, ascending.
+        possible: the steps after which a learner can take the queue over, from `BatchQueue.possible_starts`.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no checkpoint fits, or all checkpoints are newer than the ledger.
     """
     fitting = [step for step in (0, *saved) if step in possible]
     newer = [step for step in saved if step >= possible.stop]
@@ -100,10 +103,14 @@ def choose_step(saved: Sequence[int], possible: range) -> int:
 
 
 def next_version(saved: PolicyVersion, newest: PolicyVersion | None) -> PolicyVersion:
-    """The version of a policy that was saved as ``saved``, in a run whose engines may have served ``newest``.
+    """Return the version with which a policy that was saved as ``saved`` goes on.
 
-    Tokens of two different policies never carry one version. A policy that is older than the newest version gets a
-    lineage of its own: ``0.6`` after ``0.8`` was served goes on as ``1.9``.
+    Two different policies never have the same version. So a policy that is older than the newest version gets the next
+    lineage: ``0.6`` goes on as ``1.9`` where ``0.8`` may have been served.
+
+    Args:
+        saved: the version in the checkpoint.
+        newest: the newest version that an engine may have served; None for no version.
     """
     if newest is None or saved >= newest:
         return saved

@@ -1,4 +1,4 @@
-"""One batch of groups that are at hand; knows nothing of the mesh.
+"""The training of policy and critic on one batch of groups. Nothing here speaks to the mesh.
 
 ::
 
@@ -7,8 +7,8 @@
        for each pass over the batch, for each part of it:    ▼
            weights of the tokens ─► micro-batches ─► critic's step ─► policy's step          ─► statistics
 
-What looks at the whole batch or step is summed over the ranks: token counts, number of passes, whitening, the running
-moments. Everything else is a rank's own.
+Token counts, whitening and running moments are sums over all ranks; the number of passes is the maximum over the
+ranks. Every other value belongs to one rank.
 """
 
 from __future__ import annotations
@@ -44,8 +44,14 @@ from services.learner.schedule import Schedule
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """One optimiser step's share of a batch: how it is packed on this rank, how many passes and tokens all ranks have,
-    and the columns with its weights."""
+    """One part of a batch, on which an optimiser step trains.
+
+    Attributes:
+        layouts: the micro-batches of the part on this rank.
+        num_passes: forward and backward passes that every rank makes.
+        num_tokens: generated tokens of the part, over all ranks.
+        columns: the columns of the batch, with the loss weights and the mask of the part.
+    """
 
     layouts: list[Layout]
     num_passes: int
@@ -54,17 +60,17 @@ class _Work:
 
 
 class Trainer:
-    """Trains the policy, and the critic where there is one, on batches of groups.
+    """The training of the policy, and of the critic if the run has a critic, on batches of groups.
 
     Args:
         algorithm: the algorithm's settings.
         section: the learner's settings.
         learnables: policy, critic and average.
-        parity: compares learner and engine.
+        parity: the comparison of the engine's and the learner's log-probabilities.
         ranks: the process group.
         num_batches: batches of the whole run, for the learning rate.
-        max_staleness: versions that a sample may be old.
-        max_new_tokens: generated tokens that a sample may have.
+        max_staleness: the largest staleness of a sample that the settings permit, in versions.
+        max_new_tokens: the largest number of generated tokens in a sample.
     """
 
     def __init__(
@@ -99,16 +105,17 @@ class Trainer:
         self._critic_schedule = Schedule(section.critic.optimizer, self._num_updates, num_batches)
 
     def train(self, groups_by_step: Sequence[Sequence[Group]], step: int, learner_number: int) -> StepStatistics:
-        """All optimiser steps on one batch. Collective: every rank calls it with its own share, which may be empty.
+        """Make all optimiser steps on one batch. Collective: every rank passes its own share, which may be empty.
 
         Args:
             groups_by_step: this rank's groups of each optimiser step.
             step: number of the batch, from 1.
-            learner_number: number of the version the batch starts from.
+            learner_number: number of the version that the batch starts from.
 
         Raises:
-            ReplayError: the groups cannot be trained on; see `build_experience`.
+            ReplayError: the groups cannot be trained on (`build_experience` says why), or no sample has a token.
             ConfigError: learner and engine do not compute the same policy; see `ParityCheck`.
+            RollMeshError: a gradient is not finite.
         """
         started = time.monotonic()
         experience = build_experience(groups_by_step, self._algorithm.needs_reference)
@@ -130,7 +137,7 @@ class Trainer:
             "time/prepare_s": prepared - started,
             "time/forward_backward_s": time.monotonic() - prepared,
         }
-        if columns.old is None and self._num_updates > 1:  # the later steps had no π_old to be compared with
+        if columns.old is None and self._num_updates > 1:  # no π_old was computed for the later steps
             metrics.pop("policy/kl_old", None)
         if sums.policy_norms and self._kl.target is not None:
             divergence = self._divergence(experience, columns, metrics["kl/reference"])
@@ -138,7 +145,7 @@ class Trainer:
         return replace(statistics, metrics=metrics)
 
     def state(self) -> Mapping[str, float]:
-        """What goes on from batch to batch, for a checkpoint."""
+        """Return the numbers that carry over from batch to batch, for a checkpoint."""
         moments = self._moments
         return {
             "kl_coef": self._kl.coef,
@@ -148,12 +155,12 @@ class Trainer:
         }
 
     def load_state(self, state: Mapping[str, float]) -> None:
-        """Go on from what `state` gave."""
+        """Take over the numbers that `state` returned."""
         self._kl = replace(self._kl, coef=state["kl_coef"])
         self._moments = RunningMoments(state["reward_count"], state["reward_mean"], state["reward_squares"])
 
     def _prepare(self, experience: Experience, learner_number: int) -> tuple[TokenColumns, Advantages]:
-        """What is computed once for the batch: old log-probabilities and values, rewards, advantages."""
+        """Compute once for the batch: old log-probabilities, old values, rewards and advantages. Collective."""
         nothing = torch.zeros(experience.num_tokens)
         columns = TokenColumns(
             behaviour=experience.behaviour,
@@ -187,16 +194,17 @@ class Trainer:
         return estimate_advantages(batch, rewards, section.advantage, section.reward.clip, self._sum_over_ranks)
 
     def _divergence(self, experience: Experience, columns: TokenColumns, over_tokens: float) -> float:
-        """What the penalty's coefficient adapts to. Collective.
+        """Return the divergence from the reference to which the penalty's coefficient adapts. Collective.
 
         Args:
             experience: this rank's part of the batch.
-            columns: its tokens.
-            over_tokens: mean estimate under π_θ over the tokens of all steps; used where the penalty is in the loss.
+            columns: the columns of the tokens in ``experience``.
+            over_tokens: the mean estimate under π_θ over the tokens of all steps.
 
         Returns:
-            Where the penalty is in the reward, the mean over samples of each sample's mean estimate under π_old, as in
-            OpenRLHF 0.11. Samples with 2 tokens of 0.1 and 8 tokens of 0.3 give 0.2.
+            ``over_tokens`` where the penalty is in the loss. Where the penalty is in the reward, the mean over samples
+            of each sample's mean estimate under π_old, as in OpenRLHF 0.11. A sample of 2 tokens with the estimate 0.1
+            and a sample of 8 tokens with 0.3 give (0.1 + 0.3) / 2 = 0.2.
         """
         kl = self._algorithm.kl
         if kl.place == "loss":
@@ -212,7 +220,10 @@ class Trainer:
         return self._ranks.sum_tensor(values.to(self._ranks.device)).to(values.device)
 
     def _evaluate(self, experience: Experience, columns: TokenColumns) -> tuple[Tensor | None, Tensor | None]:
-        """Log-probabilities of the policy and values of the critic before the first step, each float32 [N]."""
+        """Return the policy's log-probabilities and the critic's values before the first step, each float32 [N].
+
+        Collective. A part that the objective does not need is None.
+        """
         old = torch.zeros(experience.num_tokens) if self._needs_old_pass else None
         values = torch.zeros(experience.num_tokens) if self._critic is not None else None
         layouts, num_passes = self._layouts(experience, range(len(experience.sequences)))
@@ -224,7 +235,11 @@ class Trainer:
         return old, values
 
     def _recompute(self, experience: Experience, columns: TokenColumns, indices: Sequence[int]) -> Tensor:
-        """Log-probabilities of some sequences under the policy as it is, float32 [N], 0 elsewhere. Collective."""
+        """Return log-probabilities of sequences under the present policy, float32 [N]. Collective.
+
+        Where π_old was computed, all its log-probabilities are returned. Else other sequences than those of ``indices``
+        have the value 0.
+        """
         if columns.old is not None:
             return columns.old
         logprobs = torch.zeros(experience.num_tokens)
@@ -234,7 +249,7 @@ class Trainer:
         return logprobs
 
     def _update(self, experience: Experience, columns: TokenColumns, step: int) -> StepSums:
-        """The optimiser steps: all parts, in each of the passes over the batch."""
+        """Make the optimiser steps: one on each part of the batch, in each pass over the batch. Collective."""
         sums, number = StepSums(self._ranks.device), 0
         is_frozen = step <= self._algorithm.policy_frozen_steps
         of_steps = [self._work(experience, columns, share) for share in experience.step_shares]
@@ -254,7 +269,7 @@ class Trainer:
         return sums
 
     def _work(self, experience: Experience, columns: TokenColumns, share: StepShare) -> _Work | None:
-        """What all optimiser steps on a part share; None where no rank has a token of it. Collective."""
+        """Prepare a part of the batch for its optimiser steps; None where no rank has a token of it. Collective."""
         (num_tokens,) = self._ranks.sum([share.tokens.size])
         if num_tokens == 0:  # the last batch of a run may have fewer groups than parts
             return None
@@ -273,7 +288,7 @@ class Trainer:
         return result
 
     def _weigh(self, columns: TokenColumns, share: StepShare) -> TokenColumns:
-        """The columns with the loss weights, and the mask, of one optimiser step."""
+        """Return the columns with the loss weights, and the mask of `m2po`, of one optimiser step. Collective."""
         section = self._algorithm
         weights = columns.loss_weights.clone()
         constant = section.loss.constant_tokens or self._max_new_tokens
@@ -294,7 +309,12 @@ class Trainer:
         return replace(columns, loss_weights=weights, is_kept=kept)
 
     def _layouts(self, experience: Experience, sequences: Sequence[int]) -> tuple[list[Layout], int]:
-        """How these sequences are packed, as indices among all; and how many passes every rank makes."""
+        """Return the layouts of the micro-batches, and the number of passes that every rank makes. Collective.
+
+        Args:
+            experience: this rank's part of the batch.
+            sequences: indices of the sequences to place; the layouts name the sequences by these indices.
+        """
         section = self._section
         layouts = plan_layouts(
             [len(experience.sequences[index].token_ids) for index in sequences],
@@ -307,7 +327,10 @@ class Trainer:
     def _micro_batches(
         self, experience: Experience, layouts: Sequence[Layout], num_passes: int, columns: TokenColumns
     ) -> Iterator[MicroBatch]:
-        """``num_passes`` of them, built while they are consumed; those that this rank lacks are empty."""
+        """Yield ``num_passes`` micro-batches: those of ``layouts``, then empty micro-batches.
+
+        Each micro-batch is built when it is asked for.
+        """
         starts = experience.sequence_starts
         for layout in layouts:
             yield pack(experience.sequences, starts, layout, columns, self._batching)
