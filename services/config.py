@@ -1,4 +1,4 @@
-"""The whole mesh file: composes the sections, and applies the rules that span several of them."""
+"""The whole mesh file: its sections, and the rules that span several sections."""
 
 from __future__ import annotations
 
@@ -32,17 +32,21 @@ from services.rollout.config import RolloutSection
 
 
 class ScorerConfig(Section):
-    """What the servers that score samples need: reward and reference. All of a file that describes them alone."""
+    """A file that describes reward and reference servers alone."""
 
     run: RunSection
+    """The name, the seed and the folder of the run."""
     model: ModelSection | None = None
+    """The model of the policy."""
     coordinator: CoordinatorSection = CoordinatorSection()
+    """Settings of the coordinator."""
     reward: RewardSection = RewardSection()
+    """Settings of the reward server."""
     reference: ReferenceSection | None = None
-    """Needed where algorithm.kl.coef is greater than 0."""
+    """Settings of the reference server. The section is needed where algorithm.kl.coef is greater than 0."""
 
     def check_stands_alone(self) -> None:
-        """Raises ConfigError if the file does not say what a server on its own has to know."""
+        """Raise ConfigError if the file lacks a setting that a server on its own needs."""
         if self.reward.function is None and self.reference is None:
             fix = "set reward.function, add `reference:`, or for a mesh add `data:`, `training:` and `sampling:`"
             raise ConfigError("configuration", "describes no server and no mesh", fix)
@@ -60,18 +64,28 @@ class ScorerConfig(Section):
 
 
 class MeshConfig(ScorerConfig):
-    """One mesh file: reinforcement learning, with every service."""
+    """A file that describes a whole mesh: reinforcement learning, with every service."""
 
     model: ModelSection
+    """The model of the policy."""
     data: DataSection
+    """The dataset of training prompts."""
     evaluation: EvaluationSection | None = None
+    """Settings of the evaluation on held-out prompts; with null there is no evaluation."""
     training: TrainingSection
+    """The size of a batch, the number of steps, and the permitted staleness."""
     sampling: SamplingSection
+    """Settings of the sampling of training samples."""
     algorithm: AlgorithmSection = AlgorithmSection()
+    """The objective."""
     rollout: RolloutSection = RolloutSection()
+    """Settings of the rollout workers, which generate samples."""
     learner: LearnerSection = LearnerSection()
+    """Settings of the learner, which trains the policy."""
     replay: ReplaySection = ReplaySection()
+    """Settings of Redis, which holds the ledger and the queue of groups."""
     weights: WeightsSection = WeightsSection()
+    """Settings of the broadcast that brings new weights from the learner to the engines."""
 
     @property
     def has_reference(self) -> bool:
@@ -80,12 +94,12 @@ class MeshConfig(ScorerConfig):
 
     @property
     def warnings(self) -> list[str]:
-        """What works and is probably not meant, a sentence each."""
+        """Warnings about settings that work and that the user probably does not mean, a sentence each."""
         return objective_warnings(self.algorithm, self.training, self.sampling)
 
     @model_validator(mode="after")
     def _cross_check(self) -> MeshConfig:
-        """The rules that span sections; each lies beside the section that it names."""
+        """Apply the rules that span sections. The code of each rule lies beside the section that the rule names."""
         self.sampling.check_room(self.model)
         self.learner.check_sample_fits(self.model)
         if self.has_reference and self.reference is None:
@@ -104,19 +118,21 @@ class MeshConfig(ScorerConfig):
 
 
 def load_mesh(path: Path, overrides: Sequence[str] = ()) -> MeshConfig:
-    """Read, override and validate a mesh file.
+    """Return the configuration in a mesh file, after overrides and checks.
 
     Raises:
-        ConfigError: one sentence with the place, the value and the fix.
+        ConfigError: the file has a fault. One sentence names the place, the value and the fix.
     """
     return validate(MeshConfig, load_yaml(path, overrides))
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> MeshConfig | ScorerConfig:
-    """Read a mesh file, or a file that describes scorers alone: it has none of the sections that a mesh adds.
+    """Return the configuration in a mesh file, or in a file that describes reward and reference servers alone.
+
+    A file of the second kind has none of the sections that only a mesh has, such as `training`.
 
     Raises:
-        ConfigError: one sentence with the place, the value and the fix.
+        ConfigError: the file has a fault. One sentence names the place, the value and the fix.
     """
     tree = load_yaml(path, overrides)
     if tree.keys() - ScorerConfig.model_fields.keys():
@@ -127,5 +143,5 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> MeshConfig | Score
 
 
 def dump_mesh(config: ScorerConfig) -> str:
-    """The resolved configuration as YAML that `load_mesh` reads back to the same value."""
+    """Return the resolved configuration as YAML; `load_mesh` reads it back to the same value."""
     return dump_yaml(config.model_dump(mode="json"))

@@ -1,4 +1,7 @@
-"""The objective's section of the mesh file. Light at import: every service reads it, few of them have torch."""
+"""The objective's section of the mesh file.
+
+The import of this module needs no torch: every service imports the module, and only some services have torch.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ Estimator = Literal["gae", "reinforce", "reinforce_baseline", "group_norm", "dr_
 MixedVersion = Literal["allow", "same_version", "weight"]
 
 GROUP_ESTIMATORS = ("reinforce_baseline", "group_norm", "dr_grpo", "rloo")
-"""Estimators that compare the samples of a prompt with each other: they need more than one sample."""
+"""The estimators that compare the samples of a prompt with each other; they need more than one sample."""
 
 ESTIMATOR_SETTINGS = {
     "gamma": ("gae", "reinforce"),
@@ -42,37 +45,45 @@ ESTIMATOR_SETTINGS = {
 
 
 class RewardShapingSection(Section):
-    """Steps between a reward and its advantage, in this order."""
+    """Settings that change a reward before advantages are computed. They apply in the order of the fields."""
 
     normalize: bool = False
-    """Subtract the running mean of all rewards so far and divide by their running deviation: for reward models."""
+    """Subtract the running mean of all rewards so far, and divide by their running deviation. This suits reward
+    models."""
     overlong_buffer_tokens: PositiveInt | None = None
-    """DAPO's soft penalty: tokens up to sampling.max_new_tokens that cost up to `overlong_penalty`; none is off."""
+    """The length in tokens of the buffer of DAPO's overlong penalty. The penalty grows from 0 at max_new_tokens less
+    this length to `overlong_penalty` at sampling.max_new_tokens. null sets no penalty."""
     overlong_penalty: NonNegativeFloat = 1.0
+    """The largest overlong penalty, which is subtracted from the reward of the longest answer; without effect where
+    `overlong_buffer_tokens` is null."""
     stop_properly_coef: Annotated[float, Field(le=1)] | None = None
-    """ProRL's penalty for answers that are cut at the limit: a number from 0 to 1 multiplies their reward, a negative
-    number replaces it; none is off."""
+    """ProRL's penalty for answers that are cut at the limit of tokens. A number from 0 to 1 multiplies their reward; a
+    negative number replaces their reward. null sets no penalty."""
     clip: tuple[float, float] | None = (-10.0, 10.0)
-    """Limits of the reward after the group's baseline is subtracted, as OpenRLHF does; none is off."""
+    """The limits of the reward after the group's baseline is subtracted, as in OpenRLHF. null sets no limits."""
 
 
 class AdvantageSection(Section):
-    """From rewards to advantages."""
+    """Settings that turn rewards into advantages."""
 
     estimator: Estimator = "group_norm"
+    """The estimator of advantages. gae: generalised advantage estimation, with a critic. reinforce: the discounted
+    return. The others subtract a baseline from the reward R. reinforce_baseline, dr_grpo: R less the group's mean.
+    group_norm: that, divided by the group's deviation. rloo: R less the mean of the group's other samples."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Discount per generated token, for gae and reinforce. The group estimators use 1."""
+    """The discount γ of each generated token, for gae and reinforce. The other estimators use 1."""
     gae_lambda: UnitFloat = 1.0
-    """λ of generalised advantage estimation."""
+    """λ of generalised advantage estimation, for gae."""
     gae_over: Literal["generated", "all"] = "generated"
-    """Steps of GAE. `generated`: the generated tokens, so that an environment's answer does not decay credit. `all`:
-    all tokens of the response, as OpenRLHF does. The two agree where λ and γ are 1."""
+    """The tokens that are steps of gae. generated: the generated tokens; an environment's answer does not decay credit.
+    all: all tokens of the response, as in OpenRLHF. The two agree where λ and γ are 1."""
     whitening: Literal["auto", "none", "center", "full"] = "auto"
-    """Over all generated tokens of the batch, on all ranks: `center` subtracts the mean, `full` also divides by the
-    deviation. `auto` is full for gae, reinforce and reinforce_baseline, and none for the other estimators."""
+    """The normalisation of advantages over all generated tokens of the batch, on all ranks. center: the mean is
+    subtracted. full: the result is also divided by the deviation. auto: full for gae, reinforce and reinforce_baseline,
+    and none for the other estimators."""
     mixed_version: MixedVersion = "allow"
-    """How samples of one group are compared that began under different policy versions. `allow`: all alike.
-    `same_version`: only samples of the same version. `weight`: each with the weight 1 / (1 + versions apart)."""
+    """The comparison of a group's samples that began under different policy versions. allow: all samples alike.
+    same_version: only samples of the same version. weight: each sample with the weight 1 / (1 + versions apart)."""
 
     @property
     def should_whiten(self) -> bool:
@@ -91,34 +102,42 @@ class AdvantageSection(Section):
 
 
 class ResolvedCorrection(NamedTuple):
-    """The off-policy correction of a run, with every `auto` resolved."""
+    """The off-policy correction of a run, with every `auto` replaced by its value.
+
+    Attributes:
+        type: the type of the correction.
+        ratio: the policy in the denominator of the loss's ratio: "behaviour" or "old".
+    """
 
     type: str
     ratio: str
-    """The policy that the loss's ratio is taken against: "behaviour" or "old"."""
 
 
 class KLSection(Section):
-    """Penalty for leaving the reference policy."""
+    """Settings of the penalty for distance from the reference policy."""
 
     coef: NonNegativeFloat = 0.0
-    """0 runs without a reference service."""
+    """The coefficient β of the penalty. 0 means no penalty and no reference service."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
+    """The estimator of the divergence, from Δ = log π - log π_ref. k1: Δ, which belongs in the reward. k2: Δ² / 2.
+    k3: exp(-Δ) - 1 + Δ."""
     place: Literal["loss", "reward"] = "loss"
-    """`loss`: a term of the loss, with gradient. `reward`: subtracted from every token's reward, without gradient."""
+    """The place of the penalty. loss: a term of the loss, with gradient. reward: subtracted from every token's reward,
+    without gradient."""
     target: PositiveFloat | None = None
-    """The divergence that the coefficient adapts to; none keeps the coefficient."""
+    """The divergence towards which the coefficient adapts; null keeps the coefficient."""
     horizon: PositiveInt = 10000
-    """Samples over which the coefficient adapts."""
+    """The number of samples over which the coefficient adapts, where `target` is set. A larger number is slower."""
 
 
 class FilterSection(Section):
-    """The complete groups that the learner trains on. New prompts replace the other groups."""
+    """Settings that choose the complete groups to train on. A new prompt replaces each group that is left out."""
 
     score_range: tuple[float, float] | None = None
-    """DAPO's dynamic sampling: keep groups whose mean score lies strictly between these two; none keeps all groups."""
+    """The range of DAPO's dynamic sampling: a group is kept if its mean score lies strictly between the two numbers.
+    null keeps all groups."""
     should_drop_zero_variance: bool = False
-    """Drop groups whose samples all have the same reward: such a group has no gradient under group estimators."""
+    """Leave out groups whose samples all have the same reward; such a group has no gradient under group estimators."""
 
     @property
     def is_on(self) -> bool:
@@ -126,28 +145,35 @@ class FilterSection(Section):
 
 
 class AlgorithmSection(Section):
-    """The objective: a preset by name. The file may set every part of the preset."""
+    """The objective: a preset, and every setting of the preset."""
 
     type: Literal["ppo", "reinforce++", "reinforce++-baseline", "grpo", "dr_grpo", "rloo", "dapo", "gspo", "cispo"] = (
         "grpo"
     )
-    """Preset: gives the defaults of the parts below. See docs/algorithms.md."""
+    """The preset, which gives the defaults of the settings below; the file may set each of them. The presets are in
+    docs/algorithms.md."""
     reward: RewardShapingSection = RewardShapingSection()
+    """Settings that change a reward before advantages are computed."""
     advantage: AdvantageSection = AdvantageSection()
+    """Settings that turn rewards into advantages."""
     loss: LossSection = SurrogateLoss()
-    """The policy's loss per token, and how tokens are averaged."""
+    """The policy's loss of each token, and the average over tokens."""
     correction: CorrectionSection = AutoCorrection()
-    """Correction for tokens that another policy generated than the policy in training."""
+    """The off-policy correction, for the difference between the policy that generated a token and the policy in
+    training."""
     kl: KLSection = KLSection()
+    """Settings of the penalty for distance from the reference policy."""
     filter: FilterSection = FilterSection()
+    """Settings that choose the complete groups to train on."""
     entropy_coef: NonNegativeFloat = 0.0
-    """Weight of the entropy bonus; 0 only measures it."""
+    """The weight of the entropy bonus in the loss. With 0 the entropy is measured and not rewarded."""
     aux_loss_coef: NonNegativeFloat = 0.0
-    """Weight of a mixture-of-experts model's load-balancing loss."""
+    """The weight of the load-balancing loss of a mixture-of-experts model. 0 leaves this loss out."""
     value_clip: PositiveFloat = 0.5
-    """How far the critic's value may move from the one at the start of the batch before its loss stops falling."""
+    """The distance that the critic's value may move from its value at the start of the batch; beyond it the critic's
+    loss stops falling."""
     policy_frozen_steps: NonNegativeInt = 0
-    """With a critic: number of batches at the start that train the critic alone."""
+    """The number of steps at the start that train the critic alone, where there is a critic."""
 
     @model_validator(mode="before")
     @classmethod
@@ -165,9 +191,9 @@ class AlgorithmSection(Section):
         preset["loss"] = _fit_loss(preset["loss"], loss_type)
         advantage = given.get("advantage")
         if isinstance(advantage, dict) and advantage.get("estimator") not in (None, preset["advantage"]["estimator"]):
-            preset["advantage"] = {}  # ppo's λ says nothing about another estimator
+            preset["advantage"] = {}  # ppo's λ does not apply to another estimator
         if isinstance(correction, dict) and correction.get("type") in ("m2po", "dppo"):
-            # A trust region of their own: the ratio is not clipped as well, unless the file says so.
+            # m2po and dppo are trust regions of their own: the ratio is not clipped too, unless the file says so.
             preset["loss"] |= dict.fromkeys({"clip_low", "clip_high", "dual_clip"} & preset["loss"].keys())
         return merge(preset, given)
 
@@ -210,8 +236,8 @@ class AlgorithmSection(Section):
     def needs_old_pass(self, max_staleness: int, updates_per_batch: int) -> bool:
         """Return whether the learner computes log-probabilities before the first optimiser step of a batch.
 
-        The learner needs them where the reward has a KL term, where the correction chooses its tokens once for the
-        batch, and where several optimiser steps move away from the policy that the ratio is taken against.
+        The learner needs these log-probabilities in three cases: the reward has a KL term; the correction chooses its
+        tokens once for the batch; or several optimiser steps move away from the policy that the ratio is taken against.
         """
         kind, ratio = self.resolve_correction(max_staleness)
         has_kl_in_reward = self.needs_reference and self.kl.place == "reward"
@@ -224,8 +250,8 @@ class AlgorithmSection(Section):
 def _fit_loss(preset: dict[str, Any], chosen_type: Any) -> dict[str, Any]:
     """Return the preset's loss settings, fitted to the loss type that the file chose.
 
-    If the chosen type has other settings than the preset's type, only the way of averaging carries over: the clip of
-    ppo does not fit cispo.
+    If the chosen type has other settings than the preset's type, only the settings of the average carry over: the clip
+    of ppo does not fit cispo.
     """
     chosen = LOSSES.get(chosen_type) if isinstance(chosen_type, str) else None
     if chosen is None:

@@ -5,8 +5,8 @@
     rewards [S] ─► running normalisation ─► overlong ─► stop properly ─► group baseline ─► clip
             ─► on each last token, less β·KL on every token [N] ─► GAE or discounted return ─► whitening ─► [N]
 
-All tensors are those of one rank. The two steps that need the whole batch (normalisation and whitening) get a function
-that sums over ranks. All samples of a group are on one rank.
+All tensors belong to one rank. All samples of a group are on one rank. Two steps need the whole batch, normalisation
+and whitening. They sum over ranks.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Trajectories:
         rewards: float64 [S], as the reward service scored them.
         groups: the samples of each group.
         tokens: the generated tokens of each sample; a sample may have none.
-        offsets: int64 [N], place of each generated token in its response, counted with the environment's tokens.
-        versions: int64 [S], number of the oldest policy version in each sample; 0 for a sample without tokens.
+        offsets: int64 [N], the place of each generated token in its response; the environment's tokens count too.
+        versions: int64 [S], the number of the oldest policy version in each sample; 0 for a sample without tokens.
         is_truncated: bool [S], whether the sample ended at the limit of tokens.
-        kl: float [N], coefficient × estimated divergence from the reference, subtracted from each token's reward; None
-            subtracts nothing.
+        kl: float [N], the coefficient × the estimated divergence from the reference, which is subtracted from each
+            token's reward; None subtracts nothing.
         values: float [N], the critic's value of the state before each generated token; None without a critic.
     """
 
@@ -52,10 +52,10 @@ class Trajectories:
 
 @dataclass(frozen=True, slots=True)
 class Advantages:
-    """The advantages of a batch, and what they were made from.
+    """The result of the reward pipeline: an advantage for each generated token.
 
     Attributes:
-        advantages: float32 [N].
+        advantages: float32 [N], the advantage of each generated token.
         returns: float32 [N], the critic's targets; without a critic, the advantages before whitening.
         rewards: float64 [S], the rewards after normalisation and penalties, before the group's baseline.
     """
@@ -74,7 +74,7 @@ def shape_rewards(
         batch: the samples.
         settings: the normalisation and the penalties that apply.
         max_new_tokens: the limit of generated tokens of a sample.
-        moments: moments of all rewards so far, with this batch's rewards; used where ``settings.normalize`` is on.
+        moments: the moments of all rewards so far, this batch's included; used where ``settings.normalize`` is on.
     """
     rewards = batch.rewards.double()
     if settings.normalize:
@@ -96,14 +96,16 @@ def estimate_advantages(
     clip: tuple[float, float] | None,
     sum_over_ranks: SumOverRanks = alone,
 ) -> Advantages:
-    """Subtract the baseline, clip, spread rewards over tokens, sum returns, whiten. Collective where it whitens.
+    """Return the advantages of a batch. Collective where the settings whiten.
+
+    The steps: subtract the baseline, clip, put rewards on tokens, sum returns, whiten.
 
     Args:
         batch: the samples.
         rewards: float64 [S], from `shape_rewards`.
         settings: the estimator and its settings.
-        clip: limits of the reward after the baseline; None sets none.
-        sum_over_ranks: collective.
+        clip: the limits of the reward after the baseline; None sets no limits.
+        sum_over_ranks: a function that sums a tensor over ranks; collective.
 
     Raises:
         ValueError: the estimator needs a critic's values, and the batch has none.
@@ -126,7 +128,7 @@ def estimate_advantages(
 
 
 def _token_rewards(batch: Trajectories, rewards: Tensor) -> Tensor:
-    """Return each sample's reward on its last token, less the cost of the divergence on every token. float64 [N]."""
+    """Return each sample's reward on its last token, less the KL penalty on every token, float64 [N]."""
     token_rewards = batch.tokens.last(rewards)
     return token_rewards if batch.kl is None else token_rewards - batch.kl.double()
 
@@ -134,7 +136,7 @@ def _token_rewards(batch: Trajectories, rewards: Tensor) -> Tensor:
 def _returns(batch: Trajectories, rewards: Tensor, gamma: float) -> Tensor:
     """Return the discounted return of each token, float64 [N].
 
-    Where only the last token is rewarded and γ is 1, the return of every token is the sample's reward.
+    Without a KL penalty and with γ 1, the return of every token is the sample's reward.
     """
     if batch.kl is None and gamma == 1.0:
         return batch.tokens.spread(rewards)

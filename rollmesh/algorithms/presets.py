@@ -1,6 +1,6 @@
-"""The presets: the settings of each algorithm, over the defaults of `rollmesh.algorithms.config`. No torch here.
+"""The presets: the settings in which each algorithm differs from the defaults of `rollmesh.algorithms.config`.
 
-The mesh file may override every setting of a preset.
+The mesh file may override every setting of a preset. The import of this module needs no torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rules that span the objective and other sections: what is refused, and what the mesh warns about."""
+"""The rules that span the objective and other sections: settings that are refused, and settings with a warning."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from rollmesh.errors import ConfigError
 def check_objective(
     algorithm: AlgorithmSection, training: TrainingSection, sampling: SamplingSection, updates_per_batch: int
 ) -> None:
-    """Refuse an objective that cannot work with these batches.
+    """Refuse an objective that cannot work with the run's batches.
 
     Args:
+        algorithm: the objective.
+        training: the size of a batch, the number of steps, and the permitted staleness.
+        sampling: the sampling of training samples.
         updates_per_batch: optimiser steps on each batch.
 
     Raises:
-        ConfigError: one sentence for the first fault found.
+        ConfigError: the objective cannot work. One sentence names the first fault.
     """
     _check_groups(algorithm, training)
     buffer, limit = algorithm.reward.overlong_buffer_tokens, sampling.max_new_tokens

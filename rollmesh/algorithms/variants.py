@@ -1,4 +1,4 @@
-"""The variants of loss and correction: each `type` has the settings that it uses, and no others."""
+"""The variants of loss and correction: each `type` has the settings that the variant uses, and no other settings."""
 
 from __future__ import annotations
 
@@ -15,39 +15,45 @@ Ratio = Literal["auto", "behaviour", "old"]
 
 
 class _LossSection(Section):
-    """How the losses of tokens are averaged; the same for every loss."""
+    """Settings of the average over the losses of tokens; every loss has them."""
 
     aggregation: Aggregation = "token_mean"
+    """The weight of each token's loss. token_mean: all tokens alike. sequence_mean: all sequences alike. prompt_mean:
+    all groups alike. constant: a sequence's sum is divided by `constant_tokens`, and all sequences count alike."""
     constant_tokens: PositiveInt | None = None
-    """With `constant`: the number that divides each sequence's sum; none is sampling.max_new_tokens."""
+    """The number that divides the sum of each sequence, with aggregation constant; null is sampling.max_new_tokens."""
 
 
 class SurrogateLoss(_LossSection):
-    """The clipped surrogate, with the ratio of each token (ppo) or of the whole sequence (gspo)."""
+    """Settings of the clipped surrogate loss, with the ratio of each token (ppo) or of the whole sequence (gspo)."""
 
     type: Literal["ppo", "gspo"] = "ppo"
+    """The ratio that is clipped. ppo: the ratio of each token. gspo: the ratio of the whole sequence."""
     clip_low: PositiveFloat | None = 0.2
-    """Distance below 1 at which the ratio is clipped; none does not clip."""
+    """How far below 1 the ratio is clipped: 0.2 clips at 0.8. null sets no lower limit."""
     clip_high: PositiveFloat | None = 0.28
-    """Distance above 1 at which the ratio is clipped; larger than `clip_low`, as in DAPO. None does not clip."""
+    """How far above 1 the ratio is clipped: 0.28 clips at 1.28. The default is larger than that of `clip_low`, as in
+    DAPO. null sets no upper limit."""
     dual_clip: Annotated[float, Field(gt=1)] | None = None
-    """Limit of the ratio where the advantage is negative (3 is usual); none is off."""
+    """The limit of the ratio where the advantage is negative; 3 is usual. null sets no limit."""
 
 
 class CispoLoss(_LossSection):
-    """The policy gradient with the clipped ratio as its weight."""
+    """Settings of the policy gradient with a clipped weight: the clipped ratio, without gradient."""
 
     type: Literal["cispo"] = "cispo"
+    """cispo: the policy gradient with the clipped ratio as its weight."""
     clip_low: PositiveFloat | None = None
-    """Distance below 1 at which the ratio is clipped; none does not clip."""
+    """How far below 1 the ratio is clipped: 0.2 clips at 0.8. null sets no lower limit."""
     clip_high: PositiveFloat | None = 4.0
-    """Distance above 1 at which the ratio is clipped; none does not clip."""
+    """How far above 1 the ratio is clipped: 4 clips at 5. null sets no upper limit."""
 
 
 class PolicyGradientLoss(_LossSection):
-    """The plain policy gradient, without a ratio to clip."""
+    """Settings of the plain policy gradient, which has no ratio to clip."""
 
     type: Literal["policy_gradient"] = "policy_gradient"
+    """policy_gradient: the plain policy gradient."""
 
 
 LOSSES: dict[str, type[SurrogateLoss] | type[CispoLoss] | type[PolicyGradientLoss]] = {
@@ -60,66 +66,79 @@ LossSection = Annotated[SurrogateLoss | CispoLoss | PolicyGradientLoss, Field(di
 
 
 class AutoCorrection(Section):
-    """`none` against the behaviour policy where max_staleness > 0; `tis` where max_staleness is 0, and always for
-    policy_gradient."""
+    """The choice of a correction by training.max_staleness.
+
+    Above 0 the correction is `none`, with the ratio against the behaviour policy. At 0 the correction is `tis`, except
+    for the loss gspo. The loss policy_gradient always gets `tis`.
+    """
 
     type: Literal["auto"] = "auto"
+    """auto: `none` or `tis`, by training.max_staleness."""
     ratio: Ratio = "auto"
-    """What the loss's ratio is taken against: the policy that generated the token, or the learner's at the start of the
-    batch. `behaviour` rules tis out."""
+    """The policy in the denominator of the loss's ratio. behaviour: the policy that generated the token; it rules tis
+    out. old: the learner's policy at the start of the batch. auto: behaviour where training.max_staleness > 0, else
+    old."""
     low: NonNegativeFloat = 0.5
-    """Lower end of the importance weights, where `auto` becomes tis."""
+    """The lower limit of the importance weights, where `auto` becomes tis."""
     high: PositiveFloat = 5.0
-    """Upper end of the importance weights, where `auto` becomes tis."""
+    """The upper limit of the importance weights, where `auto` becomes tis."""
 
 
 class NoCorrection(Section):
-    """Every token has the weight 1."""
+    """The choice of no correction: each token has the weight 1."""
 
     type: Literal["none"] = "none"
+    """none: each token has the weight 1."""
     ratio: Ratio = "auto"
-    """What the loss's ratio is taken against: the policy that generated the token, or the learner's at the start of the
-    batch. `auto` is `behaviour` where max_staleness > 0, else `old`."""
+    """The policy in the denominator of the loss's ratio. behaviour: the policy that generated the token. old: the
+    learner's policy at the start of the batch. auto: behaviour where training.max_staleness > 0, else old."""
 
 
 class TruncatedCorrection(Section):
-    """Importance weights within limits. tis cuts a weight at the limits, icepop drops a token outside the limits, and
-    seq_mask_tis cuts weights and drops whole samples outside the limits."""
+    """Settings of importance weights within limits: the learner's policy at the start of the batch over the behaviour
+    policy."""
 
     type: Literal["tis", "icepop", "seq_mask_tis"]
+    """What the limits do. tis: a weight is cut at the limits. icepop: a token outside the limits is dropped.
+    seq_mask_tis: weights are cut, and a sample is dropped whose geometric mean is outside the limits."""
     low: NonNegativeFloat = 0.5
-    """Lower end of the importance weights."""
+    """The lower limit of the importance weights."""
     high: PositiveFloat = 5.0
-    """Upper end of the importance weights."""
+    """The upper limit of the importance weights."""
 
 
 class DecoupledCorrection(Section):
-    """The ratio against a proximal policy, with the weight proximal / behaviour."""
+    """Settings of a ratio against a proximal policy, with the weight proximal / behaviour."""
 
     type: Literal["decoupled"] = "decoupled"
+    """decoupled: the ratio is taken against a proximal policy."""
     high: PositiveFloat = 5.0
-    """Upper end of the importance weights."""
+    """The upper limit of the importance weights; a token with a larger weight is dropped."""
     proximal: Literal["recomputed", "approximated"] = "recomputed"
-    """The proximal policy. `recomputed`: the model at the start of the batch. `approximated`: an interpolation by the
-    token's age in versions."""
+    """The proximal policy. recomputed: the learner's policy at the start of the batch. approximated: an interpolation
+    between the behaviour policy and the policy in training, by the token's age in versions."""
 
 
 class M2poCorrection(Section):
-    """Drop the tokens that move the second moment of the log-ratio beyond a limit."""
+    """Settings of the limit on the second moment of the log-ratio."""
 
     type: Literal["m2po"] = "m2po"
+    """m2po: the tokens furthest from the behaviour policy are dropped, until the others are within `m2_limit`."""
     m2_limit: PositiveFloat = 0.04
-    """Limit of the mean squared log-ratio over the kept tokens that move away."""
+    """The limit of the mean squared log-ratio. The mean is over the kept tokens whose gradient moves them further
+    away."""
 
 
 class DppoCorrection(Section):
-    """Drop tokens beyond a divergence whose gradient moves them further away."""
+    """Settings of the limit on the divergence of a token."""
 
     type: Literal["dppo"] = "dppo"
+    """dppo: a token beyond `divergence_limit` is dropped if its gradient would move it further away."""
     divergence: Literal["tv", "kl"] = "tv"
-    """The divergence of the two-outcome distribution "this token or another token"."""
+    """The divergence between two-outcome distributions, "this token or another token". tv: total variation. kl:
+    Kullback-Leibler."""
     divergence_limit: PositiveFloat = 0.2
-    """Divergence beyond which tokens that move further away are dropped; 0.2 suits tv, 0.05 suits kl."""
+    """The divergence from the behaviour policy beyond which a token may be dropped. 0.2 suits tv, 0.05 suits kl."""
 
 
 CorrectionSection = Annotated[

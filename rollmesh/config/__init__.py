@@ -1,7 +1,8 @@
-"""The configuration: one YAML file describes the mesh, every process reads all of it.
+"""The configuration: one YAML file describes the mesh, and every process reads the whole file.
 
-`yaml_file` reads and writes the file, `section` has the base class, `shared` the sections that no single service owns.
-Each service's own section lies beside the service, and `services.config.MeshConfig` composes and cross-checks them.
+`yaml_file` reads and writes the file. `section` has the base class of sections. `shared` has the sections that no
+single service owns. Each service's own section lies beside the service. `services.config.MeshConfig` composes all
+sections and checks them against each other.
 """
 
 from rollmesh.config.section import Section, merge, validate

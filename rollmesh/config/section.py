@@ -1,4 +1,4 @@
-"""Base of all configuration sections, and the way from a parsed mesh file to a validated model."""
+"""The base class of all configuration sections, and the validation of a parsed mesh file."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _SHOWN_CHARACTERS = 80
 
 
 class Section(BaseModel):
-    """A frozen group of settings that refuses keys it does not know.
+    """A frozen group of settings; an unknown key is refused.
 
-    The string under a field is its documentation (``model_json_schema`` and ``rollmesh config schema`` show it). Paths
-    may begin with ``~`` and hold ``$VARIABLE``; relative ones are relative to the working directory.
+    The string under a field documents the field; ``model_json_schema`` and ``rollmesh config schema`` show it. A path
+    may begin with ``~`` and may hold ``$VARIABLE``. A relative path is relative to the working directory.
     """
 
     model_config = ConfigDict(
@@ -39,7 +39,8 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _read_values(cls, given: Any) -> Any:
-        """What pydantic alone would take differently from how a person means it: for the model, because a field's own
+        """Return the settings, with those values replaced or refused that pydantic alone would read differently from a
+        person: numbers given as truth values, and paths. This validator belongs to the model, because a field's own
         validator may not touch the discriminator of a union."""
         if not isinstance(given, dict):
             return given
@@ -48,7 +49,7 @@ class Section(BaseModel):
 
 
 class _FieldError(ValueError):
-    """A value that cannot be meant; ``fix`` says what can."""
+    """A value that the user cannot have meant; ``fix`` names an acceptable value."""
 
     def __init__(self, field: str, value: object, fix: str) -> None:
         super().__init__(fix)
@@ -73,7 +74,7 @@ def _kinds_of_fields(section: type[Section]) -> dict[str, set[type]]:
 
 
 def _kinds(annotation: Any) -> set[type]:
-    """The types in an annotation: {int, NoneType} for ``PositiveInt | None``, {int} for ``Literal[0, 1]``."""
+    """Return the types in an annotation: {int, NoneType} for ``PositiveInt | None``, {int} for ``Literal[0, 1]``."""
     parts = get_args(annotation)
     if not parts:
         return {annotation if isinstance(annotation, type) else type(annotation)}
@@ -81,10 +82,11 @@ def _kinds(annotation: Any) -> set[type]:
 
 
 def _expand_path(text: str) -> str:
-    """``text`` with the home folder in place of ``~`` and the values of environment variables in place of their names.
+    """Return ``text`` with the home folder in place of ``~``, and with the values of environment variables in place of
+    their names.
 
     Raises:
-        ValueError: the text is empty, or names a variable or a user that is not there.
+        ValueError: the text is empty, or names a variable or a user that does not exist.
     """
     if not text.strip():
         raise ValueError("name a path; the working directory is '.'")
@@ -106,7 +108,7 @@ SectionT = TypeVar("SectionT", bound=Section)
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """``above`` over ``below``, section by section."""
+    """Return the settings of ``above`` over the settings of ``below``, section by section."""
     merged = dict(below)
     for key, value in above.items():
         under = merged.get(key)
@@ -115,15 +117,15 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def validate(model: type[SectionT], tree: dict[str, Any]) -> SectionT:
-    """Build ``model`` from a parsed mesh file.
+    """Return a ``model`` built from a parsed mesh file.
 
     Raises:
-        ConfigError: one sentence for the first fault found: dotted path, value and fix.
+        ConfigError: the file has a fault. One sentence names the dotted path, the value and the fix of the first fault.
     """
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        # A key that is misspelt first: what it should have been is missing as well.
+        # Unknown keys come first: where a key is misspelt, the right key is missing as well.
         faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
         missing = [str(fault["loc"][0]) for fault in faults if fault["type"] == "missing" and len(fault["loc"]) == 1]
         if len(missing) > 1 and faults[0]["type"] == "missing":
@@ -156,19 +158,19 @@ def _as_config_error(model: type[Section], detail: ErrorDetails) -> ConfigError:
 
 
 def _shown(value: object) -> str:
-    """A value in a message: enough of it to be found in the file."""
+    """Return a value for a message, cut after enough characters to find the value in the file."""
     text = repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
 
 class _Place(NamedTuple):
-    """Where pydantic found a fault.
+    """The place in a mesh file where pydantic found a fault.
 
     Attributes:
-        parts: of the dotted path. Pydantic's own path also names the variant; a mesh file does not.
+        parts: the parts of the dotted path. Pydantic's own path also names the variant; a mesh file does not.
         owner: the section that holds the last part; None inside a free mapping or list.
         variants: the variants of that section, by the values of their discriminator.
-        variant: the one that was chosen.
+        variant: the value of the discriminator that the file chose.
     """
 
     parts: list[str]
@@ -201,7 +203,7 @@ def _follow(model: type[Section], loc: tuple[int | str, ...]) -> _Place:
 
 
 def _variants(annotation: Any, discriminator: str) -> dict[str, type[Section]]:
-    """The section for each value of the discriminator."""
+    """Return the section for each value of the discriminator."""
     return {
         str(value): section
         for section in get_args(annotation)
@@ -233,6 +235,6 @@ def _unknown_variant(detail: ErrorDetails, path: str) -> ConfigError:
 
 
 def _section_type(annotation: Any) -> type[Section] | None:
-    """The section class inside an annotation such as ``Section | None``."""
+    """Return the section class inside an annotation such as ``Section | None``; None if there is none."""
     candidates = [annotation, *getattr(annotation, "__args__", ())]
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)

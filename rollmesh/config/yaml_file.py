@@ -1,9 +1,9 @@
-"""Mesh files as YAML, read so that a value means what a person reads in it.
+"""Mesh files as YAML: the program reads in a value what a person reads in it.
 
-Plain values follow YAML 1.2 where PyYAML alone follows 1.1: ``1e-5`` is a number; ``no``, ``on``, ``1:30``,
-``2024-05-01`` and ``2024_05_01`` are text. Numbers of another base and with leading zeros are text as well, because a
-name such as ``007`` would change. A key that stands twice in one mapping is refused, as YAML demands and PyYAML does
-not. `dump_yaml` writes what `load_yaml` reads back.
+Plain values follow YAML 1.2, where PyYAML alone follows YAML 1.1: ``1e-5`` is a number; ``no``, ``on``, ``1:30``,
+``2024-05-01`` and ``2024_05_01`` are text. Numbers of another base and numbers with leading zeros are text as well,
+because a name such as ``007`` would change. A key that stands twice in one mapping is refused: YAML demands that, and
+PyYAML does not do it. `load_yaml` reads back what `dump_yaml` writes.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _MERGE_TAG = "tag:yaml.org,2002:merge"
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with YAML 1.2's plain values, and without keys that are written twice."""
+    """PyYAML's safe loader, with YAML 1.2's plain values, and with an error for a key that is written twice."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Compare the keys, and lay the merged ones (``<<``) under them.
+        """Return the mapping after a check for repeated keys, with the merged keys (``<<``) under its own keys.
 
-        PyYAML merges later, when keys that are written twice look like merged ones; it also lets a key that a merged
-        mapping has merged win over that mapping's own (6.0.4).
+        PyYAML merges later; then a key that is written twice looks like a merged key. PyYAML 6.0.4 also decides wrongly
+        where a merged mapping merges another mapping: the inner mapping's keys win over the merged mapping's own keys.
         """
         node = super().compose_mapping_node(anchor)
         own: dict[tuple[str, str], yaml.Node] = {}
@@ -57,7 +57,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper, which also quotes text that YAML 1.2 takes for a number."""
+    """PyYAML's safe dumper; it also quotes text that YAML 1.2 takes for a number."""
 
 
 _FIRST_CHARACTERS_OF_FLOATS = list("-+.0123456789")
@@ -76,7 +76,7 @@ class _RepeatedKeyError(yaml.YAMLError):
 
 
 def load_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a mesh file and apply ``dotted.key=value`` overrides, values in YAML syntax.
+    """Return the settings of a mesh file, with ``dotted.key=value`` overrides applied. Their values are YAML.
 
     Raises:
         ConfigError: the file is missing, is not YAML, is not a mapping, or an override is malformed.
@@ -93,7 +93,7 @@ def load_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def dump_yaml(tree: Mapping[str, Any]) -> str:
-    """YAML that `load_yaml` reads back to the same values."""
+    """Return YAML that `load_yaml` reads back to the same values."""
     return yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False)
 
 
@@ -113,14 +113,14 @@ def _parse(text: str, place: str) -> Any:
         raise ConfigError(f"{place}, line {error.line}", str(error), "bring the two together") from error
     except RecursionError as error:
         raise ConfigError(place, "is nested too deeply", "write a mapping of sections") from error
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two from values such as `!!int text`
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # values such as `!!int text` raise the last two
         where, problem = _locate(place, text, error)
         fix = "indent with spaces" if "'\\t'" in problem else "correct the syntax there"
         raise ConfigError(where, f"is not valid YAML ({problem})", fix) from error
 
 
 def _locate(place: str, text: str, error: Exception) -> tuple[str, str]:
-    """Where in the file, and what."""
+    """Return the place of the fault in the file, and the problem there."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"{place}, line {mark.line + 1}, column {mark.column + 1}", error.problem or "unreadable"
@@ -130,7 +130,7 @@ def _locate(place: str, text: str, error: Exception) -> tuple[str, str]:
 
 
 def _check_values(value: Any, file: str, keys: tuple[str, ...], above: tuple[int, ...]) -> None:
-    """Refuse what no setting can hold: keys that are no text, text that no file can hold, and endless values."""
+    """Refuse values that no setting can hold: keys other than text, text that no file can hold, and endless values."""
     place = ".".join(keys)
     if isinstance(value, str):
         _check_text(value, place)

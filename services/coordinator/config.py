@@ -1,4 +1,4 @@
-"""The coordinator's section."""
+"""The coordinator's section of the mesh file."""
 
 from __future__ import annotations
 
@@ -12,25 +12,29 @@ from rollmesh.errors import ConfigError
 
 
 class CoordinatorSection(Section):
+    """Settings of the coordinator."""
+
     address: str = "127.0.0.1:0"
-    """host:port it listens on and is reached at; `rollmesh up` replaces port 0 by a free one."""
+    """The host:port that the coordinator listens on, and at which members reach it. `rollmesh up` replaces port 0 by a
+    free port."""
     heartbeat_interval_s: PositiveFloat = 1.0
-    """Seconds between two heartbeats of a member. More than 200 members send them less often, down to six in
-    member_timeout_s."""
+    """Seconds between two heartbeats of a member. If there are more than 200 members, each sends heartbeats less often,
+    but at least six in member_timeout_s."""
     member_timeout_s: PositiveFloat = 30.0
-    """A member that was silent for so long is dropped."""
+    """Seconds of silence after which a member is dropped."""
     lease_ttl_s: PositiveFloat = 300.0
-    """Seconds that a lease lives from its last renewal. Workers renew their leases as long as their work moves, so that
-    this is no limit for a group; it is how long a group stays with a worker from which nothing is heard."""
+    """Seconds that a lease lives from its last renewal. A worker renews its leases as long as its work moves, so a slow
+    group may take longer. A group stays with a silent worker for this time."""
     max_attempts: PositiveInt = 3
-    """Leases of one group before it is FAILED."""
+    """The number of leases of one group. If the last lease ends without the group, the group is FAILED."""
     max_version_lag: NonNegativeInt = 0
-    """Versions that a worker may be behind the committed one and still get leases (d)."""
+    """The number of versions that a worker may be behind the committed version and still get leases (d)."""
     max_failed_fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """The run stops when more than this part of the groups that ended (and at least a batch of them) FAILED."""
+    """The share of FAILED groups among all groups that ended. The run fails if the share is larger and at least a batch
+    of groups FAILED."""
     stall_timeout_s: PositiveFloat = 600.0
-    """Seconds without any progress after which a worker gives back its groups, and the run fails, saying who waits for
-    whom. Tokens, scores, training passes, weights and bytes of a checkpoint are progress; see also
+    """Seconds without progress after which a worker gives back its groups and the run fails. The error says who waits
+    for whom. Tokens, scores, training passes, weights and bytes of a checkpoint are progress; see also
     learner.silent_work_timeout_s."""
 
     @model_validator(mode="after")

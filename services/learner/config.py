@@ -1,4 +1,4 @@
-"""The learner's section."""
+"""The learner's section of the mesh file."""
 
 from __future__ import annotations
 
@@ -15,99 +15,123 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerSection(Section):
-    """AdamW and its schedule."""
+    """Settings of AdamW and its schedule."""
 
     lr: PositiveFloat = 1e-6
+    """The learning rate after warm-up."""
     betas: tuple[Beta, Beta] = (0.9, 0.95)
+    """The decay rates of AdamW's averages of the gradient and of its square."""
     eps: PositiveFloat = 1e-8
+    """The number that AdamW adds to the denominator of an update."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Not applied to biases and norms."""
+    """The weight decay of matrices. Biases and norms have none."""
     warmup_steps: NonNegativeInt = 0
-    """Optimiser steps; a batch has learner.steps_per_batch × epochs_per_batch of them."""
+    """The number of optimiser steps in which the learning rate grows linearly to `lr`. A batch has
+    learner.steps_per_batch × learner.epochs_per_batch optimiser steps."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After warm-up, over all optimiser steps of the run, down to min_lr_ratio × lr."""
+    """The learning rate after warm-up. constant: `lr`. linear, cosine: a fall from `lr` to min_lr_ratio × lr, which the
+    last optimiser step of the run has."""
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """The last learning rate as a share of `lr`; without effect on the schedule constant."""
     max_grad_norm: PositiveFloat = 1.0
+    """The largest norm of the gradient; a larger gradient is scaled down to this norm."""
 
 
 class CriticOptimizerSection(OptimizerSection):
-    """The same for the critic, which learns faster."""
+    """Settings of the critic's optimiser: the settings of the policy's optimiser, with a larger learning rate."""
 
     lr: PositiveFloat = 9e-6
+    """The learning rate after warm-up."""
 
 
 class CriticSection(Section):
-    """The value model, where the advantage estimator needs one."""
+    """Settings of the critic, the value model that the advantage estimator gae needs."""
 
     model_path: Path | None = None
-    """Folder of a reward model or a causal language model; none starts from the policy's."""
+    """The folder of a reward model or of a causal language model, from which the critic starts. null starts from the
+    policy's model."""
     optimizer: CriticOptimizerSection = CriticOptimizerSection()
+    """Settings of the critic's optimiser."""
 
 
 class CheckpointSection(Section):
+    """Settings of checkpoints."""
+
     every_steps: PositiveInt | None = 50
-    """Also after the last step; none writes that one alone. Trained groups stay in Redis until a
-    checkpoint covers them; with none they leave it at once."""
+    """Write a checkpoint after every so many steps, and after the last step. null writes the last checkpoint alone.
+    Trained groups stay in Redis until a checkpoint covers them; with null they leave Redis at once."""
     max_kept: PositiveInt = 2
+    """The number of checkpoints to keep, and of exports beside them. Older ones are deleted."""
     should_export: bool = True
-    """Write a Hugging Face folder beside each checkpoint."""
+    """Write a Hugging Face folder of the policy with each checkpoint."""
 
 
 class LearnerSection(Section):
+    """Settings of the learner."""
+
     address: str = "127.0.0.1:0"
-    """host:port of the learner's own server (health and status); port 0 takes a free one."""
+    """The host:port of the learner's own server, which answers for health and status. Port 0 takes a free port."""
     num_ranks: PositiveInt = 1
-    """Data-parallel processes."""
+    """The number of data-parallel processes."""
     zero_stage: Literal[0, 1, 2, 3] = 0
+    """The stage of DeepSpeed's ZeRO. The ranks divide among them nothing (0), the optimiser's state (1), also the
+    gradients (2), also the parameters (3). With bfloat16, 0 means 1."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the parameters in forward and backward; the optimiser's are float32."""
+    """The dtype of the parameters in forward and backward passes. The optimiser's parameters are float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """The device of the learner. auto: CUDA where there is a CUDA device, else the CPU."""
     attention: Attention = "auto"
-    """transformers' attn_implementation. "auto" takes what is right for the model: sdpa, or eager where sdpa leaves
-    something out (a soft cap, attention sinks). A choice that changes the outputs of the model is refused."""
+    """The attention implementation (transformers' attn_implementation). "auto" takes the implementation that is right
+    for the model: sdpa, or eager where sdpa leaves something out (a soft cap, attention sinks). An implementation that
+    changes the outputs of the model is refused."""
     tokens_per_micro_batch: PositiveInt = 16384
-    """Tokens that one rank packs into one forward and backward pass."""
+    """The most tokens of one forward and backward pass of a rank."""
     packing: bool = True
-    """Let sequences share rows, if the model is found to keep them apart; off gives each its own, padded to the
-    longest."""
+    """Let sequences share rows, where the loaded model keeps them apart. False gives each sequence a row of its own,
+    padded to the longest sequence."""
     parity: Literal["error", "warn", "off"] = "error"
-    """What to do where the learner computes other log-probabilities than the engine did with the same weights. It is
-    tried on the first batch of a process; some samples of later batches are compared as a metric. Not tried where
-    sampling.top_p or top_k changes the engine's distribution."""
+    """What happens where the learner and the engine compute different log-probabilities with the same weights. error:
+    the run ends. warn: the log says so. off: nothing is compared. The first batch of a process decides; some samples of
+    later batches are compared for a metric. Nothing is compared where sampling.top_p or top_k changes the engine's
+    distribution."""
     parity_tolerance: PositiveFloat | None = None
-    """Difference of log-probabilities that is allowed. Of the largest one where learner and engine compute in float32,
-    and then 0.001 by default; elsewhere of their mean, and then 0.1."""
+    """The difference of log-probabilities that `parity` allows. Where learner and engine both compute in float32, the
+    largest difference of a token counts, and null is 0.001. Elsewhere the mean difference counts, and null is 0.1."""
     steps_per_batch: PositiveInt = 1
-    """Optimiser steps in one pass over a batch: it is cut into so many parts."""
+    """The number of parts into which a batch is cut. Each part is one optimiser step in each pass over the batch."""
     epochs_per_batch: PositiveInt = 1
-    """Passes over a batch."""
+    """The number of passes over a batch."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of storing them: less memory, more time."""
     optimizer: OptimizerSection = OptimizerSection()
+    """Settings of the policy's optimiser."""
     critic: CriticSection = CriticSection()
+    """Settings of the critic."""
     ema_beta: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Keep an average of the policy, θ_avg ← β θ_avg + (1 - β) θ at each optimiser step, and export it beside the
-    policy; none keeps none."""
+    """β of a moving average of the policy, θ_avg ← β θ_avg + (1 - β) θ at each optimiser step. The average is exported
+    beside the policy. With null there is no average."""
     checkpoint: CheckpointSection = CheckpointSection()
+    """Settings of checkpoints."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """Laid over the DeepSpeed configuration that RollMesh derives."""
+    """Settings of DeepSpeed that replace the settings that RollMesh derives."""
     num_threads: PositiveInt = 1
-    """Threads of each rank on CPU."""
+    """The number of threads of each rank on CPU."""
     batch_timeout_s: PositiveFloat = 900.0
-    """Seconds that Redis may be away before the learner gives up. A batch may take longer: whether the run stands still
-    is the coordinator's to say (coordinator.stall_timeout_s)."""
+    """Seconds that Redis may be out of reach before the learner gives up. The wait for a batch may take longer: the
+    coordinator decides whether the run stands still (coordinator.stall_timeout_s)."""
     silent_work_timeout_s: PositiveFloat = 1800.0
-    """Seconds that loading the model, a checkpoint or an export may go on without a sign of moving before the run
-    fails. Files that grow are a sign."""
+    """Seconds that loading the model, writing a checkpoint or writing an export may show no sign of moving before the
+    run fails. Files that grow are a sign."""
     should_record_batches: bool = False
-    """Write every batch to the run folder (`batches/`), so that a step can be repeated and studied."""
+    """Write every batch to the folder `batches/` in the run folder, to repeat and study a step."""
 
     @property
     def updates_per_batch(self) -> int:
-        """Optimiser steps on each batch."""
+        """The number of optimiser steps on each batch."""
         return self.steps_per_batch * self.epochs_per_batch
 
     def check_sample_fits(self, model: ModelSection) -> None:
-        """Raises ConfigError if the longest sample is larger than a micro-batch."""
+        """Raise ConfigError if the longest sample is larger than a micro-batch."""
         if model.max_length > self.tokens_per_micro_batch:
             raise ConfigError(
                 "learner.tokens_per_micro_batch",
@@ -116,7 +140,7 @@ class LearnerSection(Section):
             )
 
     def check_batch_divides(self, training: TrainingSection) -> None:
-        """Raises ConfigError if a batch cannot be dealt to the ranks, or cut into the optimiser steps."""
+        """Raise ConfigError if a batch cannot be dealt to the ranks, or cannot be cut into the optimiser steps."""
         batch = training.prompts_per_step
         if batch % self.num_ranks:
             raise ConfigError(

@@ -10,20 +10,23 @@ from rollmesh.errors import ConfigError
 
 
 class RewardSection(Section):
+    """Settings of the reward service, which scores samples."""
+
     address: str = "127.0.0.1:0"
     """The host:port of the reward server. With `function` the mesh starts the server there. Without `function` the
     address names a server of yours that runs already."""
     function: Path | None = None
-    """A Python file with `reward_func(queries, prompts, labels)`."""
+    """A Python file with `reward_func(queries, prompts, labels)`; with null the rewards come from the server at
+    `address`."""
     timeout_s: PositiveFloat = 30.0
-    """Seconds that one call of the function may take. Afterwards the service ends the process and starts a new
-    process."""
+    """Seconds that one call of the function may take. After that the service ends the process of the call and starts a
+    new process."""
     num_processes: PositiveInt = 1
     """The number of processes that run the function side by side."""
     samples_per_call: PositiveInt = 1
     """The most samples of one call of the function. OpenRLHF's functions expect 1."""
     start_timeout_s: PositiveFloat = 60.0
-    """Seconds that importing the file may take."""
+    """Seconds that the import of the file may take."""
     should_probe: bool = True
     """Call the function once before the services start, with the first prompt and an empty answer, to find a fault of
     the function at once. Switch this off for a judge that costs money, or that fails on an empty answer."""
