@@ -1,6 +1,6 @@
-"""The learner: takes batches of groups from the replay queue, optimises the policy with DeepSpeed, publishes versions.
+"""The learner: takes batches of groups from the replay queue, trains the policy with DeepSpeed, publishes versions.
 
-`loop` is the step, read top to bottom. `intake`, `experience`, `batching`, `objective`, `policy` and `engine` are its
-parts in order; `publisher`, `checkpoint`, `metrics` and `recording` are what leaves the learner; `control` is its side
-of the mesh's protocol, on a thread of its own in rank 0. One door to DeepSpeed: `engine`.
+Begin with `loop`, which has the parts of a step in their order. A batch passes through `intake`, `experience`,
+`batching`, `policy`, `objective` and `engine`. The results of a step leave through `publisher`, `checkpoint`, `metrics`
+and `recording`. `control` speaks to the coordinator, on a thread of rank 0. Only `engine` imports DeepSpeed.
 """

@@ -1,4 +1,4 @@
-"""How the sequences of a batch may share forward passes: what is cheapest among what the loaded models get right."""
+"""The choice of the cheapest way of batching that the loaded models compute correctly."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from services.learner.ranks import Ranks
 
 
 def choose_arrangement(section: LearnerSection, learnables: Learnables, ranks: Ranks) -> Batching:
-    """Try on policy and critic, which read the same micro-batches, how sequences may be packed. Collective.
+    """Return the cheapest way of batching that both policy and critic compute correctly. Collective.
+
+    Policy and critic read the same micro-batches, so the ways of batching are tried on both.
 
     Raises:
         ConfigError: `learner.attention` names an implementation that is wrong for a model.

@@ -1,7 +1,8 @@
-"""How a checkpoint names the weights that a model in training holds.
+"""The translation from the parameters of a model in training to the tensors of its checkpoint.
 
-transformers fuses what checkpoints store apart, such as the experts of a mixture, and takes it apart again when it
-saves. Engines load checkpoints, so that is also how weights have to be sent.
+A Hugging Face checkpoint may store as several tensors what transformers holds as one parameter, such as the experts of
+a mixture. transformers splits such a parameter when it saves the model. Engines load the tensors of a checkpoint, so
+weights are published as these tensors.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from rollmesh.types import TensorSpec
 
 
 class CheckpointNames:
-    """From parameters to the tensors of the checkpoint.
+    """The translation from parameters to tensor names of the checkpoint.
 
     Args:
-        model: of transformers.
-        parameters: what it holds, whole, in the order in which it is to be sent.
+        model: the model, from transformers.
+        parameters: the specs of its whole parameters, in the order in which they are sent.
 
     Attributes:
-        specs: the same weights as the checkpoint has them. Those of one parameter follow each other.
+        specs: the tensors of the checkpoint with the same weights. The tensors of one parameter follow each other.
 
     Raises:
-        ConfigError: the checkpoint has as one tensor what the model holds as several.
+        ConfigError: the checkpoint stores several parameters of the model as one tensor.
     """
 
     def __init__(self, model: Any, parameters: Sequence[TensorSpec]) -> None:
@@ -48,11 +49,11 @@ class CheckpointNames:
         )
 
     def parameters_of(self, names: Iterable[str]) -> list[str]:
-        """The parameters that hold the named tensors of the checkpoint, each once."""
+        """Return the parameters that hold these tensors of the checkpoint, each parameter once."""
         return list(dict.fromkeys(self._parameter[name] for name in names))
 
     def convert(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Parameters, whole, to what the checkpoint has of them. What needs no conversion is not copied."""
+        """Return the tensors of the checkpoint for whole parameters, by name. Equal tensors are not copied."""
         tensors: dict[str, Tensor] = {}
         for name, tensor in parameters.items():
             tensors |= _converted(self._model, {name: tensor}) if self._is_converted[name] else {name: tensor}
@@ -60,9 +61,10 @@ class CheckpointNames:
 
 
 def stored_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, tied ones once, then the buffers that a checkpoint stores, such as a router's correction of the load.
+    """Yield name and tensor of the parameters, tied parameters once, then of the buffers that a checkpoint stores.
 
-    Engines hold such a buffer as a parameter, and an export without the buffer would load with zeros in its place.
+    Such a buffer is, for example, a router's correction of the load. Engines hold the buffer as a parameter. An export
+    without the buffer would load with zeros in its place.
     """
     yield from model.named_parameters()
     stored = model.state_dict().keys()

@@ -1,4 +1,4 @@
-"""What can be found wrong before anything heavy is imported."""
+"""The checks of the learner's configuration before torch, transformers and DeepSpeed are imported."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ def check_start(section: LearnerSection, policy: ModelSection, redis_url: str | 
 
     Args:
         section: the learner's settings.
-        policy: the policy's folder.
-        redis_url: `replay.url`.
+        policy: the settings of the policy model, with its folder.
+        redis_url: the value of `replay.url`.
         needs_critic: whether the algorithm trains a critic.
 
     Raises:
-        ConfigError: the model folder is missing or holds no causal language model, the critic's folder is none, CUDA
-            is asked for and absent, no Redis is named, or the environment speaks of other ranks.
+        ConfigError: the policy's folder is missing or holds no causal language model, the critic's folder holds no
+            model, the device is "cuda" on a machine without CUDA, `replay.url` is not set, or the environment names
+            other ranks.
     """
     check_ranks(section.num_ranks, os.environ)
     if redis_url is None:
@@ -39,13 +40,13 @@ def check_start(section: LearnerSection, policy: ModelSection, redis_url: str | 
 
 
 def check_ranks(num_ranks: int, environment: Mapping[str, str]) -> None:
-    """Refuse RANK and WORLD_SIZE that do not belong to the learner's ranks: it would wait for ranks that nobody starts.
+    """Refuse values of RANK and WORLD_SIZE that do not fit the learner's number of ranks.
 
-    A job around the mesh may have set them for processes of its own. A learner of several ranks that finds no RANK
-    starts them itself, with right ones.
+    A job around the mesh may have set both variables for its own processes. The learner would then wait for ranks that
+    no process starts. Without RANK, a learner of several ranks starts its ranks itself and sets both variables.
 
     Raises:
-        ConfigError: they contradict ``num_ranks``, or are no numbers.
+        ConfigError: RANK or WORLD_SIZE contradicts ``num_ranks``, or is not a number.
     """
     rank, world_size = environment.get("RANK"), environment.get("WORLD_SIZE")
     if rank is None and (world_size is None or num_ranks > 1):

@@ -1,4 +1,4 @@
-"""The parts of the learner, built from the mesh's configuration: each part is given the sections that it uses."""
+"""The composition of the learner: each part is built with the sections of the configuration that the part uses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from services.learner.trainer import Trainer
 
 
 def load_learnables(config: MeshConfig, ranks: Ranks) -> Learnables:
-    """Load the policy, and the critic and the average that the configuration asks for. Collective.
+    """Load the policy, and the critic and the average if the configuration has them. Collective.
 
     Raises:
         ConfigError: a model cannot be loaded or trained as configured.
@@ -91,7 +91,7 @@ def build_trainer(config: MeshConfig, learnables: Learnables, ranks: Ranks, num_
 
 
 def build_publisher(config: MeshConfig, policy: PolicyEngine, ranks: Ranks, control: Control | None) -> Publisher:
-    """Build the publisher. ``control`` is rank 0's way to the coordinator and None on the other ranks."""
+    """Build the publisher. ``control`` is None on ranks other than 0."""
     return Publisher(
         config.weights,
         policy,
@@ -116,7 +116,7 @@ def build_intake(config: MeshConfig, queue: BatchQueue, ranks: Ranks, control: C
 
 
 def build_loop(config: MeshConfig, resources: LoopResources, start: Start) -> Loop:
-    """Build the loop, which records batches on rank 0 where the configuration asks for that."""
+    """Build the loop. Rank 0 records the batches if the configuration says so."""
     is_recording = config.learner.should_record_batches and resources.reporter is not None
     return Loop(
         config.learner.checkpoint,
@@ -128,6 +128,6 @@ def build_loop(config: MeshConfig, resources: LoopResources, start: Start) -> Lo
 
 
 def staleness_window(config: MeshConfig) -> StalenessWindow:
-    """Return the window of the run's queue, with its bound."""
+    """Return the window of the run's queue, with the staleness bound."""
     training, max_version_lag = config.training, config.coordinator.max_version_lag
     return StalenessWindow(training.max_staleness, training.num_slots, training.prompts_per_step, max_version_lag)

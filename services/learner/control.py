@@ -1,4 +1,4 @@
-"""Rank 0's side of the mesh's protocol, on a thread with an event loop of its own.
+"""The learner's connection to the coordinator, on a thread of rank 0 with an event loop of its own.
 
 ::
 
@@ -8,8 +8,8 @@
     finish_publish, report_step ──►    Membership: heartbeats, whatever the step loop does
     check ◄── run over, lost           Server: LearnerService, health
 
-Heartbeats go on while the main thread computes. Calls that the loop must wait for block it; the others return a future.
-When the control thread ends early, every call of the step loop raises its error.
+Heartbeats go on while the main thread computes. A call blocks the step loop only where the loop needs the answer. When
+the control thread ends with an error, every call of the step loop raises this error.
 """
 
 from __future__ import annotations
@@ -47,24 +47,26 @@ _logger = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
 CALL_MARGIN_S = 10.0
-"""Added to the deadline of a call for the way between the threads."""
+"""Time added to the deadline of a call, for the way between the threads."""
 FILES_POLL_S = 2.0
-"""Between looks at the files of a checkpoint that is being written."""
+"""Pause between two looks at the files of a checkpoint that is being written."""
 REPORT_PATIENCE_S = 1.0
-"""How long a step waits for the report of the step before, beyond the time that the step took itself."""
+"""Longest time that the report of a step waits until the report of the step before has arrived."""
 STOP_TIMEOUT_S = 15.0
-"""For the control thread to leave the run and stop its server."""
+"""Longest time in which the control thread leaves the run and stops its server."""
 
 
 class Control:
-    """Starts with `start` and ends with `stop`; everything else may be called in between, from one thread.
+    """The learner's connection to the coordinator.
+
+    Call `start` first and `stop` last. One thread may call the other methods in between.
 
     Args:
         run: name and folder of the run.
         coordinator: host:port of the coordinator.
-        address: host:port of the learner's own server; port 0 takes a free one.
-        name: this member's.
-        tracker: what the learner's service and its heartbeats answer from.
+        address: host:port of the learner's own server; port 0 takes a free port.
+        name: the name of this member.
+        tracker: the phase and the progress that the learner's service and its heartbeats report.
     """
 
     def __init__(self, run: RunSection, coordinator: str, address: str, name: str, tracker: PhaseTracker) -> None:
@@ -85,7 +87,7 @@ class Control:
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
 
     def start(self) -> Registration:
-        """Serve, register, begin heartbeats.
+        """Start the learner's server, register, and begin heartbeats. Return the registration.
 
         Raises:
             ConfigError: the learner's address cannot be bound.
@@ -95,10 +97,10 @@ class Control:
         return self._wait(self._ready, None, "registration")
 
     def stop(self, failure: str = "") -> None:
-        """Leave the run and stop; harmless to repeat.
+        """Leave the run and end the control thread. A second call is harmless.
 
         Args:
-            failure: one sentence when the learner failed; fails the run.
+            failure: the reason in one sentence if the learner failed, which fails the run; else empty.
         """
         if not self._thread.is_alive():
             return
@@ -110,7 +112,7 @@ class Control:
             _logger.error("the control thread did not end within %g s", STOP_TIMEOUT_S)
 
     def check(self) -> None:
-        """Raise if the run is over or the coordinator is lost.
+        """Raise an error if the run is over or the coordinator is lost.
 
         Raises:
             RunEndedError: the run is over.
@@ -124,10 +126,11 @@ class Control:
             raise RunEndedError(f"the run is over: {last.failure or last.run_state.value}")
 
     def begin_publish(self, announcement: Announcement, timeout_s: float) -> WeightEpoch:
-        """Announce a version; returns when all members of its epoch are receiving.
+        """Announce a version. Return its weight epoch when all members of the epoch are ready to receive.
 
         Raises:
-            RollMeshError: what the coordinator answered.
+            RollMeshError: the coordinator's refusal, or the error with which the control thread ended.
+            DeadlineError: the coordinator did not answer in time.
         """
         with self._tracker.calling(timeout_s + CALL_MARGIN_S):
             return self._call(
@@ -139,17 +142,26 @@ class Control:
     def finish_publish(
         self, version: PolicyVersion, digest: bytes, failure: str, timeout_s: float
     ) -> Future[PublishOutcome]:
-        """Report what was sent, or why it was not; the future has the coordinator's verdict, or the error with which
-        the control thread ended before it came."""
+        """Tell the coordinator that the bytes were sent, or why they were not sent.
+
+        Args:
+            version: the announced version.
+            digest: the digest of the transfer; empty after a failure.
+            failure: the reason in one sentence if the broadcast failed; else empty.
+            timeout_s: deadline of the call.
+
+        Returns:
+            A future with the coordinator's outcome. If the control thread ends before, the future has its error.
+        """
         answer = self._submit(self._connected().finish_publish(version, digest, failure=failure, timeout_s=timeout_s))
         outcome: Future[PublishOutcome] = Future()
 
         def end(_: Future[Any]) -> None:
             if outcome.done() or (answer.cancelled() and not self._ended.done()):
-                return  # the error that the thread is ending with is still to come
+                return  # the control thread is about to end, and then `_ended` has its error
             try:
                 outcome.set_result(self._result(answer, f"the end of the publish of version {version}"))
-            except Exception as error:  # noqa: BLE001 - belongs to whoever waits for the outcome
+            except Exception as error:  # noqa: BLE001 - raised where the outcome is awaited
                 outcome.set_exception(error)
 
         answer.add_done_callback(end)
@@ -159,12 +171,12 @@ class Control:
     def report_step(
         self, step: int, version: PolicyVersion, metrics: Mapping[str, float], *, is_last: bool = False
     ) -> None:
-        """Report a step's metrics. One that does not arrive is logged and counted: the next report says more.
+        """Report the metrics of a step. A lost report is logged and counted, and is not sent again.
 
-        The last report ends the run, so it is repeated until it arrives or the coordinator is lost.
+        The last report ends the run. So the last report is sent again until it arrives or the coordinator is lost.
 
         Raises:
-            RollMeshError: the coordinator is lost or the run over, or the coordinator refuses the last report.
+            RollMeshError: the coordinator is lost, the run is over, or the coordinator refuses the last report.
         """
         self._settle_report()
         if not is_last:
@@ -172,17 +184,17 @@ class Control:
             return
         while True:
             report = self._submit(self._connected().report_step(step, version, metrics, is_last))
-            with contextlib.suppress(UnavailableError, DeadlineError):  # then `_connected` says if it is lost
+            with contextlib.suppress(UnavailableError, DeadlineError):  # `_connected` raises if it is lost
                 self._wait(report, None, "the report of the last step")
                 break
 
     @property
     def num_lost_reports(self) -> int:
-        """Reports of steps that did not arrive."""
+        """Return the number of reports that did not arrive."""
         return self._num_lost_reports
 
     def _settle_report(self) -> None:
-        """See whether the report before this one arrived; one that is still under way gets a moment more."""
+        """Count the report of the step before as lost, unless it arrives within `REPORT_PATIENCE_S`."""
         report, self._report = self._report, None
         if report is None:
             return
@@ -200,7 +212,7 @@ class Control:
         _logger.warning("a step's metrics did not reach the coordinator (%s); training goes on", reason)
 
     def wait_over(self) -> None:
-        """Wait until the run is over. The coordinator ends it: finished, stalled or failed.
+        """Wait until the coordinator says that the run is over.
 
         Raises:
             RunEndedError: the run failed.
@@ -221,7 +233,7 @@ class Control:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def _wait(self, future: Future[ResultT], timeout_s: float | None, what: str) -> ResultT:
-        """The future's result; unblocked as well by the end of the control thread."""
+        """Wait for the future and return its result. The end of the control thread ends the wait, too."""
         futures: tuple[Future[Any], ...] = (future, self._ended)
         wait(futures, timeout=timeout_s, return_when=FIRST_COMPLETED)
         if future.done() or self._ended.done():
@@ -230,18 +242,18 @@ class Control:
         raise DeadlineError(f"{what} took longer than {timeout_s:g} s")
 
     def _result(self, future: Future[ResultT], what: str) -> ResultT:
-        """Of a future that is done, or that will never be because the control thread has ended."""
+        """Return the result of a future that is done. Else raise the error with which the control thread ended."""
         if future.done() and not future.cancelled():
             return future.result()
         self._ended.result()
         raise RunEndedError(f"the control thread ended before {what}")
 
     def _run(self) -> None:
-        """The thread: ends when told to, or by an error that every waiter gets."""
+        """Run the control thread until `stop` is called or an error ends it. Every waiting call raises the error."""
         error: BaseException | None = None
         try:
             self._loop.run_until_complete(self._serve())
-        except BaseException as caught:  # noqa: BLE001 - handed to the step loop, which raises it
+        except BaseException as caught:  # noqa: BLE001 - the step loop raises it
             error = caught
         finally:
             self._loop.run_until_complete(_cancel_open_calls())
@@ -268,13 +280,20 @@ class Control:
             await membership.leave(self._failure)
 
     async def _watch_files(self) -> None:
-        """Look at the files of checkpoints on a thread: a disk that hangs must not hold up the heartbeats."""
+        """Look at the files of checkpoints, again and again.
+
+        The look happens on another thread, because a disk that hangs must not delay the heartbeats.
+        """
         while True:
             await asyncio.sleep(FILES_POLL_S)
             await asyncio.to_thread(self._tracker.watch_files, self._run_folder)
 
     async def _until_stopped(self, membership: Membership) -> None:
-        """Wait for `stop`; raises when the coordinator is lost. The end of the run goes to `wait_over` and `check`."""
+        """Wait until `stop` is called. Pass the end of the run on to `wait_over` and `check`.
+
+        Raises:
+            UnavailableError: the coordinator is lost.
+        """
         over = asyncio.ensure_future(membership.wait_over())
         stop = asyncio.ensure_future(self._stop.wait())
         try:
@@ -288,7 +307,7 @@ class Control:
 
 
 async def _cancel_open_calls() -> None:
-    """Cancel the calls that the step loop has started and that are not answered yet."""
+    """Cancel the calls of the step loop that the coordinator has not answered yet."""
     calls = asyncio.all_tasks() - {asyncio.current_task()}
     for call in calls:
         call.cancel()

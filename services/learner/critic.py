@@ -1,8 +1,8 @@
 """The critic: the backbone of a language model with a value head, trained beside the policy.
 
-It starts from a reward model, whose head is kept, or from a causal language model, whose head is replaced by a fresh
-one. It sees the same micro-batches as the policy, and values the state before each generated token: the position that
-predicts it.
+The critic starts from a reward model, whose head is kept, or from a causal language model, whose head is replaced by a
+new head. Policy and critic read the same micro-batches. The value of a generated token is the value of the state before
+the token, at the position that predicts the token.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class CriticEngine:
     """The critic in training on one rank.
 
     Args:
-        model: from `load_critic`.
+        model: the model that `load_critic` returned.
         section: the learner's settings.
-        value_clip: how far a value may move from the old one.
+        value_clip: how far a value may move from its old value before its loss stops falling.
         ranks: the process group, already started.
     """
 
@@ -41,17 +41,20 @@ class CriticEngine:
     def train(
         self, micro_batches: Iterable[MicroBatch], num_passes: int, num_tokens: float, lr: float
     ) -> tuple[Tensor, float]:
-        """One optimiser step. Collective.
+        """Make one optimiser step. Collective.
 
         Args:
-            micro_batches: as for `TrainingEngine.train`; their columns hold the old values and the returns.
-            num_passes: forward and backward passes.
+            micro_batches: ``num_passes`` micro-batches, whose columns have the old values and the returns.
+            num_passes: forward and backward passes, the same number on every rank.
             num_tokens: generated tokens of the step, over all ranks.
             lr: learning rate of this step.
 
         Returns:
-            This rank's sums float64 [NUM_CRITIC_SUMS] on the device, and the norm of the gradient over all ranks,
+            This rank's sums, float64 [NUM_CRITIC_SUMS] on the device; and the norm of the gradient over all ranks,
             before clipping.
+
+        Raises:
+            RollMeshError: the gradient is not finite.
         """
 
         def loss(outputs: tuple[Tensor, ...], batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -60,22 +63,22 @@ class CriticEngine:
         return self.engine.train(micro_batches, num_passes, loss, NUM_CRITIC_SUMS, lr)
 
     def values(self, batch: MicroBatch) -> Tensor:
-        """Values float32 [N] of a micro-batch, without gradient. Collective at stage 3."""
+        """Return the values of a micro-batch, float32 [N], without gradient. Collective at stage 3."""
         return self.engine.outputs(batch)[0]
 
 
 def value_loss(values: Tensor, batch: MicroBatch, num_tokens: float, clip: float) -> tuple[Tensor, Tensor]:
-    """The share of a micro-batch in the mean over the step's tokens of `clipped_value_loss`.
+    """Return a micro-batch's share of the critic's loss: the mean of `clipped_value_loss` over the step's tokens.
 
     Args:
-        values: float32 [N], of the critic in training; differentiable.
+        values: float32 [N], values of the critic in training; differentiable.
         batch: the micro-batch of these N tokens.
         num_tokens: generated tokens of the whole step, over all ranks.
-        clip: how far a value may move from the old one.
+        clip: how far a value may move from its old value before its loss stops falling.
 
     Returns:
-        The loss, a scalar to be summed over micro-batches and ranks; float64 [NUM_CRITIC_SUMS] without gradient: the
-        loss, the values, and `residual_sums`.
+        The share, a scalar; the shares of all micro-batches and ranks add up to the loss. And float64
+        [NUM_CRITIC_SUMS], without gradient: the share, the sum of the values, and `residual_sums`.
     """
     old, returns = batch.columns.values, batch.columns.returns
     assert old is not None
@@ -90,9 +93,9 @@ def load_critic(section: LearnerSection, policy: ModelSection, seed: int, device
 
     Args:
         section: the learner's settings.
-        policy: the policy's folder, for a critic without a folder of its own.
-        seed: seed of a fresh value head.
-        device: where the critic is going to compute; the model is loaded into main memory.
+        policy: the settings of the policy model; its folder serves a critic without a folder of its own.
+        seed: seed of a new value head.
+        device: the device on which the critic will compute. The model is loaded into main memory.
 
     Raises:
         ConfigError: the folder holds no model that a critic can start from.

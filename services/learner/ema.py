@@ -1,7 +1,8 @@
 """A moving average of the policy: ``θ_avg ← β θ_avg + (1 - β) θ`` once per optimiser step.
 
-It is kept in float32 in main memory, each rank having some of the tensors whole. They are read through the engine, so
-it is right under every ZeRO stage; at stage 3 that gathers the parameters bucket by bucket, below it costs one copy.
+The average lies in main memory, in float32. Each rank keeps some of the tensors, each of them whole. The engine gives
+the policy's tensors, so the average is right under every ZeRO stage. At stage 3 the engine gathers the parameters
+bucket by bucket. At the lower stages each rank copies its tensors once.
 """
 
 from __future__ import annotations
@@ -23,16 +24,17 @@ from services.learner.engine import PolicyEngine
 from services.learner.ranks import Ranks
 
 BUCKET_BYTES = 2**28
-"""Parameters that stage 3 gathers at one time."""
+"""Largest number of bytes of parameters that stage 3 gathers at one time; a larger parameter is gathered alone."""
 
 
 class PolicyAverage:
-    """The average of a policy in training. All ranks have one and call it together.
+    """The moving average of the policy's weights. Every rank has one part, and all ranks call the same method together.
 
     Args:
-        engine: the policy; the average starts from what it holds now.
+        engine: the policy; the average starts from its present weights.
         ranks: the process group.
-        beta: the old average's share, between 0 and 1.
+        beta: β, the weight of the old average, between 0 and 1. With β = 0.9, a weight 1.0 whose average is 0.5 gives
+            the average 0.9 · 0.5 + 0.1 · 1.0 = 0.55.
     """
 
     def __init__(self, engine: PolicyEngine, ranks: Ranks, beta: float) -> None:
@@ -44,26 +46,26 @@ class PolicyAverage:
         self._average = {name: tensor.to("cpu", torch.float32, copy=True) for name, tensor in self._current()}
 
     def _current(self) -> Iterator[tuple[str, Tensor]]:
-        """This rank's tensors as they are in the policy; each is valid until the next is asked for."""
+        """Yield this rank's tensors of the present policy. Each is valid until the next is asked for."""
         for index in range(num_buckets(self._plan)):
             names = [spec.name for spec in bucket_tensors(self._plan, index)]
             with self._engine.whole(names) as tensors:
                 yield from ((name, tensors[name]) for name in names if self._owners[name] == self._ranks.rank)
 
     def update(self) -> None:
-        """Take in the policy after an optimiser step. Collective at stage 3."""
+        """Update the average after an optimiser step. Collective at stage 3."""
         for name, tensor in self._current():
-            self._average[name].lerp_(tensor.cpu().float(), 1 - self._beta)  # converted here: half the bytes to move
+            self._average[name].lerp_(tensor.cpu().float(), 1 - self._beta)  # copied in the policy's dtype: fewer bytes
 
     def save(self, folder: Path) -> None:
-        """Write this rank's tensors into a folder that is there."""
+        """Write this rank's tensors to a file in ``folder``, which has to exist."""
         save_file(self._average, self._file(folder))
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote with as many ranks.
+        """Read the tensors that `save` wrote with the same number of ranks.
 
         Raises:
-            ConfigError: it is not there, or of another model.
+            ConfigError: this rank's file is missing, cannot be read, or holds the average of another model.
         """
         path = self._file(folder)
         fix = "name another checkpoint"
@@ -77,7 +79,7 @@ class PolicyAverage:
             self._average[name].copy_(tensor)
 
     def export(self, folder: Path) -> None:
-        """Write a Hugging Face folder of the average in the policy's dtype: rank 0 does, gathering. Collective."""
+        """Write the average in the policy's dtype as a Hugging Face folder, on rank 0. Collective."""
         state = {}
         for spec in self._plan.tensors:
             tensor = self._fetch(spec)
@@ -88,7 +90,7 @@ class PolicyAverage:
         self._ranks.barrier()
 
     def _fetch(self, spec: TensorSpec) -> Tensor:
-        """A tensor of the average in the policy's dtype, from the rank that has it, on all."""
+        """Return a tensor of the average in the policy's dtype, on every rank. Collective."""
         dtype, owner = getattr(torch, spec.dtype), self._owners[spec.name]
         if owner == self._ranks.rank:
             tensor = self._average[spec.name].to(dtype)
@@ -105,7 +107,10 @@ class PolicyAverage:
 
 
 def deal(tensors: Sequence[TensorSpec], num_ranks: int) -> dict[str, int]:
-    """Which rank has which tensor, so that all have about as many bytes. The same on every rank."""
+    """Return the rank of each tensor, by name, so that all ranks have nearly equal numbers of bytes.
+
+    Every rank computes the same result.
+    """
     ordered = sorted(tensors, key=lambda spec: spec.name)
     shares = balance([tensor_num_bytes(spec) for spec in ordered], num_ranks)
     return {ordered[index].name: rank for rank, share in enumerate(shares) for index in share}

@@ -1,8 +1,9 @@
-"""A Hugging Face folder of the trained policy: new weights and config.json, the rest as the policy's folder has it.
+"""The export of the trained policy as a Hugging Face folder.
 
-Tokenizer, chat template, generation settings and Python code are no part of the training. They are copied byte for
-byte: what loads from the policy's folder loads from the export, and what transformers would not write itself (a
-tokenizer with code of its own, generation settings that its own check of consistency refuses) is exported too.
+transformers writes the new weights and `config.json`. Training does not change tokenizer, chat template, generation
+settings and Python code, so these files are copied byte for byte from the policy's folder. The copies load as the
+originals do, also where transformers would not write them: a tokenizer with code of its own, or generation settings
+that the consistency check of transformers refuses.
 """
 
 from __future__ import annotations
@@ -19,21 +20,22 @@ from rollmesh.errors import ConfigError
 
 _COPIED = frozenset({".json", ".jinja", ".model", ".txt", ".py", ".tiktoken", ".bpe", ".spm"})
 _NOT_COPIED = frozenset({"config.json", "params.json"})
-"""transformers writes the first; the second describes weights in Mistral's own layout, which are not exported."""
+"""transformers writes `config.json`. `params.json` describes weights in Mistral's own layout; they are not exported."""
 _TEMPLATES = "additional_chat_templates"
 _GENERATION = "generation_config.json"
 
 
 class Exporter:
-    """Writes folders of one model.
+    """The writer of Hugging Face folders of one model.
+
+    The constructor writes a folder without weights to a temporary place, so that a fault shows before training.
 
     Args:
-        model: of transformers; its configuration and class are exported.
-        source: the folder that it was loaded from.
+        model: the model, from transformers; its class and configuration are exported.
+        source: the folder from which the model was loaded.
 
     Raises:
-        ConfigError: a folder of this model cannot be written. That is tried, without weights, so that it is known
-            before anything is trained.
+        ConfigError: a folder of this model cannot be written.
     """
 
     def __init__(self, model: Any, source: Path) -> None:
@@ -42,9 +44,9 @@ class Exporter:
         self._model = model
         self._source = source
         if getattr(model.config, "transformers_weights", None):
-            model.config.transformers_weights = None  # the export's weights have the usual name
+            model.config.transformers_weights = None  # the exported weights have the usual file name
         if (source / _GENERATION).is_file():
-            model.generation_config = GenerationConfig()  # nothing is generated here, and the file is copied
+            model.generation_config = GenerationConfig()  # the file is copied, and this process generates nothing
         with tempfile.TemporaryDirectory(prefix="rollmesh-export-") as folder:
             try:
                 self.write(Path(folder), {})
@@ -63,11 +65,11 @@ class Exporter:
                 raise ConfigError("model.path", problem, "correct the model folder") from error
 
     def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
-        """Write a folder.
+        """Write a Hugging Face folder.
 
         Args:
-            folder: created where it is not there.
-            tensors: the model's weights, whole, by their names in it.
+            folder: the folder; created if missing.
+            tensors: the whole weights, by their names in the model.
         """
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}

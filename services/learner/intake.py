@@ -1,11 +1,11 @@
-"""From the replay queue to each rank's share of a batch.
+"""The intake: each rank's share of a batch, from the replay queue.
 
 ::
 
     Redis ──take_batch──► rank 0 ──rows (ids, tokens)─────► all ranks: the same balanced split
       └───────────────────────── payloads ────────────────► each rank reads its own share
 
-Rank 0 alone changes the ledger. The other ranks wait in a broadcast until it has a batch or the run has ended.
+Rank 0 alone changes the ledger. The other ranks wait in a broadcast until rank 0 has a batch or the run has ended.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ _logger = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
 RETRY_S = 0.5
-"""Between tries while Redis is away."""
+"""Pause between two tries while Redis is away."""
 LOOK_LIMIT_S = 60.0
-"""Longer than the time between two looks at a queue that is away; what this process sleeps through is no outage."""
+"""A longer time between two looks at the queue means that this process was stopped, and does not count as an outage."""
 POLL_S = 2.0
-"""Longest time in one call for a batch; between calls rank 0 looks whether the run still goes on."""
+"""Longest time in one call for a batch. Between two calls, rank 0 checks that the run still goes on."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankShare:
-    """One rank's part of a batch.
+    """One rank's part of a batch, as read from Redis.
 
     Attributes:
         groups_by_step: this rank's groups of each optimiser step.
-        batch_ids: of all groups of the batch, in its order.
+        batch_ids: the ids of all groups of the batch, in its order.
         num_filtered: groups that were FILTERED so far in the run.
-        is_last: no batch follows.
-        wait_s: time until the batch was there.
-        read_s: time to read the payloads.
+        is_last: whether no batch follows.
+        wait_s: seconds until the batch was complete.
+        read_s: seconds in which this rank read its payloads.
     """
 
     groups_by_step: tuple[tuple[Group, ...], ...]
@@ -61,23 +61,23 @@ class RankShare:
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """This rank's groups of all optimiser steps."""
+        """Return this rank's groups of all optimiser steps."""
         return tuple(group for groups in self.groups_by_step for group in groups)
 
 
 def check_staleness(groups: Iterable[Group], learner: PolicyVersion, bound: int) -> None:
-    """Refuse a batch with a sample that is older than admission may let through, or newer than the learner.
+    """Refuse groups with a sample that is older than the staleness bound, or newer than the learner.
 
     The number of a version only grows, also from one lineage to the next. So the difference of two numbers is the
-    age, whatever the lineages: ``1.9`` is two versions after ``0.7``.
+    staleness, whatever the lineages: ``1.9`` is two versions after ``0.7``.
 
     Args:
-        groups: about to be trained.
+        groups: the groups that the step is about to train on.
         learner: the version that the step starts from.
-        bound: `rollmesh.replay.staleness.StalenessWindow.bound` of the run, in versions.
+        bound: the largest permitted staleness in versions, `rollmesh.replay.staleness.StalenessWindow.bound`.
 
     Raises:
-        ReplayError: names the group, its version and the bound.
+        ReplayError: a sample is too old or too new. The error names the group, the version and the bound.
     """
     for group in groups:
         for span in (span for sample in group.samples for span in sample.version_spans):
@@ -91,17 +91,17 @@ def check_staleness(groups: Iterable[Group], learner: PolicyVersion, bound: int)
 
 
 class Intake:
-    """Takes batches on all ranks together.
+    """The reader of batches on all ranks.
 
     Args:
         queue: this rank's own connection to the replay queue.
         ranks: the process group.
         batch_size: groups in a batch.
         steps_per_batch: optimiser steps in one pass over a batch.
-        bounds: how far a batch may look past the oldest live group, and how old its samples may be.
-        timeout_s: how long the queue may be away. A batch may take longer: all ranks wait anew after this time, so
-            that no collective's times out, for as long as ``check`` lets them.
-        check: called on rank 0 while it waits; raises when the run is over.
+        bounds: the window of places that a batch may take groups from, and the staleness bound.
+        timeout_s: seconds that the queue may be away. A batch may take longer: after this time all ranks begin a new
+            wait, so that no collective times out.
+        check: called on rank 0 while it waits; raises an error when the run is over.
     """
 
     def __init__(
@@ -125,11 +125,11 @@ class Intake:
         self._clock = AwakeClock(LOOK_LIMIT_S)
 
     def possible_starts(self) -> range:
-        """See `BatchQueue.possible_starts`. For rank 0."""
+        """Return the steps after which a learner can take the queue over (`BatchQueue.possible_starts`). For rank 0."""
         return self._patiently(self._queue.possible_starts)
 
     def take_over(self, step: int) -> None:
-        """Go on after a step: later steps are trained again. For rank 0.
+        """Take the queue over after ``step``, so that the groups of later steps are trained again. For rank 0.
 
         Raises:
             SupersededError: another learner took the queue over meanwhile.
@@ -139,10 +139,11 @@ class Intake:
             _logger.info("%d groups are trained again, %d generated again", num_ready + num_pending, num_pending)
 
     def take(self, step: int, version: PolicyVersion) -> RankShare | None:
-        """This rank's share of the batch of a step, or None when nothing is left. Collective.
+        """Return this rank's share of the batch of ``step``, or None when no group is left. Collective.
 
         Args:
-            version: the policy that the step starts from.
+            step: number of the step, from 1.
+            version: the version that the step starts from.
 
         Raises:
             DeadlineError: the queue was away for too long (rank 0).
@@ -166,16 +167,18 @@ class Intake:
         return RankShare(groups_by_step, batch_ids, batch["num_filtered"], batch["is_last"], waited - started, read_s)
 
     def read(self, group_ids: Sequence[str]) -> tuple[Group, ...]:
-        """The payloads of groups of a batch.
+        """Return the groups with these ids, in their order.
 
         Raises:
-            ReplayError: one is missing.
+            ReplayError: a group has no payload.
         """
         return tuple(self._patiently(lambda: self._queue.payloads(group_ids)))
 
     def _wait(self, step: int, version: PolicyVersion) -> bytes:
-        """Rank 0: the batch's rows as msgpack, null where nothing is left; nothing if the time is up, and then
-        everybody waits anew."""
+        """Wait for the batch and return its rows as msgpack: the message of rank 0 to the other ranks.
+
+        The message is null where no group is left. It is empty after ``timeout_s``; then all ranks begin a new wait.
+        """
         deadline = self._clock() + self._timeout_s
         while True:
             self._check()
@@ -214,23 +217,28 @@ class Intake:
         self._num_filtered = self._queue.num_filtered()
 
     def mark_trained(self, step: int) -> None:
-        """The groups of the step have gone into the policy. Does nothing on the other ranks."""
+        """Record that the policy has been trained on the groups of ``step``. Does nothing on ranks other than 0."""
         if self._ranks.is_first:
             self._patiently(lambda: self._queue.mark_trained(step))
 
     def make_durable(self) -> None:
-        """See to it that a power cut leaves no checkpoint that is newer than the ledger. Does nothing on the other
-        ranks."""
+        """Bring the ledger to disk, so that after a power cut no checkpoint is newer than the ledger.
+
+        Does nothing on ranks other than 0.
+        """
         if self._ranks.is_first and not self._patiently(self._queue.make_durable):
             _logger.debug("Redis does not say that its file is on disk")
 
     def retire(self, through_step: int) -> None:
-        """A durable checkpoint covers the groups up to the step. Does nothing on the other ranks."""
+        """Drop the payloads of the groups up to ``through_step``, which no learner needs again.
+
+        Does nothing on ranks other than 0.
+        """
         if self._ranks.is_first:
             self._patiently(lambda: self._queue.retire(through_step))
 
     def _patiently(self, call: Callable[[], ResultT]) -> ResultT:
-        """Repeat a call that may be repeated while Redis is away, for as long as one would wait for a batch."""
+        """Make a call, and repeat the call while Redis is away, for at most ``timeout_s``. Return its result."""
         deadline = self._clock() + self._timeout_s
         while True:
             try:

@@ -1,4 +1,4 @@
-"""Entry of the learner: checks first, heavy imports last; one process, or one per rank under torch's launcher.
+"""The entry of the learner: checks first, slow imports last. One process, or one process a rank under torch's launcher.
 
 ::
 
@@ -18,17 +18,15 @@ from services.config import MeshConfig
 from services.learner.checks import check_start
 
 RANKS_HOST = "127.0.0.1"
-"""Where the ranks that are started here find each other."""
+"""The address at which the ranks on this machine find each other."""
 
 
 def main(config: MeshConfig, name: str) -> int:
-    """Run the learner until the run is over, and end the process.
+    """Run the learner until the run is over, and end the process. The exit code is 0 only if the run finished.
 
     Args:
         config: the mesh's configuration.
-        name: this member's; ranks other than 0 are not members.
-
-    The exit code is 0 only if the run finished.
+        name: the name of this member. Ranks other than 0 are not members.
 
     Raises:
         ConfigError: the learner cannot start with this configuration.
@@ -46,15 +44,15 @@ def main(config: MeshConfig, name: str) -> int:
 
 
 def _launch_ranks(num_ranks: int, name: str) -> None:
-    """Replace this process by torch's launcher. Each rank comes through the command line again, with RANK set."""
+    """Replace this process by torch's launcher, which starts `rollmesh learner` once for each rank, with RANK set."""
     path = os.environ.get("ROLLMESH_CONFIG")
     if path is None:
         raise ConfigError(
             "learner.num_ranks", f"{num_ranks} needs the mesh file in ROLLMESH_CONFIG", "start it as `rollmesh learner`"
         )
     overrides = [f"--set={override}" for override in json.loads(os.environ.get("ROLLMESH_OVERRIDES", "[]"))]
-    # The launcher's own stores would listen on every interface. It gets a file instead, one that exists in memory alone
-    # and stays open across the exec; the ranks make the store that they meet in.
+    # The launcher's own store would listen on every interface. So the launcher gets a file as its store. The file is in
+    # memory only and stays open across the exec. The ranks make the store in which they meet themselves.
     file = os.memfd_create("ranks", 0)
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     meeting = ["--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint=/proc/self/fd/{file}"]

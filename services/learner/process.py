@@ -1,4 +1,4 @@
-"""One learner process: builds the parts, runs the loop, and ends with an exit code that tells the truth."""
+"""One learner process: builds the parts, runs the loop, and returns the exit code."""
 
 from __future__ import annotations
 
@@ -39,14 +39,18 @@ _logger = logging.getLogger(__name__)
 
 
 class Stopped(BaseException):
-    """A signal asked the process to end; raised in the main thread, caught here alone."""
+    """A signal asked the learner to end. Raised in the main thread; only `run` catches it."""
 
 
 def run(config: MeshConfig, name: str) -> int:
     """Run this rank until the run is over.
 
+    Args:
+        config: the mesh's configuration.
+        name: the name of this member.
+
     Returns:
-        0 if the run finished, 128 + the signal's number if the process was told to stop.
+        0 if the run finished; 128 + the signal's number if a signal asked the process to end.
 
     Raises:
         RollMeshError: the run failed.
@@ -67,7 +71,7 @@ def run(config: MeshConfig, name: str) -> int:
             if control is not None:
                 control.wait_over()
     except RunEndedError:
-        _leave(control, "")  # the mesh knows already
+        _leave(control, "")  # the coordinator knows the reason already
         raise
     except Stopped as stopped:
         _logger.warning("stopped by signal %s", stopped)
@@ -83,9 +87,9 @@ def run(config: MeshConfig, name: str) -> int:
 
 
 def _train(config: MeshConfig, ranks: Ranks, tracker: PhaseTracker, control: Control | None) -> None:
-    """Build the parts in the order of their cost, and run the loop.
+    """Register, build the parts, and run the loop.
 
-    The learner registers first. Otherwise the mesh would take the time in which the models load for an absence.
+    The learner registers first. Otherwise the learner would seem to be absent while the models load.
     """
     assert config.replay.url is not None
     registration = control.start() if control is not None else None
@@ -125,7 +129,10 @@ def _leave(control: Control | None, failure: str) -> None:
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Turn the first of the `stop_signals` into `Stopped` in the main thread, so that the mesh hears of the end."""
+    """Raise `Stopped` in the main thread at the first of the `stop_signals`, so that the coordinator hears of the end.
+
+    The second signal ends the process at once.
+    """
 
     def stop(number: int, _frame: FrameType | None) -> None:
         for each in previous:
@@ -143,6 +150,6 @@ def _signals_raise() -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """No progress bars, and no warnings about what libraries do among themselves."""
+    """Switch off progress bars, and warnings that libraries raise about each other."""
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")

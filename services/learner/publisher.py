@@ -1,19 +1,19 @@
-"""New weights out to the engines: the learner's half of the weight protocol.
+"""The learner's half of a publish: new weights go out to the engines.
 
 ::
 
     begin (coordinator prepares members, names the epoch) ─► broadcast bucket by bucket ─► finish (verify, commit)
-          waits for PREPARE, and for a pinned evaluation        needs the weights to stand still      in the background
+          waits for PREPARE, and for a pinned evaluation        the weights may not change            in the background
 
-The step loop stands still for the first two. The third runs on the control thread while the next batch is trained,
-and is joined before the next begin, or at once where nothing could be trained without its commit.
+The step loop waits for begin and broadcast. Finish runs on the control thread while the next batch is trained. The loop
+waits for its end before the next begin; or at once, where no batch can be complete before the version is committed.
 
-An aborted publish leaves the old version serving. Up to ``max_staleness`` versions may go unpublished, because a later
-one takes their place; with more than that the slots of their groups are never given back and the mesh would stand
-still, so such a version is sent again at once, a bounded number of times.
+After an aborted publish the old version goes on serving. Up to ``max_staleness`` versions may stay uncommitted, because
+a later version replaces them. With more, the slots of their groups would never be released, and the mesh would stand
+still. So such a version is sent again at once, at most `MAX_ATTEMPTS` times.
 
-Where ZeRO-3 has cut the weights over the ranks, gathering a bucket is a collective: rank 0 tells the others before each
-transfer, and always gathers to the end, even if the broadcast failed.
+Where ZeRO-3 has cut the weights over the ranks, gathering a bucket is a collective. Rank 0 tells the other ranks before
+each transfer, and gathers all buckets even if the broadcast fails.
 """
 
 from __future__ import annotations
@@ -48,27 +48,32 @@ from services.learner.ranks import Ranks
 _logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 5
-"""Tries to publish a version that has to be committed."""
+"""Number of tries to publish a version that has to be committed."""
 RETRY_S = 1.0
-"""Pause after the first aborted try; doubles with each further one."""
+"""Pause after the first aborted try. The pause doubles with each further try."""
 
 FINISH_MARGIN_S = 10.0
-"""For the coordinator's own calls around transfer and commit."""
+"""Time added for the coordinator's calls before and after transfer and commit."""
 
 _SEND, _DONE = b"send", b"done"
 
 
 class Publisher:
-    """Publishes versions of the policy. All ranks have one and call it together.
+    """The learner's side of a publish. Every rank has a publisher, and all ranks call the same method together.
 
     Args:
         section: the settings of the weight broadcast.
         engine: the policy in training.
         ranks: the process group.
-        protocol: the way to the coordinator; None on the other ranks.
-        max_staleness: versions that a sample may be old.
-        engines_wait_s: seconds that an announcement may wait for the engines: the first one until they have started,
-            a later one until a pinned evaluation has ended.
+        protocol: the connection to the coordinator; None on ranks other than 0.
+        max_staleness: the largest staleness of a sample that the settings permit, in versions.
+        engines_wait_s: seconds that an announcement may wait for the engines: at first until the engines have started,
+            later until a pinned evaluation has ended.
+
+    Attributes:
+        plan: the order of the tensors in a transfer.
+        committed: the newest committed version of this process; None before the first commit. Only kept on rank 0.
+        max_pause_s: the longest pause of an engine in the last committed publish, in seconds. Only kept on rank 0.
     """
 
     def __init__(
@@ -91,7 +96,7 @@ class Publisher:
         self._deadline_s = transfer_deadline_s(
             num_bytes(self.plan), section.transfer_timeout_s, section.floor_bandwidth_bytes_per_s
         )
-        # Members join, receive and load, each within its own deadline.
+        # The members join, receive and load. Each of the three has its own deadline.
         self._finish_timeout_s = (
             section.prepare_timeout_s + self._deadline_s + section.commit_timeout_s + FINISH_MARGIN_S
         )
@@ -106,12 +111,12 @@ class Publisher:
         self.max_pause_s = 0.0
 
     def publish(self, version: PolicyVersion, step: int, *, must_commit: bool = False) -> None:
-        """Announce and send a version. Its commit is joined later unless nothing can go on without it.
+        """Announce and send a version. Wait for its commit only if training could not go on without the commit.
 
         Args:
-            version: newer than the last.
+            version: a newer version than the last.
             step: the step that made the version.
-            must_commit: return only once it serves.
+            must_commit: always wait until the version is committed.
 
         Raises:
             WeightTransferError: a version that has to be committed was aborted `MAX_ATTEMPTS` times (rank 0).
@@ -123,10 +128,15 @@ class Publisher:
                 self._publish(version, step, must_commit or self._is_needed(version))
 
     def ensure_committed(self, version: PolicyVersion, step: int) -> None:
-        """Join the commit of the last published version, which ``step`` made; publish it again if it was aborted.
+        """Wait for the commit of the last published version. Publish the version again if the publish was aborted.
+
+        Args:
+            version: the last published version.
+            step: the step that made the version.
 
         Raises:
-            As `publish`.
+            WeightTransferError: as for `publish`.
+            RollMeshError: as for `publish`.
         """
         with self._led() as is_leader:
             if is_leader:
@@ -135,7 +145,7 @@ class Publisher:
                     self._publish(version, step, must_commit=True)
 
     def settle(self) -> None:
-        """Join the commit that is under way, if any. Rank 0 waits; the others return at once."""
+        """Wait for the end of the publish that is under way, if any. Ranks other than 0 return at once."""
         if self._pending is None:
             return
         (version, future), self._pending = self._pending, None
@@ -145,15 +155,18 @@ class Publisher:
         else:
             _logger.warning("version %s was not committed: %s", version, outcome.abort_reason)
             self._reason = outcome.abort_reason
-            self._leave_group()  # as every member does: a broken collective may have ended well here
+            self._leave_group()  # as every member does: a collective that failed on a member may have succeeded here
 
     def close(self) -> None:
-        """Leave the broadcast group and stop hosting the store."""
+        """Leave the broadcast group, and stop hosting the rendezvous store."""
         self._leave_group()
         self._store = None
 
     def _is_needed(self, version: PolicyVersion) -> bool:
-        """Whether more than ``max_staleness`` versions would be uncommitted while this one is."""
+        """Return whether more than ``max_staleness`` versions would be uncommitted without this version.
+
+        With a ``max_staleness`` of 1 and the committed version 0.3, version 0.5 is needed: 5 - 3 = 2.
+        """
         return self.committed is None or version.number - self.committed.number > self._max_staleness
 
     def _publish(self, version: PolicyVersion, step: int, must_commit: bool) -> None:
@@ -171,7 +184,10 @@ class Publisher:
         )
 
     def _send(self, version: PolicyVersion, step: int) -> None:
-        """Begin, broadcast, start to finish; what fails before the commit ends in the log and in `_reason`."""
+        """Begin, broadcast, and start to finish. A failure of begin goes to the log and to `_reason`.
+
+        A failure of the broadcast goes to the coordinator, which then aborts the publish.
+        """
         assert self._protocol is not None
         assert self._store is not None
         try:
@@ -213,7 +229,7 @@ class Publisher:
 
     @contextlib.contextmanager
     def _led(self) -> Iterator[bool]:
-        """True on rank 0; the other ranks gather along with it until it is done."""
+        """Yield True on rank 0, and False on the other ranks, which gather with rank 0 until rank 0 is done."""
         is_leader = self._protocol is not None
         try:
             yield is_leader
@@ -225,9 +241,9 @@ class Publisher:
                 pass
 
     def _buckets(self) -> Iterator[Tensor]:
-        """The plan's buckets as flat uint8 tensors in one buffer; each is valid until the next is asked for.
+        """Yield the plan's buckets as flat uint8 tensors in one buffer. Each is valid until the next is asked for.
 
-        On the other ranks they are empty: only the gathering counts there.
+        On ranks other than 0 the buckets are empty, because these ranks only take part in the gathering.
         """
         for index in range(num_buckets(self.plan)):
             bucket = self._buffer[:0]
