@@ -1,1 +1,1 @@
-"""Datasets: reading rows, the order they are used in, and rendering them into prompts."""
+"""Datasets and model folders: rows, their order, rendered prompts, and the facts in a model's folder."""

@@ -1,11 +1,11 @@
-"""Prompt datasets, opened from what a section of the mesh file names.
+"""Prompt datasets, opened by a data section of the mesh file.
 
 ::
 
     file ── rollmesh.data.files ──► Columns (lists or Arrow) ──► PromptDataset ── rollmesh.data.rows ──► PromptRow
 
-A dataset is opened without a look at every row. `check_rows` looks at them before a run starts, and `row` judges them
-by the same rule whenever one is leased.
+`open_dataset` looks at the first row only. `check_rows` looks at many rows before a run starts. `row` looks at a row
+when the row is leased. All three apply the same rule.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ROWS_PER_LOOK_AT_THE_CLOCK = 256
 
 
 class PromptDataset:
-    """Rows that are asked for by index; made by `open_dataset`."""
+    """The rows of one dataset, found by index; made by `open_dataset`."""
 
     def __init__(self, name: str, section: DataSection, columns: Columns) -> None:
         self.name = name
@@ -32,13 +32,13 @@ class PromptDataset:
         return len(self._columns.prompts)
 
     def place(self, index: int) -> str:
-        """Where row ``index`` stands, for messages: the file with the line, or with the row from 1."""
+        """Return the place of row ``index`` for messages: the file, and the line or the row counted from 1."""
         lines = self._columns.lines
         where = f"row {index + 1}" if lines is None else f"line {lines[index]}"
         return f"{self._section.path}, {where}"
 
     def row(self, index: int) -> PromptRow:
-        """Row ``index`` of the file, from 0.
+        """Return row ``index`` of the file, from 0.
 
         Raises:
             IndexError: there is no such row.
@@ -61,10 +61,10 @@ class PromptDataset:
         )
 
     def check_rows(self, budget_s: float) -> int:
-        """Judge the rows in the order of the file for ``budget_s`` seconds at most; returns how many were judged.
+        """Check the rows in the order of the file for about ``budget_s`` seconds. Return the number of checked rows.
 
         Raises:
-            ConfigError: one of them cannot be used.
+            ConfigError: a row cannot be used.
         """
         deadline = time.monotonic() + budget_s
         for index in range(len(self)):
@@ -75,16 +75,16 @@ class PromptDataset:
 
 
 def open_dataset(section: DataSection, name: str, place: str = "data") -> PromptDataset:
-    """Open the dataset that a section of the mesh file names.
+    """Return the dataset that a data section of the mesh file names.
 
     Args:
-        section: which file, and which of its columns.
-        name: what prompt ids call it, e.g. "train".
-        place: dotted path of the section, for messages.
+        section: the file and its columns.
+        name: the name of the dataset in prompt ids, e.g. "train".
+        place: the dotted path of the section, for messages.
 
     Raises:
-        ConfigError: the file is missing, empty, of an unknown kind, broken, or lacks a column; or its first row cannot
-            be used.
+        ConfigError: the file is missing, is empty, is of an unknown kind, is broken or lacks a column; or the first row
+            cannot be used.
     """
     columns = read_columns(section, place)
     if not len(columns.prompts):

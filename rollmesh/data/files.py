@@ -1,7 +1,8 @@
 """Reading the columns of a dataset: JSON Lines, Parquet, folders of Parquet files and of `datasets.save_to_disk`.
 
-What can be wrong with a file as a whole is found here. Cells stay as the file has them: `rollmesh.data.rows` judges
-them. Only the columns that are used are read. Nothing here imports torch or `datasets`: pyarrow reads all its formats.
+This module finds the faults of a file as a whole. It leaves cells as the file has them; `rollmesh.data.rows` checks
+cells. Only the columns that the run uses are read. The module imports neither torch nor `datasets`: pyarrow reads the
+formats of `datasets`.
 """
 
 from __future__ import annotations
@@ -29,9 +30,13 @@ _ONE_OBJECT_PER_LINE = "write one JSON object per line"
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The cells that are used, by row; None for a column that was not asked for or is not there.
+    """The cells of a data file that the run uses, by column. Each column has one cell for each row.
 
-    ``lines`` are the numbers of the lines in the file, from 1, where it has any.
+    Attributes:
+        prompts: the column of prompts.
+        labels: the column of labels; None if the mesh file names no column of labels.
+        datasources: the column of sources; None if the file has no such column.
+        lines: the number of each row's line in the file, from 1; None if the file has no lines.
     """
 
     prompts: Sequence[Any]
@@ -41,7 +46,11 @@ class Columns:
 
 
 def read_columns(section: DataSection, place: str) -> Columns:
-    """The columns that a section of the mesh file names; ``place`` is its dotted path.
+    """Return the columns that a data section of the mesh file names.
+
+    Args:
+        section: the file and its columns.
+        place: the dotted path of the section, for messages.
 
     Raises:
         ConfigError: the file is missing, of an unknown kind, broken, or lacks a column.
@@ -83,7 +92,7 @@ def _read_json_lines(section: DataSection, place: str) -> Columns:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (line number from 1, row); blank lines are passed over."""
+    """Yield (line number from 1, row); blank lines are skipped."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             where = f"{path}, line {number}"
@@ -136,7 +145,8 @@ def _cell(row: Mapping[str, Any], key: str, where: str, setting: str) -> Any:
 
 
 def _read_folder(section: DataSection, place: str) -> pa.Table:
-    """A folder of `Dataset.save_to_disk`, of `DatasetDict.save_to_disk` with one folder per split, or of Parquet."""
+    """Return the table in a folder that `Dataset.save_to_disk` wrote, or in one split of a folder that
+    `DatasetDict.save_to_disk` wrote, or in a folder of Parquet files."""
     import pyarrow as pa
 
     folder = section.path
@@ -156,7 +166,7 @@ def _read_folder(section: DataSection, place: str) -> pa.Table:
 
 
 def _parquet_files(section: DataSection, place: str) -> list[Path]:
-    """The Parquet files of a folder: those of the split where their names begin with one (``train-00000-of-00002``)."""
+    """Return the Parquet files of a folder; only those of the section's split, if their names begin with splits."""
     files = sorted(file for file in section.path.iterdir() if file.suffix.lower() == ".parquet")
     if not files:
         problem = f"{section.path} holds neither Parquet files nor what `datasets.save_to_disk` writes"
@@ -209,7 +219,11 @@ def _chosen(table: pa.Table, file: Path, section: DataSection, place: str) -> pa
 
 
 def _used(names: Sequence[str], file: Path, section: DataSection, place: str) -> list[str]:
-    """Those of a file's columns that are used; each must be there once."""
+    """Return the names of the columns of a file that the run uses.
+
+    Raises:
+        ConfigError: the file lacks such a column, or has the column twice.
+    """
     wanted = {f"{place}.input_key": section.input_key, f"{place}.label_key": section.label_key}
     used = []
     for setting, key in wanted.items():

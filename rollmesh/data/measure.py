@@ -1,8 +1,9 @@
-"""Rendering a dataset's prompts before a run exactly as the workers will, within bounded time.
+"""The measurement of a dataset's prompts before a run: they are rendered as the workers render them, in bounded time.
 
-Rendering a chat template takes transformers, which takes seconds to import: then this module runs as a process of its
-own (``python -m rollmesh.data.measure``), which reads a `MeasureCall` a line on stdin and answers on stdout with what
-it measured, or with the three parts of a ConfigError. Plain text needs the file of the fast tokenizer alone.
+A chat template needs transformers, whose import takes seconds. So the measurement with a chat template is a process of
+its own (``python -m rollmesh.data.measure``). The process reads one `MeasureCall` from each line of stdin. It answers
+on stdout with its measurements, or with the three parts of a ConfigError. Plain text needs only the file of the fast
+tokenizer.
 """
 
 from __future__ import annotations
@@ -24,17 +25,19 @@ from rollmesh.data.rows import first_line
 from rollmesh.errors import ConfigError
 
 START_TIMEOUT_S = 120.0
-"""Time the process may take beside its budget: importing transformers, opening the datasets again."""
+"""Seconds that the process may take beyond its budget, to import transformers and to open the datasets again."""
 
 
 class MeasureCall(BaseModel):
-    """One dataset to be measured.
+    """A request to measure the token lengths of one dataset.
 
     Attributes:
-        place: dotted path of ``data``.
-        max_new_tokens: what has to fit behind a prompt.
-        vocab_size: tokens that the model knows, where its folder says.
-        budget_s: time after which the remaining prompts are left unmeasured.
+        place: the dotted path of ``data``.
+        data: the dataset, and how its prompts are rendered.
+        model: the model whose tokenizer is used.
+        max_new_tokens: the number of tokens that have to fit behind a prompt.
+        vocab_size: the number of tokens of the model; None if config.json does not say.
+        budget_s: seconds after which the remaining prompts stay unmeasured.
     """
 
     place: str
@@ -46,13 +49,14 @@ class MeasureCall(BaseModel):
 
 
 class Measured(BaseModel):
-    """What was found.
+    """The token lengths that a measurement found.
 
     Attributes:
-        longest: tokens of the longest prompt that will be used.
-        num_measured: prompts that were rendered, from the first on.
-        num_dropped: those among them that are left out for their length.
-        first_index, first_text: of the first prompt that will be used.
+        longest: the number of tokens of the longest prompt that the run will use.
+        num_measured: the number of rendered prompts, from the first prompt on.
+        num_dropped: the number of rendered prompts that the run leaves out for their length.
+        first_index: the row of the first prompt that the run will use.
+        first_text: the text of this prompt.
     """
 
     longest: int
@@ -63,7 +67,7 @@ class Measured(BaseModel):
 
 
 class _Fault(BaseModel):
-    """A ConfigError on its way between processes."""
+    """A ConfigError, as one process sends it to another."""
 
     place: str
     problem: str
@@ -76,7 +80,7 @@ class _Answer(BaseModel):
 
 
 class _FileTokenizer:
-    """The file of a fast tokenizer, for text that no chat template is applied to."""
+    """The tokenizer in the file of a fast tokenizer, for text without a chat template."""
 
     chat_template = None
 
@@ -96,10 +100,10 @@ class _FileTokenizer:
 
 
 def measure(dataset: PromptDataset, call: MeasureCall, tokenizer: Tokenizer) -> Measured:
-    """Render and tokenise the prompts, from the first on, until the budget is used up.
+    """Return the token lengths of the prompts, from the first prompt on, until the budget is used up.
 
     Raises:
-        ConfigError: a prompt cannot be used, none can, or the tokenizer is another model's.
+        ConfigError: a prompt cannot be used, all prompts are too long, or the tokenizer belongs to another model.
     """
     limit = call.model.max_length - call.max_new_tokens
     renderer = PromptRenderer(tokenizer, call.data, limit, call.place)
@@ -143,7 +147,7 @@ def _check_vocabulary(token_ids: Sequence[int], call: MeasureCall) -> None:
 
 
 def measure_datasets(datasets: Sequence[PromptDataset], calls: Sequence[MeasureCall]) -> list[Measured] | None:
-    """Measure each dataset by its call; None where the libraries are missing that the workers render with.
+    """Return the measurement of each dataset; None where a library is missing with which the workers render.
 
     Raises:
         ConfigError: a model, template or prompt cannot be used.
@@ -187,15 +191,15 @@ def _measure_elsewhere(calls: Sequence[MeasureCall]) -> list[Measured]:
 
 
 def main() -> int:
-    """Read calls from stdin, one a line; write the answer as the last line of stdout."""
+    """Read one call from each line of stdin, and write the answer as the last line of stdout."""
     calls = [MeasureCall.model_validate_json(line) for line in sys.stdin.read().splitlines()]
     model = calls[0].model
     answer = _Answer()
     if not model.trust_remote_code:
-        # Without torch transformers offers tokenizers alone, which is all that is needed, in 2 s of work and not 5.
+        # Without torch, transformers offers only tokenizers. That is enough here, and takes 2 s of work instead of 5.
         sys.modules["torch"] = None  # type: ignore[assignment]
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # what libraries and the model's own code print
+        with contextlib.redirect_stdout(sys.stderr):  # libraries and the model's own code may print
             tokenizer = load_tokenizer(model.path, model.trust_remote_code)
             for call in calls:
                 dataset = open_dataset(call.data, call.place, call.place)

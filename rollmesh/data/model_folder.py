@@ -1,7 +1,7 @@
-"""What a Hugging Face model folder says about itself without being loaded: config.json, its weights, its tokenizer.
+"""The facts in a Hugging Face model folder that can be read without loading the model.
 
-Everything that looks into a model folder before a model is loaded does it here. Only text and the headers of weights
-are read; no torch, no transformers.
+All code that looks into a model folder before the model is loaded uses this module. It reads config.json, the names of
+files and the headers of weights. It imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A folder with a readable config.json. The checks beyond that are asked for one by one.
+    """A model's folder with a readable config.json. The caller chooses the further checks.
 
     Attributes:
-        place: the configuration path that names the folder, for messages.
+        place: the dotted path of the setting that names the folder, for messages.
         path: the folder.
-        settings: config.json.
+        settings: the content of config.json.
     """
 
     place: str
@@ -40,10 +40,10 @@ class ModelFolder:
 
     @classmethod
     def read(cls, place: str, path: Path) -> ModelFolder:
-        """Read config.json.
+        """Return the folder, with its config.json read.
 
         Raises:
-            ConfigError: there is no such folder, or no readable config.json in it.
+            ConfigError: there is no such folder, or the folder has no readable config.json.
         """
         if not path.is_dir():
             problem = "is not a folder" if path.exists() else "does not exist"
@@ -52,69 +52,72 @@ class ModelFolder:
 
     @property
     def architecture(self) -> str:
-        """The model classes that config.json names, joined by commas; empty where it names none."""
+        """The model classes that config.json names, joined by commas; empty where config.json names no class."""
         return ", ".join(str(name) for name in self.settings.get("architectures") or [])
 
     @property
     def text(self) -> Mapping[str, Any]:
-        """The settings of the language model: a part of config.json where the model also sees or hears."""
+        """The settings of the language model; in a model for images or sound too, they are a part of config.json."""
         text = self.settings.get("text_config")
         return text if isinstance(text, dict) else self.settings
 
     @property
     def vocab_size(self) -> int | None:
-        """Number of tokens; None where config.json does not say."""
+        """The number of tokens in the vocabulary; None where config.json does not say."""
         return self.integer("vocab_size")
 
     @property
     def max_positions(self) -> int | None:
-        """Positions that the model knows; None where config.json does not say.
+        """The number of positions of the model; None where config.json does not say.
 
-        None also where positions are scaled: how far they reach then is the engine's to say.
+        None also where the model scales positions: then the engine knows the number.
         """
         rope = self.text.get("rope_scaling") or self.text.get("rope_parameters") or {}
         is_scaled = isinstance(rope, dict) and rope.get("rope_type", rope.get("type", "default")) != "default"
         return None if is_scaled else self.integer("max_position_embeddings", "n_positions")
 
     def integer(self, *keys: str) -> int | None:
-        """The first of the keys of the language model's settings that holds a whole number."""
+        """Return the first whole number under one of the keys in the language model's settings, or None."""
         return next((self.text[key] for key in keys if isinstance(self.text.get(key), int)), None)
 
     @cached_property
     def weights(self) -> tuple[Path, ...]:
-        """The files that the weights are read from.
+        """The files from which the weights are read.
 
         Raises:
-            ConfigError: some are missing, or have a format that is not read.
+            ConfigError: a file is missing, or has a format that is not read.
         """
         return find_weights(self.place, self.path, self.settings.get("transformers_weights"))
 
     @property
     def second_copies(self) -> frozenset[Path]:
-        """Files that tell of the same weights in another layout; see `rollmesh.data.weight_files.second_copies`."""
+        """The files that belong to another layout of the weights; see `rollmesh.data.weight_files.second_copies`."""
         return second_copies(self.path, self.weights)
 
     @cached_property
     def shapes(self) -> Mapping[str, Shape]:
-        """Shape of each tensor in the files of weights, by its name there.
+        """The shape of each tensor in the files of weights, by the tensor's name in the files.
 
-        Names and number may differ from the model's parameters: published files leave out a prefix, or hold tensors
-        that are computed anew on loading.
+        The names and the number of tensors may differ from the model's parameters: published files may leave out a
+        prefix, or may hold tensors that loading computes anew.
 
         Raises:
-            ConfigError: weights are missing or damaged.
+            ConfigError: a file of weights is missing or damaged.
         """
         return {name: shape for file in self.weights for name, shape in read_shapes(self.place, file).items()}
 
     def check_causal_lm(self) -> None:
-        """Raises ConfigError unless config.json names a causal language model, which has no encoder of its own."""
+        """Raise ConfigError unless config.json names a causal language model without an encoder."""
         is_named = any(name.endswith(_CAUSAL_LM) for name in self.architecture.split(", "))
         if not is_named or self.settings.get("is_encoder_decoder"):
             found = f"holds a {self.architecture}" if self.architecture else "names no architecture in config.json"
             raise ConfigError(self.place, f"{self.path} {found}", "name the folder of a causal language model")
 
     def check_trainable(self) -> None:
-        """Raises ConfigError unless the folder holds a causal language model whose own weights can be trained."""
+        """Raise ConfigError unless the folder holds a causal language model whose weights can be trained.
+
+        Quantised weights cannot be trained, and engines do not load an adapter beside the weights.
+        """
         self.check_causal_lm()
         quantized = next((key for key in _QUANTIZATION_KEYS if self.settings.get(key) or self.text.get(key)), None)
         file = next((name for name in _QUANTIZATION_FILES if (self.path / name).is_file()), None)
@@ -132,13 +135,13 @@ class ModelFolder:
             raise ConfigError(self.place, problem, "merge it into the weights, or remove it")
 
     def check_known(self, trust_remote_code: bool) -> None:
-        """Refuse an architecture that neither transformers knows nor the folder brings code for.
+        """Raise ConfigError unless there is code for the architecture, in transformers or in the folder.
 
         Args:
             trust_remote_code: whether Python code in the folder may run.
 
         Raises:
-            ConfigError: nothing here can load the model.
+            ConfigError: transformers does not know the architecture, or the folder's code may not run.
         """
         if self.settings.get("auto_map"):
             if not trust_remote_code:
@@ -154,7 +157,7 @@ class ModelFolder:
             raise ConfigError(self.place, problem, "correct config.json or install a newer transformers")
 
     def check_tokenizer(self) -> None:
-        """Raises ConfigError if no file of a tokenizer lies in the folder."""
+        """Raise ConfigError if the folder has no file of a tokenizer."""
         if any((self.path / name).exists() for name in _TOKENIZER_FILES) or any(self.path.glob("*.tiktoken")):
             return
         problem = f"{self.path} has no tokenizer (tokenizer.json)"
@@ -177,7 +180,8 @@ def _read_config(place: str, file: Path) -> dict[str, Any]:
 
 
 def _is_known_type(model_type: str) -> bool:
-    """Whether transformers' tables name the type; asked of their text, for the import takes seconds."""
+    """Return whether the tables of transformers name the type. The text of the tables is searched, because an import
+    takes seconds."""
     spec = importlib.util.find_spec("transformers")
     if spec is None or spec.origin is None:
         return True

@@ -1,8 +1,8 @@
-"""The order in which the rows of a dataset are used: a pure function of (number of rows, seed, epoch).
+"""The order in which a run uses the rows of a dataset: a pure function of (number of rows, seed, epoch).
 
 The order is the same in every process, on every platform and in every version of the libraries. So a restarted
-coordinator continues where the ledger ends without any saved state, and a synchronous loop that uses this module sees
-the batches of the mesh at ``max_staleness`` 0.
+coordinator needs no saved state: it continues where the ledger ends. And a synchronous loop that uses this module gets
+the same batches as the mesh at ``max_staleness`` 0.
 """
 
 from __future__ import annotations
@@ -30,14 +30,17 @@ def permutation(num_rows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
 
 
 class PromptOrder:
-    """The sequence of all prompts of a run: epoch after epoch, each epoch in its own order.
+    """The line of all prompts of a run: epoch after epoch, each epoch in its own order.
 
     Args:
         dataset: the dataset's name in the prompt ids.
-        num_rows: rows in one epoch; at least 1.
-        epochs: passes over the dataset.
+        num_rows: the number of rows in one epoch; at least 1.
+        epochs: the number of passes over the dataset; at least 1.
         seed: the seed of the shuffle.
         should_shuffle: False keeps the rows in the order of the file.
+
+    Raises:
+        ValueError: there are no rows or no epochs.
     """
 
     def __init__(self, dataset: str, num_rows: int, epochs: int, seed: int, should_shuffle: bool) -> None:
@@ -52,7 +55,7 @@ class PromptOrder:
         self._cached: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
-        """Prompts in the whole run."""
+        """Return the number of prompts in the whole run."""
         return self._num_rows * self._epochs
 
     def at(self, position: int) -> PromptId:

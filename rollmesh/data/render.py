@@ -1,4 +1,4 @@
-"""From a dataset row's prompt to the text and the tokens that the policy sees.
+"""The rendering of a dataset row's prompt into the text and the tokens that the policy sees.
 
 ::
 
@@ -6,7 +6,8 @@
                 ── list of messages, chat template on ──────────────────────────┴─► chat template ─► text ─► token ids
                 ── str, template off ──► input_template.format(str), or as it is ────────────────────►
 
-Text is tokenised without added special tokens: what the model should see in front of a prompt, its template writes.
+The tokenizer adds no special tokens to the text: the template writes all tokens that the model should see in front of a
+prompt.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from rollmesh.errors import ConfigError, InvalidArgumentError
 
 
 class Tokenizer(Protocol):
-    """What rendering and decoding need of a Hugging Face tokenizer."""
+    """The methods of a Hugging Face tokenizer that rendering and decoding need."""
 
     chat_template: Any
 
@@ -41,19 +42,24 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RenderedPrompt:
-    """``text`` is whole; ``token_ids`` ([P], at least 1) may have been cut from the left."""
+    """A prompt as text and as token ids.
+
+    Attributes:
+        text: the whole text.
+        token_ids: the ids of the P tokens of the text, P at least 1; an overlong prompt may lack tokens on the left.
+    """
 
     text: str
     token_ids: list[int]
 
 
 class UnusablePromptError(InvalidArgumentError):
-    """A prompt that can never be rendered.
+    """A prompt cannot be rendered, however often it is tried.
 
     Args:
-        name: names the prompt; ``problem`` completes the sentence.
-        problem: why it cannot be rendered.
-        fix: what to do, as an imperative.
+        name: the name of the prompt; it begins the sentence that ``problem`` ends.
+        problem: the reason.
+        fix: the remedy, as an imperative.
     """
 
     def __init__(self, name: str, problem: str, fix: str) -> None:
@@ -63,17 +69,17 @@ class UnusablePromptError(InvalidArgumentError):
 
 
 class OverlongPromptError(UnusablePromptError):
-    """The prompt leaves no room for the response, and the configuration says to leave such prompts out."""
+    """A prompt leaves no room for the response, and the configuration says to leave such prompts out."""
 
 
 class PromptRenderer:
-    """Renders and tokenises the prompts of one data section.
+    """The renderer and tokeniser of the prompts of one data section.
 
     Args:
-        tokenizer: the policy's.
-        data: how to render, and what to do with prompts that are too long.
-        max_prompt_tokens: tokens that the model's length leaves for a prompt.
-        place: dotted path of ``data`` in the configuration, for messages.
+        tokenizer: the policy's tokenizer.
+        data: the settings of rendering, and of prompts that are too long.
+        max_prompt_tokens: the number of tokens that the model's length leaves for a prompt.
+        place: the dotted path of ``data`` in the configuration, for messages.
 
     Raises:
         ConfigError: the template cannot be used.
@@ -94,15 +100,15 @@ class PromptRenderer:
             _check_template(data.input_template, f"{place}.input_template")
 
     def render(self, prompt_json: str, prompt_id: str = "") -> RenderedPrompt:
-        """Render one prompt.
+        """Return one prompt as text and token ids.
 
         Args:
             prompt_json: the row's cell as JSON: a string, or a list of chat messages.
-            prompt_id: names the prompt in messages.
+            prompt_id: the name of the prompt in messages; if it is empty, the prompt's first 40 characters.
 
         Raises:
-            UnusablePromptError: this prompt can never be rendered; `OverlongPromptError` if it is to be left out for
-                its length.
+            OverlongPromptError: the prompt is too long, and ``overlong_prompts`` is "drop".
+            UnusablePromptError: the prompt cannot be rendered for another reason.
             ConfigError: the model's chat template is not valid.
         """
         name = f"prompt {prompt_id or prompt_json[:40]}"
@@ -119,7 +125,7 @@ class PromptRenderer:
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             try:
                 return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            # The template is the model author's code: what it raises depends on it alone.
+            # The template is the code of the model's author, and may raise anything.
             except Exception as error:
                 if type(error).__name__ == "TemplateSyntaxError":
                     problem = f"has a chat template that is not valid ({first_line(error)})"
@@ -155,7 +161,7 @@ def _parse(prompt_json: str, name: str) -> str | list[dict[str, Any]]:
 
 
 def _check_template(template: str, place: str) -> None:
-    """Raises ConfigError unless ``template`` is a format string with one plain field."""
+    """Raise ConfigError unless ``template`` is a format string with one plain field."""
     try:
         fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
         if fields in ([""], ["0"]):
@@ -169,10 +175,10 @@ def _check_template(template: str, place: str) -> None:
 
 
 def load_tokenizer(model_path: Path, trust_remote_code: bool = False) -> Tokenizer:
-    """The tokenizer that lies in a Hugging Face model folder.
+    """Return the tokenizer in a Hugging Face model folder.
 
     Raises:
-        ConfigError: there is no such folder, or no tokenizer in it that can be loaded.
+        ConfigError: there is no such folder, or the folder has no tokenizer that can be loaded.
     """
     if not model_path.is_dir():
         raise ConfigError("model.path", f"{str(model_path)!r} is not a folder", "name a Hugging Face model folder")
@@ -182,7 +188,7 @@ def load_tokenizer(model_path: Path, trust_remote_code: bool = False) -> Tokeniz
         tokenizer = AutoTokenizer.from_pretrained(
             str(model_path), trust_remote_code=trust_remote_code, local_files_only=True
         )
-    # The libraries raise anything for a damaged file, and a tokenizer may have Python code of its own.
+    # A damaged file makes the libraries raise anything, and a tokenizer may have Python code of its own.
     except Exception as error:
         raise ConfigError(
             "model.path",

@@ -1,4 +1,4 @@
-"""What a row of a dataset may hold: one rule, before a run and whenever a row is leased.
+"""The rule for the cells of a dataset's row. It applies before a run, and each time that a row is leased.
 
 ::
 
@@ -20,18 +20,18 @@ from rollmesh.wire.limits import MAX_NAME_BYTES, MAX_TEXT_BYTES
 
 DEFAULT_DATASOURCE = "default"
 MAX_DEPTH = 100
-"""Lists and objects inside each other; libraries that read JSON give up somewhere between 500 and 1,000."""
+"""The most levels of lists and objects in each other. Libraries that read JSON give up between 500 and 1,000 levels."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptRow:
-    """One row.
+    """One row of a dataset after the checks.
 
     Attributes:
         prompt: text, or a non-empty list of chat messages (mappings with ``role`` and ``content``).
-        label: any JSON value; None where the dataset has no label.
-        has_label: tells a label that is ``null`` from no label at all.
-        datasource: name that metrics are grouped by.
+        label: any JSON value; None also where the dataset has no labels.
+        has_label: whether the dataset has labels; a label may be ``null``.
+        datasource: the name of the row's source, by which metrics are grouped.
     """
 
     prompt: str | list[dict[str, Any]]
@@ -41,22 +41,24 @@ class PromptRow:
 
     @property
     def prompt_json(self) -> str:
+        """The prompt as JSON."""
         return json.dumps(self.prompt, ensure_ascii=False)
 
     @property
     def label_json(self) -> str:
-        """Empty where there is no label."""
+        """The label as JSON; empty where the dataset has no labels."""
         return json.dumps(self.label, ensure_ascii=False) if self.has_label else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """The cells of one row as the file has them, and what their columns are called.
+    """The raw cells of one row, with the names of their columns.
 
     Attributes:
-        place: file and row, for messages.
-        prompt, label, datasource: Python values or Arrow scalars; None for a cell that is not there.
+        place: the file and the row, for messages.
+        prompt, label, datasource: Python values or Arrow scalars; None for a missing cell.
         has_label: whether the dataset has labels.
+        prompt_key, label_key, datasource_key: the names of the columns.
     """
 
     place: str
@@ -70,7 +72,7 @@ class Cells:
 
 
 def read_row(cells: Cells) -> PromptRow:
-    """The row that these cells make.
+    """Return the row that these cells make.
 
     Raises:
         ConfigError: a cell cannot be used; the message names file, row and column.
@@ -86,7 +88,7 @@ def read_row(cells: Cells) -> PromptRow:
 
 
 def _prompt(value: Any, place: str) -> str | list[dict[str, Any]]:
-    """Text, or chat messages. Arrow fills fields that a message lacks with null: those are taken out again."""
+    """Return the prompt: text, or chat messages. Arrow adds null fields to a message; they are removed."""
     if isinstance(value, str):
         if not value.strip():
             raise ConfigError(place, "is empty", "take the row out or give it a prompt")
@@ -118,7 +120,7 @@ def _datasource(cell: Any, place: str) -> str:
 
 
 def _check_text(text: str, place: str, limit: int) -> None:
-    """Refuse what no message can carry."""
+    """Raise ConfigError if the text is longer than ``limit`` bytes, or if UTF-8 cannot encode the text."""
     try:
         num_bytes = len(text.encode())
     except UnicodeEncodeError as error:
@@ -131,10 +133,11 @@ def _check_text(text: str, place: str, limit: int) -> None:
 
 
 def _json_value(value: Any, place: str, depth: int = 0) -> Any:
-    """The value with everything that JSON does not know replaced: numpy and Arrow values, tuples, dates, decimals.
+    """Return the value as a JSON value: numpy and Arrow values, tuples, dates and decimals are replaced.
 
     Raises:
-        ConfigError: bytes, numbers that are not finite, an object of an unknown type, or too many levels.
+        ConfigError: the value holds bytes, a number that is not finite, an object of an unknown type, or too many
+            levels.
     """
     if depth > MAX_DEPTH:
         raise ConfigError(place, f"is nested more than {MAX_DEPTH} levels deep", "store it as text")
@@ -159,7 +162,11 @@ def _json_value(value: Any, place: str, depth: int = 0) -> Any:
 
 
 def _python(cell: Any, place: str) -> Any:
-    """The Python value of an Arrow cell; anything else as it is."""
+    """Return the Python value of an Arrow cell, and any other cell as it is.
+
+    Raises:
+        ConfigError: the cell has no Python value.
+    """
     if not hasattr(cell, "as_py"):
         return cell
     try:
@@ -169,7 +176,7 @@ def _python(cell: Any, place: str) -> Any:
 
 
 def kind_of(value: Any) -> str:
-    """What a person calls such a value."""
+    """Return a person's word for the kind of a value, such as "a list"."""
     if value is None:
         return "null"
     kinds = {str: "text", bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "an object"}
@@ -177,4 +184,5 @@ def kind_of(value: Any) -> str:
 
 
 def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or the error's type if the message is empty."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,11 +1,11 @@
-"""The files of a model folder that hold its weights: which they are, and the tensors that their headers list.
+"""The files of weights in a model folder, and the tensors that their headers list.
 
 The files are chosen as ``from_pretrained`` of transformers chooses them: one file, else the shards of an index. A
-folder may hold the weights a second time in another layout, such as Mistral's ``consolidated.safetensors``; those files
-are left alone.
+folder may hold the weights a second time in another layout, such as Mistral's ``consolidated.safetensors``; files of
+that layout are not chosen.
 
-A safetensors file is the length of its header (little-endian uint64), the header as JSON, then the tensors' bytes. Only
-headers are read here, so that a folder of any size takes a fraction of a second.
+A safetensors file has three parts: the length of its header (little-endian uint64), the header as JSON, and the bytes
+of the tensors. This module reads only headers, so that a folder of any size takes a fraction of a second.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ Shape = tuple[int, ...]
 
 
 def find_weights(place: str, folder: Path, named: str | None = None) -> tuple[Path, ...]:
-    """The files that the weights are read from.
+    """Return the files from which the weights are read.
 
     Args:
-        place: the configuration path that names the folder, for messages.
+        place: the dotted path of the setting that names the folder, for messages.
         folder: the model folder.
         named: the file or index that config.json names in ``transformers_weights``; None for the usual names.
 
     Raises:
-        ConfigError: there are none, one is empty, they are not safetensors, or a shard that the index lists is missing.
+        ConfigError: there is no file of weights, a file is empty or not safetensors, or a shard of the index is
+            missing.
     """
     candidates = (named,) if named else (SINGLE, INDEX)
     first = next((folder / name for name in candidates if (folder / name).is_file()), None)
@@ -49,10 +50,14 @@ def find_weights(place: str, folder: Path, named: str | None = None) -> tuple[Pa
 
 
 def second_copies(folder: Path, weights: tuple[Path, ...]) -> frozenset[Path]:
-    """What an engine that reads every ``*.safetensors`` of the folder must not see, ``weights`` being the ones to read.
+    """Return the files to hide from an engine, which would read every ``*.safetensors`` of the folder.
 
-    These are copies of the weights in another layout, an index that does not belong to ``weights``, and the
+    These files are copies of the weights in another layout, an index that does not belong to ``weights``, and the
     configuration of Mistral's own layout.
+
+    Args:
+        folder: the model folder.
+        weights: the files that the engine should read.
     """
     hidden = {file for file in folder.glob("*.safetensors") if file not in weights}
     hidden |= {file for name in ("params.json", INDEX) if (file := folder / name).is_file()}
@@ -60,10 +65,10 @@ def second_copies(folder: Path, weights: tuple[Path, ...]) -> frozenset[Path]:
 
 
 def read_shapes(place: str, file: Path) -> dict[str, Shape]:
-    """The shape of each tensor in a safetensors file.
+    """Return the shape of each tensor in a safetensors file.
 
     Raises:
-        ConfigError: the file is damaged, or shorter than its header says.
+        ConfigError: the file is damaged, or its length is not the length that its header gives.
     """
     try:
         header, num_bytes = _read_header(file)
@@ -77,7 +82,7 @@ def read_shapes(place: str, file: Path) -> dict[str, Shape]:
 
 
 def _read_header(file: Path) -> tuple[dict[str, Any], int]:
-    """The header, and the number of bytes that follow it."""
+    """Return the header, and the number of bytes behind it."""
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         rest = file.stat().st_size - 8 - length
