@@ -1,6 +1,7 @@
-"""The metrics of a step: summed on each rank, added over the ranks, named once.
+"""The metrics of a step, and the file `metrics.jsonl`.
 
-Means are taken from sums and counts, so they are means over the whole batch and not means of ranks' means.
+Each rank computes sums and counts. These are added up over the ranks, and a mean is a total sum divided by a total
+count. So every mean is a mean over the whole batch, and not a mean of the means of the ranks.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from services.learner.objective import NUM_SUMS, TOKEN_SUMS
 from services.learner.ranks import Ranks
 
 NUM_CRITIC_SUMS = 2 + NUM_RESIDUAL_SUMS
-"""Loss, values, and what the explained variance is made of."""
+"""Number of the critic's sums: the loss, the values, and the sums of the explained variance."""
 _SAMPLE_SUMS = (
     "samples",
     "reward",
@@ -45,12 +46,12 @@ _SAMPLE_SUMS = (
 
 @dataclass(frozen=True)
 class StepStatistics:
-    """What a step says about itself, the same on all ranks.
+    """The figures of a step, the same on all ranks.
 
     Attributes:
-        loss: the objective's value, before the step; the mean where a batch has several.
-        num_samples: trained on, over all ranks.
-        metrics: by name, finite; see docs/algorithms.md.
+        loss: the loss before the optimiser step; the mean over the optimiser steps where a batch has several.
+        num_samples: samples of the batch, over all ranks.
+        metrics: finite values by name; docs/algorithms.md lists the names.
         staleness_histogram: number of samples by staleness.
     """
 
@@ -61,10 +62,10 @@ class StepStatistics:
 
 
 class StepSums:
-    """What the optimiser steps on one batch add up to, on this rank.
+    """The sums of a batch on one rank, over all optimiser steps on the batch.
 
     Args:
-        device: where the engines compute.
+        device: the device on which the engines compute.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -73,33 +74,33 @@ class StepSums:
         self.policy_norms: list[float] = []
         self.critic_norms: list[float] = []
         self.largest_ratio = 0.0
-        """Of π_θ to μ, over the tokens of all steps of the policy."""
+        """The largest ratio π_θ / μ, over the tokens of all optimiser steps of the policy."""
 
     def add_policy(self, result: tuple[Tensor, float]) -> None:
-        """Sums and gradient norm of one step of the policy."""
+        """Add the sums and the gradient norm of one optimiser step of the policy."""
         self.policy += result[0]
         self.policy_norms.append(result[1])
 
     def add_critic(self, result: tuple[Tensor, float]) -> None:
-        """The same of the critic."""
+        """Add the sums and the gradient norm of one optimiser step of the critic."""
         self.critic += result[0]
         self.critic_norms.append(result[1])
 
 
 def staleness(sample: Sample, learner_number: int) -> int:
-    """Versions between the oldest token of a sample and the learner at the start of the step."""
+    """Return the learner's version at the start of the step, minus the version of the sample's oldest token."""
     return learner_number - sample.oldest_version.number
 
 
 def reduce_statistics(
     experience: Experience, result: Advantages, sums: StepSums, learner_number: int, ranks: Ranks
 ) -> StepStatistics:
-    """Bring the ranks' statistics together. Collective: a maximum, a sum, and what the data names.
+    """Return the statistics over all ranks. Collective: a maximum, a sum, and a gathering of names from the data.
 
     Args:
         experience: this rank's part of the batch.
-        result: its advantages and shaped rewards.
-        sums: of its optimiser steps.
+        result: the advantages and shaped rewards of ``experience``.
+        sums: this rank's sums over the optimiser steps.
         learner_number: number of the version that the step started from.
         ranks: the process group.
     """
@@ -160,7 +161,7 @@ def _sample_metrics(counts: Mapping[str, float]) -> dict[str, float]:
 def _policy_metrics(
     tokens: Mapping[str, float], weights: Tensor, largest_ratio: float, norms: Sequence[float]
 ) -> dict[str, float]:
-    """Means over the tokens of all optimiser steps on the batch; empty while the policy is frozen."""
+    """Return means over the tokens of all optimiser steps on the batch; no metrics while the policy is frozen."""
     if not norms:
         return {}
     num_tokens = max(1.0, tokens["tokens"])
@@ -199,7 +200,7 @@ def _critic_metrics(sums: Tensor, norms: Sequence[float]) -> dict[str, float]:
 
 
 def _sample_sums(experience: Experience, result: Advantages, ages: np.ndarray[Any, np.dtype[np.int64]]) -> list[float]:
-    """The values of `_SAMPLE_SUMS`."""
+    """Return the sums of this rank, in the order of `_SAMPLE_SUMS`."""
     samples = experience.samples
     rewards = [[s.score.reward for s in group if s.score] for group in experience.samples_by_group]
     versions = [{span.version for s in group for span in s.version_spans} for group in experience.samples_by_group]
@@ -222,22 +223,22 @@ def _sample_sums(experience: Experience, result: Advantages, ages: np.ndarray[An
 
 
 class MetricsFile:
-    """``metrics.jsonl`` in the run folder: one object per step, flushed as it is written.
+    """The file `metrics.jsonl` in the run folder: one JSON object a step, flushed at once.
 
     Args:
-        path: appended to.
+        path: the file; new lines are appended.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = JsonLines(path)
 
     def cut(self, after_step: int) -> None:
-        """Drop the lines of later steps, which are trained again."""
+        """Drop the lines of steps after ``after_step``, because these steps are trained again."""
         self._file.keep(lambda line: line["step"] <= after_step)
 
     def append(
         self, step: int, version: PolicyVersion, staleness_histogram: Mapping[int, int], metrics: Mapping[str, float]
     ) -> None:
-        """Write one line."""
+        """Write the line of one step."""
         histogram = {str(age): number for age, number in staleness_histogram.items()}
         self._file.append({"step": step, "version": str(version), **metrics, "staleness_histogram": histogram})

@@ -1,16 +1,17 @@
-"""The policy's loss of one micro-batch, and what the metrics need to know about it.
+"""The policy's loss on one micro-batch, with the sums for metrics.
 
 ::
 
     loss = Σ weight · correction · policy loss  +  mean of (β · KL - c · entropy)  +  a · load balancing
            └ aggregation over the step ┘           └ over all tokens of the step ┘
 
-Three policies are kept apart: the behaviour policy μ that generated (recorded), π_old at the start of the batch, and
-the policy π_θ in training. In the first optimiser step of a batch π_old is π_θ itself: its log-probabilities are those
-of this very pass without their gradient, and no second pass is made for them.
+The formulas distinguish three policies: the behaviour policy μ that generated the tokens, the policy π_old at the start
+of the batch, and the policy π_θ in training. The log-probabilities of μ are recorded. In the first optimiser step of a
+batch π_old is equal to π_θ. So its log-probabilities are those of the training pass without gradient, and no second
+pass is made.
 
-A token whose log-probability under one of the three is −∞ (a word that the model's logits forbid) has no ratio. Its
-policy loss has weight 0, like that of a token that a correction drops, and it is counted.
+Where the model's logits forbid a token, its log-probability is −∞ under one of the three policies, and the token has no
+ratio. Its policy loss has the weight 0, as for a token that a correction drops. Such tokens are counted as forbidden.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ TOKEN_SUMS = (
     "forbidden",
     "aux_loss",
 )
-"""What a pass sums over its tokens, in order; "loss" and "aux_loss" are shares of the step. The importance weights'
-sums follow."""
+"""Names of the sums over the tokens of a micro-batch, in order. "loss" and "aux_loss" are shares of the step's loss.
+The sums of the importance weights follow."""
 NUM_SUMS = len(TOKEN_SUMS) + NUM_WEIGHT_SUMS
 
 
@@ -62,7 +63,8 @@ class Objective:
 
     Args:
         section: the algorithm's settings.
-        max_staleness: versions that a sample may be old; decides the correction where `algorithm.correction` is auto.
+        max_staleness: the largest staleness of a sample that the settings permit, in versions. This number decides the
+            correction where `algorithm.correction` is auto.
     """
 
     def __init__(self, section: AlgorithmSection, max_staleness: int) -> None:
@@ -79,17 +81,17 @@ class Objective:
     def __call__(
         self, outputs: tuple[Tensor, ...], batch: MicroBatch, num_tokens: float, kl_coef: float
     ) -> tuple[Tensor, Tensor]:
-        """The share of a micro-batch in the loss of the step.
+        """Return a micro-batch's share of the loss of the step.
 
         Args:
-            outputs: of `PolicyModel`: log-probabilities [N], entropies [N], load-balancing loss.
+            outputs: the outputs of `PolicyModel`: log-probabilities [N], entropies [N], load-balancing loss.
             batch: the micro-batch of these N tokens.
             num_tokens: generated tokens of the whole step, over all ranks.
-            kl_coef: weight of the penalty now.
+            kl_coef: the present coefficient of the KL penalty.
 
         Returns:
-            The loss, a scalar to be summed over micro-batches and ranks; float64 [NUM_SUMS] on the device, without
-            gradient.
+            The share, a scalar; the shares of all micro-batches and ranks add up to the loss. And the sums for metrics,
+            float64 [NUM_SUMS] on the device, without gradient.
         """
         logprobs, entropies, aux_loss = outputs
         columns = batch.columns
@@ -132,7 +134,7 @@ class Objective:
         return loss, torch.cat([ordered, weight_sums(log_ratios)])
 
     def take_largest_ratio(self) -> float:
-        """The largest π_θ / μ of this rank since the last call; 0 where there was no token."""
+        """Return the largest ratio π_θ / μ on this rank since the last call; 0 if there was no token."""
         largest, self._largest_log_ratio = self._largest_log_ratio, None
         return 0.0 if largest is None else float(largest.double().exp())
 
@@ -164,7 +166,7 @@ def _clip(section: LossSection) -> Clip:
 
 
 def _limits(section: CorrectionSection) -> Limits:
-    """The settings of the chosen correction; the others are not looked at."""
+    """Return the bounds that the chosen correction has in its settings."""
     if isinstance(section, (AutoCorrection, TruncatedCorrection)):
         return Limits(low=section.low, high=section.high)
     if isinstance(section, DecoupledCorrection):

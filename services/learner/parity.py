@@ -1,15 +1,15 @@
-"""Whether learner and engine compute the same policy: the guard of the first batch, and a metric later.
+"""The comparison of the engine's and the learner's log-probabilities: a check on the first batch, later a metric.
 
 ::
 
-    sample, all of whose tokens come from the learner's own version
-        ├── log μ    recorded by the engine as it sampled
-        └── log π    recomputed by the learner with the same weights
-                |log μ - log π| ──► within the tolerance, or the run stops before it trains on something else
+    a sample whose tokens all come from the learner's own version
+        ├── log μ    recorded by the engine while it sampled
+        └── log π    computed by the learner with the same weights
+                |log μ - log π| ──► over the tolerance, the run stops before the first optimiser step
 
-Both are the same number computed twice: with the same weights, for the same tokens, at the same temperature. Where they
-differ by more than rounding, one of the two leaves something out (an attention's soft cap, a window, a bias of the
-router), and every ratio of the objective is wrong from the first step on.
+log μ and log π have the same weights, tokens and temperature, so they may differ by rounding only. A larger difference
+means that engine or learner leaves out a part of the model, such as a soft cap of the attention, a window, or a bias of
+the router. Then every ratio of the objective is wrong from the first step on.
 """
 
 from __future__ import annotations
@@ -31,31 +31,32 @@ from services.learner.ranks import Ranks
 _logger = logging.getLogger(__name__)
 
 FLOAT32_TOLERANCE = 1e-3
-"""Of the largest difference of one token."""
+"""Tolerance of the largest difference of a token, where learner and engine compute in float32."""
 BFLOAT16_TOLERANCE = 0.1
-"""Of the mean difference over tokens; see docs/models.md for what was measured."""
+"""Tolerance of the mean difference over tokens, for other dtypes. docs/models.md has the measurements."""
 MAX_DIFFERENCE = 1000.0
-"""What a token counts that one of the two forbids, or has no number for: metrics are finite."""
+"""The difference of a token that only learner or engine forbids, or that has a NaN, so that metrics are finite."""
 QUANTISING = ("quantization", "kv_cache_dtype")
-"""Arguments of vLLM with which the engine computes another model than the learner by intention."""
+"""Arguments of vLLM with which the engine computes another model than the learner on purpose."""
 EVERY_STEPS = 20
-"""Steps between two measurements after the first."""
+"""Steps from one comparison to the next, after the first."""
 SEQUENCES_PER_RANK = 4
-"""Of a later measurement."""
+"""Sequences that each rank compares, after the first comparison."""
 
 Recompute = Callable[[Sequence[int]], Tensor]
-"""From indices of sequences to the learner's log-probabilities, float32 [N], 0 for the tokens of other sequences."""
+"""Takes indices of sequences. Returns float32 [N], with the learner's log-probabilities at the places of their tokens;
+the other places are not read."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParityMeasurement:
-    """What the samples of one rank, or of all, differ by.
+    """The differences between the engine's and the learner's log-probabilities, on one rank or on all ranks.
 
     Attributes:
-        num_tokens: compared.
+        num_tokens: number of compared tokens.
         total: sum of the absolute differences.
-        largest: the largest of them.
-        worst: which token that is, in words.
+        largest: the largest absolute difference.
+        worst: the token with the largest difference, and its two log-probabilities, in words.
     """
 
     num_tokens: int
@@ -65,18 +66,21 @@ class ParityMeasurement:
 
     @property
     def mean(self) -> float:
-        """Mean absolute difference of a token."""
+        """Return the mean absolute difference of a token; 0 without tokens."""
         return self.total / self.num_tokens if self.num_tokens else 0.0
 
 
 class ParityCheck:
-    """Compares on the first batch of a process that has samples of the learner's version, then every `EVERY_STEPS`.
+    """The comparison of the engine's and the learner's log-probabilities.
+
+    The first comparison is made on the first batch of this process with a sample of the learner's version. Later
+    comparisons are `EVERY_STEPS` steps apart.
 
     Args:
         section: the learner's settings.
         ranks: the process group.
-        engine_dtype: dtype of the rollout's engine.
-        engine_arguments: further arguments of that engine.
+        engine_dtype: the dtype of the rollout workers' engines.
+        engine_arguments: further arguments of these engines.
         is_whole_distribution: whether the engine samples from all tokens. If not, nothing is compared.
     """
 
@@ -104,19 +108,19 @@ class ParityCheck:
     def __call__(
         self, experience: Experience, learner_number: int, step: int, recompute: Recompute
     ) -> dict[str, float]:
-        """Compare where it is due. Collective: all ranks come to the same end.
+        """Compare log-probabilities if a comparison is due. Collective: all ranks return or raise the same.
 
         Args:
             experience: this rank's part of the batch.
-            learner_number: number of the version whose weights the learner holds.
+            learner_number: number of the version whose weights the learner has.
             step: number of the batch, from 1.
-            recompute: gives the log-probabilities under these weights; called on all ranks or on none.
+            recompute: computes log-probabilities with these weights; called on all ranks or on no rank.
 
         Returns:
-            Metrics; none where nothing was compared.
+            Metrics by name; empty where nothing was compared.
 
         Raises:
-            ConfigError: the first comparison is over the tolerance and `learner.parity` is error.
+            ConfigError: the first comparison is over the tolerance, and `learner.parity` is "error".
         """
         is_first = self._next_step is None
         if self._mode == "off" or not self._is_comparable or (self._next_step is not None and step < self._next_step):
@@ -124,7 +128,7 @@ class ParityCheck:
         chosen = sequences_of(experience, learner_number)
         chosen = chosen if is_first else chosen[:SEQUENCES_PER_RANK]
         (num_chosen,) = self._ranks.sum([len(chosen)])
-        if num_chosen == 0:  # all samples are of other versions, as they may be in an asynchronous run
+        if num_chosen == 0:  # in an asynchronous run all samples may be of other versions
             return {}
         local = compare(experience, chosen, recompute(chosen))
         found = merge(self._ranks.gather_bytes(json.dumps(asdict(local)).encode()))
@@ -162,7 +166,7 @@ class ParityCheck:
 
 
 def sequences_of(experience: Experience, number: int) -> list[int]:
-    """Indices of the sequences all of whose generated tokens come from the version of this number."""
+    """Return the indices of the sequences whose generated tokens all come from the version with this number."""
     ends = [*experience.sequence_starts[1:], len(experience.version_numbers)]
     spans = zip(experience.sequence_starts, ends, strict=False)
     return [
@@ -173,13 +177,15 @@ def sequences_of(experience: Experience, number: int) -> list[int]:
 
 
 def compare(experience: Experience, chosen: Sequence[int], logprobs: Tensor) -> ParityMeasurement:
-    """What engine and learner differ by on some sequences. A token that both forbid differs by 0, one that only one of
-    them forbids, or that one of them has no number for, by `MAX_DIFFERENCE`.
+    """Return the differences between the engine's and the learner's log-probabilities on some sequences.
+
+    A token that both forbid (a log-probability of −∞) has the difference 0. A token that only one of them forbids, or
+    that has a NaN, has the difference `MAX_DIFFERENCE`.
 
     Args:
         experience: this rank's part of the batch.
-        chosen: indices of sequences.
-        logprobs: float32 [N], the learner's.
+        chosen: indices of the sequences to compare.
+        logprobs: float32 [N], log-probabilities of the learner.
     """
     samples = experience.samples_with_tokens
     starts, num_tokens, total, largest, worst = experience.sequence_starts, 0, 0.0, -1.0, ""
@@ -201,7 +207,7 @@ def compare(experience: Experience, chosen: Sequence[int], logprobs: Tensor) -> 
 
 
 def merge(measurements: Sequence[bytes]) -> ParityMeasurement:
-    """The comparison over all ranks."""
+    """Return the measurement over all ranks. ``measurements`` has the measurement of each rank as JSON."""
     of_ranks = [ParityMeasurement(**json.loads(each)) for each in measurements]
     worst = max(of_ranks, key=lambda of_rank: of_rank.largest)
     return ParityMeasurement(

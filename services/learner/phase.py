@@ -1,9 +1,9 @@
-"""What the learner is doing and how its work moves, shared between the step loop and whoever asks.
+"""The learner's phase and the progress of its work, for heartbeats and status.
 
-The coordinator ends a run in which nothing moves, so a long phase has to show that it moves. Forward passes and
-gathered weights are counted where they happen (`moved`). A checkpoint is written by libraries that say nothing from
-inside: its bytes on disk are looked at (`watch_files`). What shows neither, such as loading a model or gathering one
-before its first byte is written, has a bounded patience instead.
+The coordinator ends a run in which nothing moves, so a long phase has to show that its work moves. `moved` counts
+forward passes and gatherings of weights. Libraries write a checkpoint without a sign, so `watch_files` looks at the
+sizes of the files on disk. Other work, such as loading a model, or gathering a model before its first byte is written,
+shows no sign at all. Such work gets a bounded patience instead.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from pathlib import Path
 from rollmesh.types import LearnerPhase, LearnerStatus, MemberReport, PolicyVersion
 
 WITHOUT_A_SIGN = (LearnerPhase.STARTING, LearnerPhase.CHECKPOINTING)
-"""Phases that may take long without a sign."""
+"""Phases that may take a long time without a sign of moving."""
 
 
 class PhaseTracker:
-    """What the step loop says and the servicer and the heartbeats answer from; safe to use from several threads.
+    """The learner's phase and its progress, for heartbeats and status.
+
+    The step loop writes, the servicer and the heartbeats read. Several threads may use one tracker.
 
     Args:
-        patience_s: how long a phase of `WITHOUT_A_SIGN` may show nothing.
+        patience_s: seconds that a phase of `WITHOUT_A_SIGN` may go on without a sign of moving.
     """
 
     def __init__(self, patience_s: float) -> None:
@@ -39,24 +41,24 @@ class PhaseTracker:
         self._files: dict[str, int] = {}
 
     def enter(self, phase: LearnerPhase) -> None:
-        """A phase begins."""
+        """Record that ``phase`` begins."""
         with self._lock:
             self._phase, self._since = phase, time.monotonic()
             self._num_moves += 1
 
     def moved(self) -> None:
-        """A piece of the phase's work is done."""
+        """Record that a part of the phase's work is done."""
         with self._lock:
             self._num_moves += 1
 
     def trained(self, num_steps: int, version: PolicyVersion) -> None:
-        """``num_steps`` batches are trained and made ``version``."""
+        """Record that step ``num_steps`` is trained and has made ``version``."""
         with self._lock:
             self._num_steps, self._version = num_steps, version
 
     @contextlib.contextmanager
     def calling(self, timeout_s: float) -> Iterator[None]:
-        """A call that the loop waits for, with a deadline of its own: until then nothing has to move."""
+        """Mark a call that the step loop waits for. Until its deadline, ``timeout_s``, nothing has to move."""
         with self._lock:
             self._call_timeout_s = timeout_s
         try:
@@ -66,9 +68,9 @@ class PhaseTracker:
                 self._call_timeout_s = 0.0
 
     def watch_files(self, folder: Path) -> None:
-        """Look at what a checkpoint or export writes under the run's ``folder``. Blocks as long as the disk does.
+        """Look at the files of checkpoints and exports in the run's ``folder``. Changed sizes are a sign of moving.
 
-        Does nothing in other phases.
+        The call blocks while the disk blocks. It does nothing unless the learner is writing a checkpoint.
         """
         if self.status().phase is not LearnerPhase.CHECKPOINTING:
             return
@@ -79,12 +81,12 @@ class PhaseTracker:
                 self._num_moves += 1
 
     def status(self) -> LearnerStatus:
-        """What the learner is doing now."""
+        """Return the phase, its duration, and the last trained step and version."""
         with self._lock:
             return LearnerStatus(self._phase, self._num_steps, self._version, time.monotonic() - self._since)
 
     def report(self) -> MemberReport:
-        """How the work moves, for a heartbeat."""
+        """Return the progress of the work, for a heartbeat."""
         with self._lock:
             patience_s = self._patience_s if self._phase in WITHOUT_A_SIGN else 0.0
             return MemberReport(
@@ -93,8 +95,10 @@ class PhaseTracker:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """The size in bytes of each file of the checkpoints and exports in a run folder. Files that come and go meanwhile
-    may be missing."""
+    """Return the size in bytes of each file of the checkpoints and exports in a run folder.
+
+    Files that appear or disappear during the call may be missing.
+    """
     sizes = {}
     for top in (folder / "checkpoints", *folder.glob("export*")):
         for path in top.rglob("*"):

@@ -1,4 +1,4 @@
-"""The policy network: a Hugging Face causal language model that answers with log-probabilities instead of logits."""
+"""The policy network: a Hugging Face causal language model that returns log-probabilities instead of logits."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from rollmesh.models.wanted import WantedLogits
 
 
 class PolicyModel(nn.Module):
-    """Log-probabilities and entropies at the predicting positions.
+    """A causal language model that gives log-probabilities of target tokens, and entropies at their predictors.
 
     Args:
         causal_lm: a model with output embeddings.
-        temperature: of the sampling; log-probabilities are those of ``softmax(logits / temperature)``.
-        balances_experts: compute the load-balancing loss of the model's routers.
+        temperature: the sampling temperature: log-probabilities are those of ``softmax(logits / temperature)``.
+        balances_experts: whether to compute the load-balancing loss of the model's routers.
 
     Raises:
-        ConfigError: the load-balancing loss of a model without routers is asked for.
+        ConfigError: ``balances_experts`` is true, but the model has no routers.
     """
 
     def __init__(self, causal_lm: Any, temperature: float, balances_experts: bool = False) -> None:
@@ -38,7 +38,7 @@ class PolicyModel(nn.Module):
 
     @property
     def pretrained(self) -> Any:
-        """The transformers model inside."""
+        """Return the model of transformers inside."""
         return self.causal_lm
 
     def forward(
@@ -49,18 +49,19 @@ class PolicyModel(nn.Module):
         targets: Tensor,
         boundaries: Boundaries | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities and entropies of the targets, and how unevenly the experts are used.
+        """Return log-probabilities and entropies at the targets, and the load-balancing loss.
 
         Args:
             input_ids: int64 [rows, L].
             position_ids: int64 [rows, L], restarting with every packed sequence.
             predictors: int64 [N], flat index of the position that predicts each target.
-            targets: int64 [N].
-            boundaries: of the sequences in the only row; None does not tell them.
+            targets: int64 [N], the generated tokens.
+            boundaries: the boundaries of the sequences in the only row; None passes no boundaries to the model.
 
         Returns:
-            Log-probabilities float32 [N]; entropies float32 [N]; the load-balancing loss as the model defines it, over
-            all rows × L positions, a scalar, 0 where it is not asked for. All are differentiable.
+            Log-probabilities, float32 [N]; entropies, float32 [N]; and the load-balancing loss, a scalar, as the model
+            defines the loss over all rows × L positions; 0 unless the model balances its experts. All are
+            differentiable.
         """
         more = self._accepted(position_ids, boundaries)
         output = self._logits(predictors, input_ids=input_ids, **more, **self._options)

@@ -1,4 +1,4 @@
-"""Recorded batches: one msgpack file per step, in the queue's own encoding, to repeat and study a step."""
+"""Recorded batches, with which a step can be repeated and studied: one msgpack file a step, encoded as in the queue."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rollmesh.types import Group
 
 
 def record_batch(folder: Path, step: int, groups: Sequence[Group]) -> Path:
-    """Write the groups of a step, in the order of the batch, to ``folder/step-000001.msgpack``."""
+    """Write the groups of a step, in the order of the batch, to ``folder/step-000001.msgpack``. Return the path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:06d}.msgpack"
     path.write_bytes(msgpack.packb([encode_group(group) for group in groups]))
@@ -21,10 +21,10 @@ def record_batch(folder: Path, step: int, groups: Sequence[Group]) -> Path:
 
 
 def load_recorded(path: Path) -> list[Group]:
-    """Read what `record_batch` wrote.
+    """Return the groups that `record_batch` wrote.
 
     Raises:
-        ConfigError: no such file, or not a recorded batch.
+        ConfigError: the file is missing or is not a recorded batch.
     """
     try:
         encoded = msgpack.unpackb(path.read_bytes())

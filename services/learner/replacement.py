@@ -1,12 +1,12 @@
-"""A folder takes the place of another without a moment in which neither has the name.
+"""The replacement of a folder by a newer folder, so that one of the two has the name at every moment.
 
 ::
 
-    NAME.partial written, synced ─► exchanged with NAME in one call (renameat2) ─► the old one removed
+    NAME.partial written, synced ─► exchanged with NAME in one call (renameat2) ─► the old folder removed
 
-A process that is killed at any point leaves NAME whole, the old one or the new one. Where the file system cannot
-exchange, the old folder steps aside as NAME.replaced for the moment between two renames, and `restore_replaced` gives
-it the name back if the process was killed in that moment.
+If the process is killed at any point, NAME is the whole old folder or the whole new folder. Some file systems cannot
+exchange two names. There the old folder has the name NAME.replaced for the moment between two renames. If the process
+is killed in that moment, `restore_replaced` gives the old folder its name back.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CANNOT_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
 def publish_folder(partial: Path, final: Path) -> None:
-    """Sync a folder to disk and give it its name, in place of an older folder."""
+    """Sync the folder ``partial`` to disk, and give it the name ``final``, in place of an older folder."""
     sync_tree(partial)
     if not final.exists():
         partial.rename(final)
@@ -42,7 +42,7 @@ def publish_folder(partial: Path, final: Path) -> None:
 
 
 def restore_replaced(parent: Path) -> None:
-    """Give folders that had stepped aside their names back, where no newer one has them; remove the others."""
+    """Give each folder NAME.replaced its name back where NAME is missing; remove it where NAME exists."""
     for aside in sorted(parent.glob("*" + REPLACED)):
         final = aside.with_name(aside.name.removesuffix(REPLACED))
         if final.exists():
@@ -52,10 +52,13 @@ def restore_replaced(parent: Path) -> None:
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Let two existing paths change names in one step. False where the system or the file system cannot.
+    """Exchange the names of two existing paths in one step.
+
+    Returns:
+        True after the exchange; False where the system or the file system cannot exchange names.
 
     Raises:
-        OSError: they cannot be renamed.
+        OSError: the paths cannot be renamed.
     """
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
@@ -70,7 +73,7 @@ def exchange(first: Path, second: Path) -> bool:
 
 
 def sync_tree(folder: Path) -> None:
-    """Bring a folder and all files in it to disk."""
+    """Sync a folder and all files and folders in it to disk."""
     for path, _, files in os.walk(folder):
         for file in files:
             _sync(Path(path, file))

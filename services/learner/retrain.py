@@ -1,4 +1,4 @@
-"""Repeat training on recorded batches, without a mesh: to study a step, or to compare ranks and ZeRO stages.
+"""Training on recorded batches without a mesh, to study a step or to compare numbers of ranks and ZeRO stages.
 
 ::
 
@@ -25,17 +25,17 @@ from services.learner.trainer import Trainer
 def retrain(
     trainer: Trainer, ranks: Ranks, steps_per_batch: int, batch_files: Sequence[Path], steps: int
 ) -> list[float]:
-    """Train on recorded batches. Collective where the process is one of several ranks.
+    """Train on recorded batches, and return the losses. Collective.
 
     Args:
-        trainer: with the models to train.
+        trainer: the trainer, with the models to train.
         ranks: the process group.
         steps_per_batch: optimiser steps in one pass over a batch.
-        batch_files: recorded batches, in order; used again from the first where there are fewer than ``steps``.
-        steps: batches to train on.
+        batch_files: recorded batches, in order. With fewer files than ``steps``, the first follows the last again.
+        steps: number of batches to train on.
 
     Returns:
-        The loss of each step, before it.
+        The loss of each step, computed before the step.
 
     Raises:
         ConfigError: a file is not a recorded batch.
@@ -50,7 +50,7 @@ def retrain(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Retrain, and let rank 0 write the losses as a JSON list."""
+    """Train on the batches that the command line names. Rank 0 writes the losses as a JSON list."""
     parser = argparse.ArgumentParser(description="Train on recorded batches.")
     parser.add_argument("--config", type=Path, required=True, help="mesh file")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")

@@ -16,7 +16,7 @@ class Schedule:
         section: the optimiser's settings.
         updates_per_batch: optimiser steps on each batch.
         num_batches: batches of the whole run.
-        num_frozen: the model rests in the first ``num_frozen`` batches, and its schedule begins after them.
+        num_frozen: number of batches at the start in which the model is not trained. The schedule begins after them.
     """
 
     section: OptimizerSection
@@ -40,15 +40,21 @@ class Schedule:
 
 
 def learning_rate(section: OptimizerSection, step: int, num_steps: int) -> float:
-    """Learning rate of one optimiser step.
+    """Return the learning rate of one optimiser step.
 
-    Grows linearly over ``warmup_steps`` and reaches ``lr`` at the last of them; then falls along the schedule and
-    reaches ``min_lr_ratio × lr`` at ``num_steps``.
+    The rate grows linearly over ``warmup_steps`` and reaches ``lr`` at the last of these steps. Then the rate falls
+    along the schedule and reaches ``min_lr_ratio × lr`` at ``num_steps``. The schedule `constant` keeps ``lr``.
 
     Args:
         section: the optimiser's settings.
-        step: from 1.
+        step: number of the optimiser step, from 1.
         num_steps: optimiser steps of the whole run.
+
+    Example: 12 steps, of which 2 are warm-up. At step 7 half of the other 10 steps are done: 0.1 + 0.9 · 0.5 = 0.55.
+
+        >>> linear = OptimizerSection(lr=1.0, warmup_steps=2, schedule="linear", min_lr_ratio=0.1)
+        >>> [learning_rate(linear, step, num_steps=12) for step in (1, 2, 7, 12)]
+        [0.5, 1.0, 0.55, 0.1]
     """
     if step <= section.warmup_steps:
         return section.lr * step / section.warmup_steps

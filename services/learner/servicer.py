@@ -1,4 +1,4 @@
-"""The learner's own gRPC service: what it is doing."""
+"""The learner's gRPC service, which reports the learner's phase and progress."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from services.learner.phase import PhaseTracker
 
 
 class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
-    """Answers from the loop's progress.
+    """The learner's gRPC handlers.
 
     Args:
-        tracker: shared with the step loop.
+        tracker: the phase and the progress; the step loop writes the same tracker.
     """
 
     def __init__(self, tracker: PhaseTracker) -> None:
