@@ -1,4 +1,4 @@
-"""The replacement of a folder by a newer folder, so that one of the two has the name at every moment.
+"""The replacement of a folder by a newer folder, safe against a kill at any moment.
 
 ::
 

@@ -1,4 +1,4 @@
-"""A coordinator that does as the test says: `CoordinatorService` without ledger, versions or clock."""
+"""A coordinator whose answers the test chooses: `CoordinatorService` without ledger, versions or clock."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from rollmesh.wire import control, evaluation, status, weights
 
 
 class FakeCoordinator(pb_grpc.CoordinatorServiceServicer):
-    """Knows who registered, leases what is in ``leases`` as credits allow, and records what it is told.
+    """A coordinator that records the calls of the members, and grants the leases in ``leases`` as credits allow.
 
     Attributes:
         registration: the answer to members that register.
         heartbeat: the answer to members' heartbeats.
-        errors: by method name, what its next calls fail with, in order.
-        stalled: names of methods that do not answer.
-        num_calls: by method name.
-        incarnations: of the members, by name.
-        leases: to be leased, in order.
-        grants: credits of each Lease stream, message by message.
-        cut_after: leases after which a stream is cut without warning; None never.
+        errors: the errors of each method's next calls, in order, by the method's name.
+        stalled: the names of methods that do not answer.
+        num_calls: the number of calls of each method, by the method's name.
+        incarnations: the incarnation of each member, by the member's name.
+        leases: the leases to grant, in order.
+        grants: the credits of each Lease stream, message by message.
+        cut_after: the number of leases after which a stream is cut without warning; None cuts no stream.
     """
 
     def __init__(self, *, heartbeat_interval_s: float = 0.02, member_timeout_s: float = 5.0) -> None:
@@ -53,12 +53,12 @@ class FakeCoordinator(pb_grpc.CoordinatorServiceServicer):
         self.mesh_status: MeshStatus | None = None
 
     def serve(self, address: str = "127.0.0.1:0") -> Server:
-        """A server that drops its calls at once when it is left, as a killed process does."""
+        """Return a server that drops its open calls at the end of its block, as a killed process does."""
         service = (pb_grpc.add_CoordinatorServiceServicer_to_server, self)
         return Server(address, {"rollmesh.v1.CoordinatorService": service}, grace_s=0.0)
 
     def forget_plan(self) -> None:
-        """As a coordinator that was started anew."""
+        """Forget the last plan, as a coordinator that was started again does."""
         self._plans = PlanMemory()
 
     def fail_next(self, method: str, *errors: RollMeshError) -> None:

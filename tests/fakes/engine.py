@@ -1,6 +1,6 @@
-"""An engine at the seam: sleeps instead of generating, and obeys the test.
+"""An engine that sleeps instead of generating; the test chooses its answers and delays.
 
-The real one takes half a minute to start and cannot be told which sample to be slow with.
+vLLM takes half a minute to start, and a test cannot choose the sample with which vLLM is slow.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def _not_held(request: Request) -> bool:
 
 @dataclass
 class FakeEngine:
-    """Generates ``num_tokens(request)`` times the token 65 after ``delay_s(request)`` seconds.
+    """An engine that generates ``num_tokens(request)`` times the token 65 after ``delay_s(request)`` seconds.
 
-    A request that ``is_held`` does not end before ``released`` is set.
+    If ``is_held(request)`` is true, the request does not end before ``released`` is set.
 
-    ``steps`` records the calls of the weight protocol; a step named in ``failures`` raises what stands there, and one
-    named in ``gates`` waits for its event first.
+    ``steps`` records the calls of the weight protocol. Before a step, the engine waits for the step's event in
+    ``gates``, and then raises the step's error in ``failures``.
     """
 
     num_tokens: Callable[[Request], int] = _five_tokens

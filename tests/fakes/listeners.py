@@ -1,4 +1,4 @@
-"""Which addresses the processes of a tree listen on, read from Linux's /proc."""
+"""The addresses on which the processes of a tree listen, read from Linux's /proc."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class Listener:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can connect."""
+        """Return whether only this machine can connect."""
         return ipaddress.ip_address(self.address).is_loopback
 
 
 def process_tree(root: int) -> set[int]:
-    """The process and all its descendants."""
+    """Return the ids of the process ``root`` and of all its descendants."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with contextlib.suppress(OSError):  # it may end while we look
+            with contextlib.suppress(OSError):  # the process has ended meanwhile
                 parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
                 children.setdefault(parent, []).append(int(entry.name))
     found, left = set(), [root]
@@ -43,7 +43,7 @@ def process_tree(root: int) -> set[int]:
 
 
 def listeners(processes: Iterable[int]) -> list[Listener]:
-    """The listening sockets of some processes, by address and port."""
+    """Return the listening sockets of the processes, sorted by address and port."""
     addresses = dict(_listening())
     found = set()
     for process in processes:
@@ -59,7 +59,7 @@ def listeners(processes: Iterable[int]) -> list[Listener]:
 
 
 def _listening() -> Iterator[tuple[str, tuple[str, int]]]:
-    """The link that a descriptor of the socket shows, and where the socket listens."""
+    """Yield each listening socket: the link target of its descriptors in /proc, and its address and port."""
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(FileNotFoundError):  # a machine without IPv6
             for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
@@ -70,7 +70,10 @@ def _listening() -> Iterator[tuple[str, tuple[str, int]]]:
 
 
 def _decode(digits: str) -> str:
-    """The kernel writes an address as 32-bit words in the machine's own order of bytes."""
+    """Return the address that the kernel writes as 32-bit words in the machine's own order of bytes.
+
+    "0100007F" gives 127.0.0.1.
+    """
     words = [bytes.fromhex(digits[i : i + 8])[::-1] for i in range(0, len(digits), 8)]
     address = ipaddress.ip_address(b"".join(words))
     mapped = getattr(address, "ipv4_mapped", None)

@@ -20,7 +20,7 @@ AnswerT = TypeVar("AnswerT")
 
 
 class Loss(enum.Enum):
-    """What becomes of one call."""
+    """The fate of one call."""
 
     NONE = "it is answered"
     REQUEST = "the connection breaks before the request arrives"
@@ -34,15 +34,15 @@ def _nothing_is_lost(step: str, call: int) -> Loss:
 
 @dataclass
 class LossyPeer:
-    """Answers as a `rollmesh.rpc.rollout_client.RolloutClient` does.
+    """A peer with the methods of a `rollmesh.rpc.rollout_client.RolloutClient`, some of whose calls are lost.
 
     Attributes:
-        engine: behind the protocol.
-        loss: of the call with this step ("prepare", "receive", "commit", "abort") and this number, from 1 for the
-            first call of that step.
-        retry_after_s: what a lost connection asks for.
-        num_calls: calls by step.
-        called_s: loop times of the calls, by step.
+        engine: the engine behind the weight protocol.
+        loss: gives the fate of a call, from its step ("prepare", "receive", "commit", "abort") and its number. The
+            first call of a step has the number 1.
+        retry_after_s: the pause that a lost connection asks for, in seconds.
+        num_calls: the number of calls, by step.
+        called_s: the loop times of the calls, by step.
     """
 
     engine: FakeEngine = field(default_factory=lambda: FakeEngine(version=None))
@@ -79,7 +79,7 @@ class LossyPeer:
         await self._call("abort", lambda: self.protocol.abort(version, reason), timeout_s)
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: there is no connection to close."""
 
     async def _call(self, step: str, execute: Callable[[], Awaitable[AnswerT]], timeout_s: float) -> AnswerT:
         self.num_calls[step] += 1

@@ -10,10 +10,10 @@ from services.learner.ranks import Ranks
 
 
 class RanksWithOthers(Ranks):
-    """Rank 0 on the CPU; what is gathered from the other ranks is given.
+    """Rank 0 on the CPU, with given answers of the other ranks.
 
     Args:
-        others: of each other rank, in order.
+        others: the bytes that each other rank gives to `gather_bytes`, in the order of the ranks.
     """
 
     __slots__ = ("_others",)
@@ -23,7 +23,7 @@ class RanksWithOthers(Ranks):
         object.__setattr__(self, "_others", list(others))
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """The other ranks add nothing."""
+        """Return the values: the other ranks add nothing."""
         return list(values)
 
     def gather_bytes(self, data: bytes) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""A rollout worker's half of the weight protocol, which obeys the test: a real gRPC servicer without an engine."""
+"""A rollout worker's half of the weight protocol with answers that the test chooses: a gRPC servicer, no engine."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from rollmesh.wire import status, weights
 
 @dataclass
 class FakeRollout(rollout_pb2_grpc.RolloutServiceServicer):
-    """Serves whatever version was committed last, and records every call.
+    """A worker that serves the last committed version, and records every call.
 
     Attributes:
-        digest: what it says it received.
-        num_ranks: digests that it reports.
-        failures: error that a step ("prepare", "receive", "commit") raises.
-        gates: event that a step waits for first; one that is never set makes a worker that hangs.
-        version: that it serves.
-        calls: (step, version) in order; `epochs` and `ranks` as PREPARE named them.
-        plans: that PREPARE carried; None where it named one by its digest.
+        digest: the digest in the report of a received transfer.
+        num_ranks: the number of digests in that report.
+        failures: the error that each step ("prepare", "receive", "commit") raises.
+        gates: the event that each step waits for first. With an event that is never set, the worker hangs.
+        version: the version that the worker serves.
+        calls: the (step, version) of each call, in order.
+        epochs: the weight epoch of each prepare call with a known plan.
+        ranks: the rank of each prepare call with a known plan.
+        plans: the plan of each prepare call; None where the call named the plan by its digest.
     """
 
     digest: bytes = b"\x11" * 32
@@ -41,11 +43,11 @@ class FakeRollout(rollout_pb2_grpc.RolloutServiceServicer):
     _aborted: asyncio.Event = field(default_factory=asyncio.Event)
 
     def steps(self) -> list[str]:
-        """The steps that were asked for, in order."""
+        """Return the steps of the calls, in order."""
         return [step for step, _ in self.calls]
 
     def forget_plan(self) -> None:
-        """As a worker that was started anew at the same address."""
+        """Forget the last plan, as a worker that was started again at the same address does."""
         self._plans = PlanMemory()
 
     async def PrepareWeights(self, request: Any, context: Any) -> rollout_pb2.PrepareWeightsResponse:
@@ -78,7 +80,7 @@ class FakeRollout(rollout_pb2_grpc.RolloutServiceServicer):
         return status.rollout_status_to_proto(RolloutStatus(self.version, 0, 0, 0, 0, 0))
 
     async def _step(self, name: str, version: PolicyVersion) -> None:
-        """Waits for the step's gate, or for an abort."""
+        """Wait for the step's gate, and raise the step's error. An abort ends the wait with an error."""
         self.calls.append((name, str(version)))
         if (gate := self.gates.get(name)) is not None:
             waits = [asyncio.ensure_future(gate.wait()), asyncio.ensure_future(self._aborted.wait())]

@@ -1,4 +1,4 @@
-"""Reward and reference servers whose answers the test chooses, behind real gRPC."""
+"""Reward and reference servers with answers that the test chooses, behind real gRPC."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ LogProbsFunction = Callable[[LogProbsCall], Awaitable[Float32Array | RetryableFa
 
 
 async def score_one(call: ScoreCall) -> ScoreOutcome:
-    """Every sample is worth 1."""
+    """Return the score 1 for every sample."""
     return Score(1.0, 1.0)
 
 
 async def minus_two(call: LogProbsCall) -> Float32Array:
-    """Every token has the log-probability -2."""
+    """Return the log-probability -2 for every token."""
     return np.full(call.num_response_tokens, -2.0, np.float32)
 
 
 class FakeRewardServicer(reward_pb2_grpc.RewardServiceServicer):
-    """Answers with what ``function`` returns, whenever it does; never where that is None."""
+    """A reward server that answers with the result of ``function``, as soon as it returns. None gives no answer."""
 
     def __init__(self, function: ScoreFunction = score_one, max_in_flight: int = 64) -> None:
         self.function = function
@@ -58,7 +58,7 @@ class FakeRewardServicer(reward_pb2_grpc.RewardServiceServicer):
 
 
 class FakeReferenceServicer(reference_pb2_grpc.ReferenceServiceServicer):
-    """Answers with what ``function`` returns."""
+    """A reference server that answers with the result of ``function``."""
 
     def __init__(self, function: LogProbsFunction = minus_two) -> None:
         self.function = function

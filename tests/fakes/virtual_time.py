@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps: what waits for an hour takes no time, and what waits for nothing is an error."""
+"""An event loop with a virtual clock: a wait of an hour takes no time, and a wait that nothing can end is an error."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ ResultT = TypeVar("ResultT")
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """Moves its clock to the next timer whenever nothing else is to be done. What is meant for another thread is done
-    at once; not for sockets."""
+    """An event loop whose clock jumps to the next timer when no task is ready to run.
+
+    Calls for another thread run at once, in the thread of the loop. The loop does not serve sockets.
+    """
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -25,7 +27,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         done = self.create_future()
         try:
             done.set_result(func(*args))
-        except Exception as error:  # noqa: BLE001 - whoever awaits it gets it
+        except Exception as error:  # noqa: BLE001 - raised where the future is awaited
             done.set_exception(error)
         return done
 
@@ -45,6 +47,6 @@ class _JumpingSelector(selectors.SelectSelector):
 
 
 def run_virtual(scenario: Coroutine[Any, Any, ResultT]) -> ResultT:
-    """Run a scenario to its end in virtual time."""
+    """Run a scenario to its end in virtual time, and return its result."""
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         return runner.run(scenario)

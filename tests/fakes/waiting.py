@@ -1,4 +1,4 @@
-"""Bounds for asynchronous tests."""
+"""Deadlines for asynchronous tests."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 
 def run_bounded(test: Coroutine[Any, Any, None], timeout_s: float = 60.0) -> None:
-    """Run a test; fail it if it takes longer, or leaves one of our tasks behind."""
+    """Run a test. Fail if the test takes longer than ``timeout_s``, or leaves a task behind."""
 
     async def bounded() -> None:
         ours = asyncio.all_tasks()
         await asyncio.wait_for(test, timeout_s)
-        # gRPC has tasks of its own that end some loop iterations after their calls.
+        # Tasks of gRPC end some iterations of the loop after their calls.
         with contextlib.suppress(TimeoutError):
             await until(lambda: not asyncio.all_tasks() - ours)
         left = [task.get_name() for task in asyncio.all_tasks() - ours]
@@ -24,7 +24,11 @@ def run_bounded(test: Coroutine[Any, Any, None], timeout_s: float = 60.0) -> Non
 
 
 async def until(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
-    """Wait for a condition that nothing announces."""
+    """Wait until a condition is true that no event announces, by asking again and again.
+
+    Raises:
+        TimeoutError: the condition was not true within ``timeout_s``.
+    """
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)

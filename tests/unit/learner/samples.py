@@ -1,4 +1,4 @@
-"""Made-up groups, a tiny model folder and a configuration for it."""
+"""Made-up groups, a tiny model folder, and a configuration for that model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def sample(
     stop: StopReason = StopReason.STOP,
     prompt_index: int = 0,
 ) -> Sample:
-    """One sample; by default a single turn that generated the whole response."""
+    """Return a sample. By default a single turn generated the whole response."""
     version = PolicyVersion(0, version) if isinstance(version, int) else version
     prompt_id = PromptId("train", 0, prompt_index)
     shape = turns if turns is not None else [(len(response), 0)]
@@ -61,7 +61,11 @@ def random_groups(
     has_reference: bool = False,
     lengths: tuple[int, int] = (2, 30),
 ) -> list[Group]:
-    """Groups of random tokens, lengths, rewards and behaviour log-probabilities near those of a random policy."""
+    """Return groups of random tokens, lengths and rewards.
+
+    Their behaviour log-probabilities are near those of a random policy. ``lengths`` are the shortest response, and one
+    more than the longest response.
+    """
     generator = np.random.default_rng(seed)
     groups = []
     for prompt_index in range(first_prompt, first_prompt + num_groups):
@@ -86,7 +90,7 @@ def random_groups(
 
 
 def mesh_config(model: Path, directory: Path, **sections: dict[str, Any]) -> MeshConfig:
-    """A configuration for the tiny model, in float32 on the CPU; ``sections`` are laid over it."""
+    """Return a configuration for the tiny model, in float32 on the CPU. ``sections`` replace its settings."""
     tree: dict[str, dict[str, Any]] = {
         "run": {"name": "learner-test", "directory": str(directory)},
         "model": {"path": str(model), "max_length": 128},
@@ -94,7 +98,7 @@ def mesh_config(model: Path, directory: Path, **sections: dict[str, Any]) -> Mes
         "training": {"steps": 20, "prompts_per_step": 4, "samples_per_prompt": 4, "max_staleness": 1},
         "sampling": {"max_new_tokens": 64},
         "reward": {"function": str(directory / "reward_func.py")},
-        # The behaviour log-probabilities of made-up samples are no policy's.
+        # No policy has the behaviour log-probabilities of made-up samples, so parity is off.
         "learner": {"dtype": "float32", "device": "cpu", "parity": "off", "optimizer": {"lr": 1e-3}},
     }
     for name, section in sections.items():
@@ -103,7 +107,7 @@ def mesh_config(model: Path, directory: Path, **sections: dict[str, Any]) -> Mes
 
 
 def write_tiny_model(folder: Path, *, is_tied: bool = True) -> Path:
-    """A Qwen2 of some 100,000 parameters with a word-level tokenizer."""
+    """Write a Qwen2 of some 100,000 parameters with a word-level tokenizer. Return its folder."""
     import torch
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel

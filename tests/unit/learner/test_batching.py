@@ -1,4 +1,4 @@
-"""Packing: every sequence once, within the budget, and nobody sees a neighbour."""
+"""Micro-batches have every sequence once, stay within the budget, and keep sequences apart."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""The learner's way to the coordinator, from the side of the thread that trains: no call waits for ever."""
+"""The learner's connection to the coordinator, as the thread that trains uses it: no call waits for ever."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _control(folder: Path, address: str) -> Control:
 
 
 def _train(folder: Path, training: Training) -> FakeCoordinator:
-    """Run what the step loop does on a thread of its own, between start and stop, against a coordinator."""
+    """Run ``training`` on another thread, with a started `Control` and a fake coordinator. Return the coordinator."""
 
     def train(control: Control, coordinator: FakeCoordinator) -> None:
         control.start()
@@ -89,7 +89,7 @@ def test_reports_that_are_slow_or_refused_end_no_training_and_are_counted(
         monkeypatch.setattr("services.learner.control.REPORT_PATIENCE_S", 0.1)
         coordinator.stalled.add("ReportStep")
         control.report_step(1, V1, {})
-        control.report_step(2, V1, {})  # finds that the first report takes too long
+        control.report_step(2, V1, {})  # counts the first report as lost
         control._settle_report()
         assert control.num_lost_reports == 2
         coordinator.stalled.clear()

@@ -1,4 +1,4 @@
-"""The critic's module, its loss, and where its weights come from."""
+"""The critic's model, its loss, and the origin of its weights."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _columns(count: int, **columns: torch.Tensor) -> TokenColumns:
 def test_a_fresh_head_is_small_and_the_same_on_every_rank(policy: Path, tmp_path: Path) -> None:
     heads = []
     for seed in (1, 2):
-        torch.manual_seed(seed)  # what else was drawn before
+        torch.manual_seed(seed)  # as after other random draws
         heads.append(_load(_config(policy, tmp_path)).head.weight.detach())
     assert torch.equal(*heads)
     assert heads[0].shape == (1, 64)
@@ -133,7 +133,7 @@ def test_values_of_bfloat16_weights_are_float32(policy: Path, tmp_path: Path) ->
 
 
 def test_the_loss_is_the_clipped_one_averaged_over_the_tokens_of_the_whole_step() -> None:
-    """V = 2, V_old = 1, G = 1.2, c = 0.5 gives 0.32; V = V_old = 0, G = 1 gives 0.5."""
+    """V = 2, V_old = 1, G = 1.2 and c = 0.5 give 0.32. V = V_old = 0 and G = 1 give 0.5."""
     values = torch.tensor([2.0, 0.0], requires_grad=True)
     columns = _columns(2, values=torch.tensor([1.0, 0.0]), returns=torch.tensor([1.2, 1.0]))
     batch = replace(empty_micro_batch(columns), columns=columns)

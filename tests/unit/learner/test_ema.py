@@ -1,4 +1,4 @@
-"""Which rank keeps which tensor of the policy's average."""
+"""The deal of the tensors of the policy's average to the ranks."""
 
 from rollmesh.types import TensorSpec
 from services.learner.ema import deal

@@ -1,4 +1,4 @@
-"""From groups to sequences and columns."""
+"""The experience: sequences and columns, from groups."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What is exported is the policy's folder with new weights, whatever else lies in it."""
+"""An export is the policy's folder with new weights; every other file stays as it is."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def load(folder: Path) -> PreTrainedModel:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A small model, as published."""
+    """Return the folder of a small model with its tokenizer, as models are published."""
     path = tmp_path / "model"
     Qwen2ForCausalLM(Qwen2Config(**SIZES, num_hidden_layers=1)).save_pretrained(path)
     tiny_tokenizer().save_pretrained(path)

@@ -1,4 +1,4 @@
-"""Waiting for a batch that takes long."""
+"""The intake waits for a batch that takes a long time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ GROUP = Group("train:0:9", PromptId("train", 0, 9), 9, 0, ())
 
 
 class FilteringQueue:
-    """Each wait for a batch takes too long; in the first ``num_filtering`` of them a group is filtered meanwhile."""
+    """A queue that has a batch after ``batch_after`` waits without a batch.
+
+    A group is filtered during each of the first ``num_filtering`` waits.
+    """
 
     def __init__(self, num_filtering: int, batch_after: int) -> None:
         self._num_filtering = num_filtering
@@ -56,7 +59,7 @@ class FilteringQueue:
 
 
 class AbsentQueue:
-    """Does not answer the first ``num_absent`` waits for a batch; then nothing is left to train."""
+    """A queue that does not answer the first ``num_absent`` waits for a batch, and then has no group left."""
 
     def __init__(self, num_absent: int) -> None:
         self._num_absent = num_absent

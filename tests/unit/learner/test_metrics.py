@@ -1,4 +1,4 @@
-"""What a step's metrics say of samples whose numbers are known."""
+"""The metrics of a step on samples with known numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loss of a micro-batch against the formulas written out."""
+"""The loss of a micro-batch is equal to the formulas, written out."""
 
 import math
 from pathlib import Path

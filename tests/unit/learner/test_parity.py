@@ -1,4 +1,4 @@
-"""Learner and engine must compute the same log-probabilities before anything is trained."""
+"""Learner and engine have to compute the same log-probabilities before the first optimiser step."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _experience(num_samples: int = 2, version: int = VERSION) -> Experience:
 
 
 class Learner:
-    """Recomputes the engine's numbers with a shift at the last token, and remembers what it was asked for."""
+    """A learner that computes the engine's log-probabilities, shifted at the last token, and records the calls."""
 
     def __init__(self, experience: Experience, shift: float) -> None:
         self.logprobs = experience.behaviour.clone()

@@ -1,4 +1,4 @@
-"""What the learner's heartbeats say: every kind of long work moves, or has a bounded patience."""
+"""The learner's heartbeats: every kind of long work shows that it moves, or has a bounded patience."""
 
 from __future__ import annotations
 

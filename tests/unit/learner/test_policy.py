@@ -1,4 +1,4 @@
-"""The policy's module, without an engine around it."""
+"""The policy's model, without a training engine."""
 
 from __future__ import annotations
 

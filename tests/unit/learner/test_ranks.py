@@ -1,4 +1,4 @@
-"""Ranks of the learner that were never started: a sentence at once, or after a deadline, and no wait without end."""
+"""Ranks of the learner that were never started: the error comes at once or after a deadline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from services.learner.checks import check_ranks
         (1, {"RANK": "0", "WORLD_SIZE": "1"}),
         (1, {"WORLD_SIZE": "1"}),
         (2, {}),
-        (2, {"WORLD_SIZE": "8"}),  # this process starts the ranks, and gives them a WORLD_SIZE of their own
+        (2, {"WORLD_SIZE": "8"}),  # this process starts the ranks with another WORLD_SIZE
         (2, {"RANK": "1", "WORLD_SIZE": "2"}),
     ],
 )

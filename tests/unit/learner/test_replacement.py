@@ -1,4 +1,4 @@
-"""Saving again: at no moment is there neither the old folder nor the new one."""
+"""The replacement of a folder: a process that is killed at any moment leaves the old or the new folder whole."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CALLS = ("rename", "rmtree", "fsync", "exchange")
 
 
 class Killed(BaseException):
-    """The process is gone before a call."""
+    """The process was killed before a call."""
 
 
 def _folder(path: Path, content: str) -> Path:
@@ -24,7 +24,7 @@ def _folder(path: Path, content: str) -> Path:
 
 
 def _kill_before_call(monkeypatch: pytest.MonkeyPatch, number: int, can_exchange: bool) -> None:
-    """End the process before the ``number``-th call that changes something, from 0."""
+    """Raise `Killed` before the call with this ``number``, from 0, among the calls that change the file system."""
     left = [number]
 
     def guarded(call):  # type: ignore[no-untyped-def]

@@ -1,4 +1,4 @@
-"""Schedule, staleness bound, entry checks, recording, random state."""
+"""Small parts of the learner: schedule, staleness bound, checks at the entry, recording, random states."""
 
 import itertools
 import json
@@ -118,7 +118,7 @@ def test_several_ranks_need_the_path_of_the_mesh_file(tmp_path: Path, monkeypatc
 
 def test_several_ranks_start_through_the_command_line_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Replaced(Exception):
-        """What `execv` does instead of returning."""
+        """The end of the process's program, which `execv` replaces."""
 
     commands: list[list[str]] = []
 

@@ -1,4 +1,4 @@
-"""From which step and with which version a learner goes on."""
+"""The step and the version with which a learner goes on."""
 
 from __future__ import annotations
 
