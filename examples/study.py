@@ -1,4 +1,4 @@
-"""The examples over settings and seeds: runs what is missing, then writes a table and a picture.
+"""Train the examples with several settings and seeds, then write a table and a picture.
 
 ::
 
@@ -7,10 +7,10 @@
     python examples/study.py objectives --steps 40 --jobs 2   # operators: staleness x objective x learning rate
     python examples/study.py arithmetic --steps 16            # a real language model learns sums
 
-Each seed has data and an order of its own; of operators, also a warm-up. All runs of a study train the same number of
-samples. A run that is complete is not run again, so a study can be interrupted and extended. Beside the runs there will
-be their outcomes (.jsonl), tables (.md) and pictures (.png); ``--from outcomes.jsonl`` makes the latter two again
-without a run.
+Each seed has data and an order of its own, and in operators a warm-up of its own. All runs of a study train on the same
+number of samples. A complete run is not run again, so a study can be interrupted and extended. The script writes
+outcomes (.jsonl), tables (.md) and pictures (.png) beside the runs. ``--from outcomes.jsonl`` writes the tables and the
+pictures again without a run.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ OBJECTIVES = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of a table: what is set, over the mesh file."""
+    """One row of a table: a label, and the settings that override the mesh file."""
 
     label: str
     settings: tuple[str, ...]
@@ -72,7 +72,7 @@ def staleness_study() -> list[Variant]:
 def algorithms_study() -> list[Variant]:
     more = {
         "ppo": ("learner.critic.optimizer.lr=1e-3",),
-        "dapo": ("training.epochs=3",),  # what is filtered is replaced from further passes over the data
+        "dapo": ("training.epochs=3",),  # further passes over the data replace filtered groups
     }
     return [Variant(name, (f"algorithm.type={name}", *more.get(name, ()))) for name in PRESETS]
 
@@ -83,12 +83,12 @@ GRID = Grid(
     rows=tuple(OBJECTIVES),
 )
 PROXIMAL_OF_FRESH_SAMPLES = {("decoupled", "max_staleness 0"): ("algorithm.correction.proximal=recomputed",)}
-"""Samples that have no age have nothing to approximate by."""
+"""At max_staleness 0 samples have no age, by which the approximated policy interpolates."""
 
 
 def objectives_study() -> list[Variant]:
-    """Each slot is leased as soon as it opens and the engine takes many samples at a time, so that generation is ahead
-    of the learner and samples get as old as they may."""
+    """Return the variants of the grid. Samples get as old as they may: workers take each slot as soon as it opens, and
+    the engine takes many samples at a time, so that generation runs ahead of the learner."""
     return [
         Variant(
             GRID.label(rate, staleness, objective),
@@ -111,14 +111,14 @@ def arithmetic_study() -> list[Variant]:
 
 
 def report(outcomes: Sequence[Outcome], path: Path) -> None:
-    """Tables to `path`.md, which is printed too, and a picture to `path`.png."""
+    """Write the table to `path`.md and print it, and write a picture to `path`.png."""
     text = table(outcomes)
     draw(outcomes, path.with_suffix(".png"))
     write_text(text, path)
 
 
 def report_grid(outcomes: Sequence[Outcome], path: Path) -> None:
-    """The same for a grid, with a second picture of the curves."""
+    """Write the tables of a grid to `path`.md, print them, and write pictures to `path`.png and `path`-curves.png."""
     text = grid_table(outcomes, GRID)
     draw_grid_ends(outcomes, GRID, path.with_suffix(".png"))
     draw_grid(outcomes, GRID, path.with_name(f"{path.name}-curves.png"))
@@ -132,10 +132,10 @@ def write_text(text: str, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Study:
-    """Runs that are compared."""
+    """Runs to compare with each other."""
 
     mesh_file: str
-    """Relative to the examples; `build.py` beside it makes a seed's model and data."""
+    """The path of the mesh file in the examples; `build.py` beside the file makes a seed's model and data."""
     variants: Callable[[], list[Variant]]
     report: Callable[[Sequence[Outcome], Path], None] = report
     evaluate_every_steps: int = 20
@@ -150,7 +150,7 @@ STUDIES = {
 
 
 def build(study: Study, folder: Path, seed: int) -> None:
-    """The seed's datasets and model, unless they are there."""
+    """Make the seed's datasets and model, unless they exist."""
     script = (HERE / study.mesh_file).with_name("build.py")
     subprocess.run([sys.executable, str(script), "--out", str(folder / f"seed{seed}"), "--seed", str(seed)], check=True)
 
@@ -160,9 +160,9 @@ def folder_of(folder: Path, variant: Variant, seed: int) -> Path:
 
 
 def run_one(folder: Path, study: Study, variant: Variant, seed: int, steps: int, *, is_alone: bool) -> None:
-    """One run of the mesh, unless it is complete. A run that fails is reported and left incomplete.
+    """Run the mesh once, unless the run is complete. A run that fails is reported and stays incomplete.
 
-    What a run prints that is not alone goes to a file beside its folder, and OpenMP gets one thread.
+    If other runs go on beside this run, its output goes to a file beside its folder, and OpenMP gets one thread.
     """
     run = folder_of(folder, variant, seed)
     if is_complete(run, steps):
@@ -199,7 +199,7 @@ def run_one(folder: Path, study: Study, variant: Variant, seed: int, steps: int,
 def run_all(
     folder: Path, study: Study, variants: Sequence[Variant], seeds: Sequence[int], steps: int, jobs: int
 ) -> None:
-    """All runs that are missing, seed by seed, so that an interrupted study has as much of each row as of another."""
+    """Run all missing runs, seed by seed, so that an interrupted study has about as many runs for each row."""
     for seed in seeds:
         build(study, folder, seed)
     (folder / "runs").mkdir(exist_ok=True)

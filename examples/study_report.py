@@ -1,4 +1,4 @@
-"""What the runs of a study came to: a record of each, tables and pictures."""
+"""The results of a study: a record of each run, tables and pictures."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from matplotlib import pyplot as plt
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run left behind, small enough to be kept."""
+    """The result of one run, small enough to be kept."""
 
     label: str
     seed: int
     steps: list[int]
-    """Optimiser steps of the evaluations."""
+    """The steps of the evaluations."""
     pass_at_1: list[float]
-    """Held-out, greedy; one for each of `steps`."""
+    """Greedy pass@1 on held-out prompts at each of `steps`."""
     reward: list[float]
-    """Mean reward of the samples of each batch."""
+    """The mean reward of the samples of each batch."""
     staleness: dict[int, int]
-    """Samples trained by how many versions old they were."""
+    """The number of trained samples by their staleness, in versions."""
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -43,7 +43,7 @@ def is_complete(run: Path, steps: int) -> bool:
 
 
 def read_outcome(run: Path, label: str, seed: int) -> Outcome:
-    """The outcome of a complete run, from its folder."""
+    """Return the outcome of a complete run, from its folder."""
     evaluations, metrics = read_lines(run / "evaluations.jsonl"), read_lines(run / "metrics.jsonl")
     staleness = added({int(behind): count for behind, count in step["staleness_histogram"].items()} for step in metrics)
     return Outcome(
@@ -57,7 +57,7 @@ def read_outcome(run: Path, label: str, seed: int) -> Outcome:
 
 
 def added(histograms: Iterable[Mapping[int, int]]) -> dict[int, int]:
-    """The sum of histograms, in order of their keys."""
+    """Return the sum of histograms, in the order of their keys."""
     total: Counter[int] = Counter()
     for histogram in histograms:
         total.update(histogram)
@@ -65,13 +65,13 @@ def added(histograms: Iterable[Mapping[int, int]]) -> dict[int, int]:
 
 
 def write_outcomes(outcomes: Iterable[Outcome], path: Path) -> None:
-    """One JSON object a line."""
+    """Write one JSON object a line."""
     lines = [json.dumps(asdict(outcome)) for outcome in outcomes]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def read_outcomes(path: Path) -> list[Outcome]:
-    """What `write_outcomes` wrote."""
+    """Return the outcomes that `write_outcomes` wrote."""
     return [
         Outcome(**{**line, "staleness": {int(behind): count for behind, count in line["staleness"].items()}})
         for line in read_lines(path)
@@ -97,7 +97,11 @@ def staleness_shares(outcomes: Iterable[Outcome]) -> str:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """Held-out pass@1 by label: mean and standard error over seeds, every seed's last, and how old samples were."""
+    """Return a table of held-out pass@1 and of staleness, one row for each label.
+
+    A row has the mean and the standard error over seeds at each step, the last pass@1 of every seed, and the shares of
+    samples by staleness.
+    """
     steps = outcomes[0].steps
     lines = [
         f"|  | {' | '.join(f'step {step}' for step in steps)} | last, by seed | samples by staleness |",
@@ -111,7 +115,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def draw(outcomes: Sequence[Outcome], path: Path) -> None:
-    """Reward in training, one thin line a run, and the mean held-out pass@1, by label."""
+    """Draw the reward in training with a thin line for each run, and the mean held-out pass@1 of each label."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     groups = by_label(outcomes)
     for color, (label, group) in zip(plt.get_cmap("tab10").colors, groups.items(), strict=False):
@@ -127,9 +131,12 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
 
 @dataclass(frozen=True)
 class Grid:
-    """A study over three settings at once: what gets tables of its own, their columns, and their rows.
+    """A study over three settings at once.
 
-    The names of columns end with the value of their setting.
+    Attributes:
+        tables: the values of the first setting; each has a table of its own.
+        columns: the values of the second setting; each name ends with the value.
+        rows: the values of the third setting.
     """
 
     tables: tuple[str, ...]
@@ -144,8 +151,11 @@ class Grid:
 
 
 def grid_table(outcomes: Sequence[Outcome], grid: Grid) -> str:
-    """Held-out pass@1 after the last step, mean and standard error over seeds, with the seeds that fell below where
-    they began; and how old the samples of each column were."""
+    """Return the tables of a grid.
+
+    A cell has the held-out pass@1 after the last step, as mean and standard error over seeds, and the number of seeds
+    that ended lower than they began. The last table has the shares of samples by staleness for each column.
+    """
     groups = by_label(outcomes)
     lines = []
     for table in grid.tables:
@@ -176,7 +186,10 @@ def grid_cell(group: Sequence[Outcome]) -> str:
 
 
 def draw_grid(outcomes: Sequence[Outcome], grid: Grid, path: Path) -> None:
-    """Reward in training, a thin line a run and a thick one for the mean over seeds; a panel for each table, column."""
+    """Draw the reward in training, in a panel for each table and column.
+
+    Each run has a thin line, and each mean over seeds has a thick line.
+    """
     groups = by_label(outcomes)
     size = (3.1 * len(grid.columns), 2.9 * len(grid.tables) + 0.4)
     figure, axes = plt.subplots(
@@ -202,7 +215,8 @@ def draw_grid(outcomes: Sequence[Outcome], grid: Grid, path: Path) -> None:
 
 
 def draw_grid_ends(outcomes: Sequence[Outcome], grid: Grid, path: Path) -> None:
-    """Held-out pass@1 after the last step against the columns: the mean over seeds as a line, each seed as a dot."""
+    """Draw the held-out pass@1 after the last step over the columns: each mean over seeds as a line, each seed as a
+    dot."""
     groups = by_label(outcomes)
     figure, axes = plt.subplots(
         1, len(grid.tables), figsize=(5.2 * len(grid.tables), 4), layout="constrained", sharey=True, squeeze=False

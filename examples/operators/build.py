@@ -1,15 +1,15 @@
-"""Make everything the operators demo needs: datasets, tokenizer, tiny model, and its supervised warm-up.
+"""Make the datasets, the tokenizer and the tiny model of the operators demo, and warm the model up.
 
 ::
 
     python examples/operators/build.py
 
-writes ``data/train.jsonl`` and ``data/heldout.jsonl`` and the folder ``model/`` beside this file, in about a minute
-on one core. The warm-up teaches the arithmetic and the bad habit of a flawed teacher (`task.teacher_answer`): the
-model gives up after one wrong try. Reinforcement learning is what makes it search on.
+writes ``data/train.jsonl``, ``data/heldout.jsonl`` and the folder ``model/`` beside this file, in about a minute on one
+core. The warm-up is supervised training on a flawed teacher (`task.teacher_answer`). The model learns the arithmetic,
+and the teacher's bad habit: it gives up after one wrong try. Reinforcement learning then teaches it to search on.
 
-What the model has to know for that is whether a try was right. It learns that suddenly and not on every machine by the
-same step, so the warm-up goes on until it does.
+For that, the model has to know whether a try was right. It learns this suddenly, and the step differs between machines.
+So the warm-up goes on until the model can tell.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ PROMPT_TOKENS = 9
 TOKENS_PER_STEP = 1200
 PEAK_LR, FINAL_LR_RATIO, WARMUP_STEPS = 4e-3, 0.1, 20
 MORE_STEPS, MOST_ROUNDS = 1000, 5
-"""The warm-up is prolonged by so many steps, and that at most so often, where verdicts are not learnt yet."""
+"""The steps by which the warm-up is prolonged if the model has not learnt verdicts yet; the most times of that."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, 64 in all."""
+    """Return a tokenizer with one token for each of the 64 words."""
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(VOCABULARY)}, unk_token=PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD)
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, *, is_tied: bool = True) -> Qwen3ForCausalLM:
-    """128,000 parameters in the architecture of Qwen3."""
+    """Return a random model of the architecture Qwen3 with 128,000 parameters."""
     config = Qwen3Config(
         vocab_size=len(VOCABULARY),
         hidden_size=64,
@@ -73,7 +73,10 @@ def write_dataset(path: Path, problems: list[Problem]) -> None:
 
 
 def batches(rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> Iterator[list[list[int]]]:
-    """Endless fresh teacher data in batches of about `TOKENS_PER_STEP` tokens of similar length."""
+    """Yield batches of the teacher's answers to new problems, without end.
+
+    A batch has at most `TOKENS_PER_STEP` tokens, in sequences of similar length.
+    """
     ids = tokenizer.get_vocab()
     while True:
         pool = []
@@ -92,12 +95,12 @@ def batches(rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> Iterator[
 
 
 def taught(problem: Problem, rng: random.Random, ids: dict[str, int]) -> list[int]:
-    """The tokens of a problem with an answer of the teacher's."""
+    """Return the tokens of a problem and of the teacher's answer."""
     return [ids[word] for word in f"{problem.prompt} {teacher_answer(problem, rng)}".split()]
 
 
 def warm_up(model: Qwen3ForCausalLM, source: Iterator[list[list[int]]], pad_token_id: int, num_steps: int) -> None:
-    """Supervised training on the answers alone."""
+    """Train the model on the teacher's answers; the tokens of prompts have no loss."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.01)
     started = time.monotonic()
     for step in range(1, num_steps + 1):
@@ -121,13 +124,13 @@ def warm_up(model: Qwen3ForCausalLM, source: Iterator[list[list[int]]], pad_toke
 
 
 def padded(rows: list[list[int]], pad_token_id: int) -> torch.Tensor:
-    """int64 [rows, longest]."""
+    """Return the rows as int64 [rows, longest], padded on the right."""
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], True, pad_token_id)
 
 
 @torch.no_grad()
 def share_of_right_verdicts(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> float:
-    """How often the model prefers the teacher's verdict to the other, on held-out problems."""
+    """Return the share of verdicts on held-out problems in which the model prefers the teacher's verdict."""
     rng, ids = random.Random(0), tokenizer.get_vocab()
     problems = draw_problems(rng, 256, is_held_out=True)
     tokens = padded([taught(problem, rng, ids) for problem in problems], tokenizer.pad_token_id)
@@ -141,7 +144,11 @@ def share_of_right_verdicts(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokeni
 def warm_up_until_it_can_tell(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, num_steps: int, enough: float
 ) -> None:
-    """Train until ``enough`` of its verdicts are right. Raises SystemExit where that takes too long."""
+    """Train the model until the share ``enough`` of its verdicts is right.
+
+    Raises:
+        SystemExit: the verdicts are not right after the longest warm-up.
+    """
     source = batches(random.Random(seed), tokenizer)
     for number, steps in enumerate((num_steps, *[MORE_STEPS] * MOST_ROUNDS)):
         if number:

@@ -1,6 +1,6 @@
-"""Reward of the operators task: 1 where the last try is right and the answer ends properly, else 0.
+"""The reward of the operators task: 1 if the last try is right and the answer ends properly, else 0.
 
-The contract is OpenRLHF's: lists of equal length come in, a dict goes out.
+The contract is OpenRLHF's: the function takes lists of equal length and returns a dict.
 """
 
 from __future__ import annotations
@@ -14,7 +14,13 @@ from task import is_solved, parse_prompt
 
 
 def reward_func(queries: list[str], prompts: list[str], labels: list[Any]) -> dict[str, Any]:
-    """``queries`` are prompt and response together; the label (the target) is in the prompt too and is not needed."""
+    """Return a reward and a score for each answer, and the number of tries as an extra log.
+
+    Args:
+        queries: the texts of prompt and response together.
+        prompts: the texts of the prompts.
+        labels: the targets. They are not used, because a prompt contains its target.
+    """
     rewards, num_tries = [], []
     for query, prompt in zip(queries, prompts, strict=True):
         answer = query[len(prompt) :]

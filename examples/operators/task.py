@@ -1,10 +1,10 @@
 """The "operators" task: find two operators so that ``a ? b ? c``, evaluated left to right, gives a target.
 
-A problem reads ``<bos> 7 ? 7 ? 1 = 15 :``. The answer is a scratch pad of tries, the last of which counts::
+A problem reads ``<bos> 7 ? 7 ? 1 = 15 :``. The answer is a line of tries, and the last try counts::
 
     7 + 7 = 14 - 1 = 13 no ; 7 + 7 = 14 + 1 = 15 ok <eos>
 
-This module knows the rules and nothing of models: problems, the text of a try, the verdict on an answer.
+This module has the rules and needs no model: problems, the text of a try, and the judgement of an answer.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from functools import cached_property
 
 OPERATORS = ("+", "-", "*")
 CHOICES = tuple((first, second) for first in OPERATORS for second in OPERATORS)
-"""Operator pairs in the fixed order in which the teacher goes through them."""
+"""The pairs of operators, in the fixed order in which the teacher tries them."""
 LARGEST_NUMBER = 50
 MAX_TRIES = 6
 TOKENS_PER_TRY = 10
 MAX_ANSWER_TOKENS = MAX_TRIES * (TOKENS_PER_TRY + 1)
-"""Six tries, five separators and the end token."""
+"""The tokens of six tries, five separators and the end token."""
 
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
 VOCABULARY = (
@@ -35,7 +35,7 @@ VOCABULARY = (
 
 
 def apply_operator(left: int, operator: str, right: int) -> int | None:
-    """The result, or None where it is out of range or the operator is unknown."""
+    """Return the result; None if the result is out of range or the operator is unknown."""
     if operator == "+":
         result = left + right
     elif operator == "-":
@@ -49,7 +49,7 @@ def apply_operator(left: int, operator: str, right: int) -> int | None:
 
 @dataclass(frozen=True)
 class Try:
-    """One operator choice, worked out: both results are in range."""
+    """One pair of operators with both results, which are in range."""
 
     numbers: tuple[int, int, int]
     operators: tuple[str, str]
@@ -81,7 +81,7 @@ class Problem:
 
 
 def possible_tries(numbers: tuple[int, int, int]) -> Iterator[Try]:
-    """All operator choices whose intermediate results stay in range, in the order of `CHOICES`."""
+    """Yield the tries whose results are all in range, in the order of `CHOICES`."""
     a, b, c = numbers
     for first, second in CHOICES:
         middle = apply_operator(a, first, b)
@@ -91,7 +91,7 @@ def possible_tries(numbers: tuple[int, int, int]) -> Iterator[Try]:
 
 
 def draw_problem(rng: random.Random) -> Problem:
-    """A random problem whose operator choices reach at least three different values."""
+    """Return a random problem whose tries reach at least three different values."""
     while True:
         numbers = (rng.randint(1, 9), rng.randint(1, 9), rng.randint(1, 9))
         reachable = sorted({attempt.results[1] for attempt in possible_tries(numbers)})
@@ -100,7 +100,7 @@ def draw_problem(rng: random.Random) -> Problem:
 
 
 def draw_problems(rng: random.Random, count: int, *, is_held_out: bool) -> list[Problem]:
-    """``count`` different problems from the held-out part or the rest."""
+    """Return ``count`` different problems, all held out or all not held out."""
     problems: dict[tuple[tuple[int, int, int], int], Problem] = {}
     while len(problems) < count:
         problem = draw_problem(rng)
@@ -110,7 +110,11 @@ def draw_problems(rng: random.Random, count: int, *, is_held_out: bool) -> list[
 
 
 def parse_prompt(prompt: str) -> Problem:
-    """The problem in a prompt text. Raises ValueError if it is none."""
+    """Return the problem in a prompt text.
+
+    Raises:
+        ValueError: the text is no problem.
+    """
     words = prompt.split()
     if len(words) != 9 or words[0] != BOS or [words[i] for i in (2, 4, 6, 8)] != ["?", "?", "=", ":"]:
         raise ValueError(f"not an operators problem: {prompt!r}")
@@ -118,9 +122,10 @@ def parse_prompt(prompt: str) -> Problem:
 
 
 def is_solved(problem: Problem, answer: str) -> bool:
-    """Whether the last try of an answer is right and the answer ends properly.
+    """Return whether the last try of an answer is right and the answer ends properly.
 
-    The verdict word is ignored. Every step of the last try has to be correct arithmetic in range.
+    The last try is right if its arithmetic is correct, its results are in range and it reaches the target. The word of
+    the verdict does not matter.
     """
     words = answer.split()
     if not words or words[-1] != EOS:
@@ -137,10 +142,10 @@ def is_solved(problem: Problem, answer: str) -> bool:
 
 
 def teacher_answer(problem: Problem, rng: random.Random) -> str:
-    """The flawed teacher: right arithmetic and verdicts, but it gives up after a miss more often than not.
+    """Return an answer of the flawed teacher: its arithmetic and verdicts are right, but it often gives up too early.
 
-    It goes through the choices in their fixed order, cyclically, from a random start, and stops with probability 0.95
-    after a hit and 0.55 after a miss.
+    The teacher goes through the tries in their fixed order, cyclically, from a random start. It stops with probability
+    0.95 after a right try, and with probability 0.55 after a wrong try.
     """
     start = rng.randrange(len(problem.tries))
     texts: list[str] = []
