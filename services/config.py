@@ -39,7 +39,7 @@ class ScorerConfig(Section):
     model: ModelSection | None = None
     """The model of the policy."""
     coordinator: CoordinatorSection = CoordinatorSection()
-    """Settings of the coordinator."""
+    """Settings of the coordinator, which leases groups to workers and commits versions."""
     reward: RewardSection = RewardSection()
     """Settings of the reward server."""
     reference: ReferenceSection | None = None
@@ -73,19 +73,19 @@ class MeshConfig(ScorerConfig):
     evaluation: EvaluationSection | None = None
     """Settings of the evaluation on held-out prompts; with null there is no evaluation."""
     training: TrainingSection
-    """The size of a batch, the number of steps, and the permitted staleness."""
+    """The size of a batch, the number of steps, and the permitted staleness of samples."""
     sampling: SamplingSection
-    """Settings of the sampling of training samples."""
+    """Settings of the sampling of training samples by the engines."""
     algorithm: AlgorithmSection = AlgorithmSection()
     """The objective."""
     rollout: RolloutSection = RolloutSection()
-    """Settings of the rollout workers, which generate samples."""
+    """Settings of the rollout workers and of their engines."""
     learner: LearnerSection = LearnerSection()
     """Settings of the learner, which trains the policy."""
     replay: ReplaySection = ReplaySection()
-    """Settings of Redis, which holds the ledger and the queue of groups."""
+    """Settings of Redis, the store of all groups of the run."""
     weights: WeightsSection = WeightsSection()
-    """Settings of the broadcast that brings new weights from the learner to the engines."""
+    """Settings of the broadcast of new weights to the engines."""
 
     @property
     def has_reference(self) -> bool:

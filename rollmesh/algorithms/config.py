@@ -51,8 +51,9 @@ class RewardShapingSection(Section):
     """Subtract the running mean of all rewards so far, and divide by their running deviation. This suits reward
     models."""
     overlong_buffer_tokens: PositiveInt | None = None
-    """The length in tokens of the buffer of DAPO's overlong penalty. The penalty grows from 0 at max_new_tokens less
-    this length to `overlong_penalty` at sampling.max_new_tokens. null sets no penalty."""
+    """The length of the buffer of DAPO's overlong penalty, in tokens below sampling.max_new_tokens. In the buffer the
+    penalty grows from 0 to `overlong_penalty`. With max_new_tokens 100, a buffer of 20 and a penalty of 1, an answer of
+    85 tokens loses 0.25. null sets no penalty."""
     overlong_penalty: NonNegativeFloat = 1.0
     """The largest overlong penalty, which is subtracted from the reward of the longest answer; without effect where
     `overlong_buffer_tokens` is null."""
@@ -155,14 +156,14 @@ class AlgorithmSection(Section):
     reward: RewardShapingSection = RewardShapingSection()
     """Settings that change a reward before advantages are computed."""
     advantage: AdvantageSection = AdvantageSection()
-    """Settings that turn rewards into advantages."""
+    """The estimator of advantages, and its settings."""
     loss: LossSection = SurrogateLoss()
     """The policy's loss of each token, and the average over tokens."""
     correction: CorrectionSection = AutoCorrection()
     """The off-policy correction, for the difference between the policy that generated a token and the policy in
     training."""
     kl: KLSection = KLSection()
-    """Settings of the penalty for distance from the reference policy."""
+    """The penalty for distance from the reference policy."""
     filter: FilterSection = FilterSection()
     """Settings that choose the complete groups to train on."""
     entropy_coef: NonNegativeFloat = 0.0

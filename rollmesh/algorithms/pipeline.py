@@ -109,6 +109,16 @@ def estimate_advantages(
 
     Raises:
         ValueError: the estimator needs a critic's values, and the batch has none.
+
+    Example: two samples of one group have 1 and 2 tokens and the rewards 1 and 0. The mean reward is 0.5.
+
+        >>> import torch
+        >>> lengths, rewards = torch.tensor([1, 2]), torch.tensor([1.0, 0.0], dtype=torch.float64)
+        >>> versions, is_truncated = torch.tensor([0, 0]), torch.tensor([False, False])
+        >>> groups, tokens, offsets = Segments(torch.tensor([2])), Segments(lengths), torch.tensor([0, 0, 1])
+        >>> batch = Trajectories(rewards, groups, tokens, offsets, versions, is_truncated)
+        >>> estimate_advantages(batch, rewards, AdvantageSection(estimator="dr_grpo"), clip=None).advantages.tolist()
+        [0.5, -0.5, -0.5]
     """
     estimator = ESTIMATORS[settings.estimator]
     shaped = estimator.baseline(rewards, Comparison(batch.groups, batch.versions, settings.mixed_version))
@@ -136,7 +146,8 @@ def _token_rewards(batch: Trajectories, rewards: Tensor) -> Tensor:
 def _returns(batch: Trajectories, rewards: Tensor, gamma: float) -> Tensor:
     """Return the discounted return of each token, float64 [N].
 
-    Without a KL penalty and with γ 1, the return of every token is the sample's reward.
+    Without a KL penalty and with γ 1, the return of every token is the sample's reward. With γ 0.5, the reward 1 of a
+    sample of two tokens gives the returns 0.5 and 1.
     """
     if batch.kl is None and gamma == 1.0:
         return batch.tokens.spread(rewards)

@@ -163,10 +163,10 @@ class SamplingSection(Section):
     """The divisor of the logits; 1 samples from the model's own distribution. The learner and the reference compute
     log-probabilities at the same temperature."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """The share of probability to sample from: the likeliest tokens that together reach this share. 1 keeps all tokens;
-    below 1 the engine samples from another distribution than the learner computes."""
+    """Sample only the likeliest tokens whose probabilities together reach this number. 1 keeps all tokens; below 1 the
+    engine samples from another distribution than the learner computes."""
     top_k: NonNegativeInt = 0
-    """The number of likeliest tokens to sample from. 0 keeps all tokens; above 0 the engine samples from another
+    """Sample only this many of the likeliest tokens. 0 keeps all tokens; above 0 the engine samples from another
     distribution than the learner computes."""
     max_new_tokens: NumTokens
     """The most generated tokens of a sample."""
@@ -218,9 +218,9 @@ class ReplaySection(Section):
     timeout_s: PositiveFloat = 5.0
     """Seconds that one command of Redis may take."""
     memory_limit_bytes: Annotated[int, Field(ge=64 * 1024 * 1024, lt=2**63)] | None = None
-    """The most bytes of memory that the server in the run folder may use; null is half of the machine's memory. No
-    group is opened while 85 % of this limit or more are in use. The same rule applies to the limit of a server that
-    `url` names (`maxmemory`)."""
+    """The most bytes of memory that the server in the run folder may use. null is half of the memory of the machine or
+    of its container. No group is opened while 85 % of this limit or more are in use; the same rule applies to the limit
+    of a server that `url` names (`maxmemory`)."""
     outage_timeout_s: PositiveFloat = 30.0
     """Seconds that Redis may be out of reach. After that the run fails, and the error names Redis."""
 

@@ -30,8 +30,8 @@ class CoordinatorSection(Section):
     max_version_lag: NonNegativeInt = 0
     """The number of versions that a worker may be behind the committed version and still get leases (d)."""
     max_failed_fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """The share of FAILED groups among all groups that ended. The run fails if the share is larger and at least a batch
-    of groups FAILED."""
+    """The largest share of FAILED groups among all groups that ended. The run fails if the share is larger and at least
+    a batch of groups FAILED."""
     stall_timeout_s: PositiveFloat = 600.0
     """Seconds without progress after which a worker gives back its groups and the run fails. The error says who waits
     for whom. Tokens, scores, training passes, weights and bytes of a checkpoint are progress; see also

@@ -29,8 +29,8 @@ class OptimizerSection(Section):
     """The number of optimiser steps in which the learning rate grows linearly to `lr`. A batch has
     learner.steps_per_batch × learner.epochs_per_batch optimiser steps."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """The learning rate after warm-up. constant: `lr`. linear, cosine: a fall from `lr` to min_lr_ratio × lr, which the
-    last optimiser step of the run has."""
+    """The learning rate after warm-up. constant: the rate stays `lr`. linear and cosine: the rate falls from `lr` to
+    min_lr_ratio × lr, which it reaches at the last optimiser step of the run."""
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
     """The last learning rate as a share of `lr`; without effect on the schedule constant."""
     max_grad_norm: PositiveFloat = 1.0
@@ -58,10 +58,10 @@ class CheckpointSection(Section):
     """Settings of checkpoints."""
 
     every_steps: PositiveInt | None = 50
-    """Write a checkpoint after every so many steps, and after the last step. null writes the last checkpoint alone.
+    """The number of steps between two checkpoints. The last step always has a checkpoint; with null it is the only one.
     Trained groups stay in Redis until a checkpoint covers them; with null they leave Redis at once."""
     max_kept: PositiveInt = 2
-    """The number of checkpoints to keep, and of exports beside them. Older ones are deleted."""
+    """The number of checkpoints to keep, and of exports beside them. Older checkpoints and exports are deleted."""
     should_export: bool = True
     """Write a Hugging Face folder of the policy with each checkpoint."""
 
@@ -111,7 +111,7 @@ class LearnerSection(Section):
     """β of a moving average of the policy, θ_avg ← β θ_avg + (1 - β) θ at each optimiser step. The average is exported
     beside the policy. With null there is no average."""
     checkpoint: CheckpointSection = CheckpointSection()
-    """Settings of checkpoints."""
+    """Settings of checkpoints and exports."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Settings of DeepSpeed that replace the settings that RollMesh derives."""
     num_threads: PositiveInt = 1

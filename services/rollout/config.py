@@ -47,7 +47,8 @@ class RolloutSection(Section):
     engine takes: one half generates while the other half waits or is scored."""
     kv: Literal["keep", "recompute", "drain"] = "keep"
     """What happens to requests in flight when a version is committed. keep: the requests go on with their KV cache.
-    recompute: the requests go on, and the engine computes their KV cache anew. drain: the requests finish before."""
+    recompute: the requests go on, and the engine computes their KV cache anew. drain: the requests finish before the
+    commit."""
     scoring_timeout_s: PositiveFloat = 120.0
     """Seconds that scoring one sample may take, retries included."""
     scoring_attempts: PositiveInt = 3
