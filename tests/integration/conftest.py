@@ -1,4 +1,4 @@
-"""What the tests of whole meshes share, and those of engines in the test's own process."""
+"""Fixtures for tests of whole meshes, and for tests of training engines in the test's own process."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the demo's datasets and a model with a shorter warm-up."""
+    """Return a folder with the demo's datasets and with the demo's model after a shorter warm-up."""
     return build_demo_model(tmp_path_factory.mktemp("demo"))
 
 
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    """This process as the only rank. One for all tests: DeepSpeed never forgets the first process group it saw."""
+    """Yield this process as the only rank.
+
+    All tests share this rank, because DeepSpeed goes on using the first process group of a process.
+    """
     from services.learner.ranks import Ranks
 
     ranks = Ranks.start(mesh_config(Path("model"), tmp_path_factory.mktemp("ranks"), learner={"device": "cpu"}).learner)

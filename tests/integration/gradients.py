@@ -1,12 +1,12 @@
-"""The gradients of one batch, however it is cut and sharded; a program for one rank of `test_gradient_invariance`.
+"""The gradients of one batch under several configurations: a program for one rank of `test_gradient_invariance`.
 
 ::
 
     python -m tests.integration.gradients MESH_FILE BATCHES VARIANTS OUTPUT
 
-VARIANTS is JSON: for each name a list of overrides; a name that ends in ``half`` gets the first half of the batch.
-OUTPUT gets, from rank 0, an array ``<variant>/<parameter>`` for each parameter, of the first optimiser step, and the
-number of its passes as ``<variant>/num_passes``.
+VARIANTS is a JSON object with a list of overrides for each name. A variant whose name ends in ``half`` gets the first
+half of the batch. Rank 0 writes the gradients of the first optimiser step to OUTPUT, an array
+``<variant>/<parameter>`` for each parameter. The array ``<variant>/num_passes`` has the number of passes of the step.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LEARNER_NUMBER = 3
 
 
 class Recorder:
-    """Takes the gradients in the place of the optimiser step, so that nothing but them is compared."""
+    """A replacement of the optimiser step that records the gradients and leaves the weights as they are."""
 
     def __init__(self, engine: TrainingEngine, prefix: str, found: dict[str, np.ndarray]) -> None:
         self._engine = engine
@@ -50,7 +50,7 @@ class Recorder:
 
 
 def record(config: MeshConfig, ranks: Ranks, groups: list[Group], variant: str, found: dict[str, np.ndarray]) -> None:
-    """One batch through the learner's own path, up to the gradients of the first optimiser step."""
+    """Train on one batch with the learner's own parts. Add the gradients of the first optimiser step to ``found``."""
     torch.manual_seed(0)
     policy = load_policy(config, ranks)
     critic = load_critic_engine(config, ranks) if config.algorithm.needs_critic else None
@@ -75,7 +75,7 @@ def record(config: MeshConfig, ranks: Ranks, groups: list[Group], variant: str, 
 
 
 def main(mesh_file: str, batch: str, variants: str, output: str) -> None:
-    """Run all variants in one process."""
+    """Run all variants in this process."""
     quiet_libraries()
     groups = load_recorded(Path(batch))
     found: dict[str, np.ndarray] = {}

@@ -1,4 +1,4 @@
-"""Log-probs of given tokens by the Hugging Face model: what an engine's own must agree with."""
+"""Log-probabilities of given tokens from the Hugging Face model, with which an engine has to agree."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rollmesh.types import PolicyVersion, VersionSpan
 
 @torch.no_grad()
 def logprobs_of_one_version(model: PreTrainedModel, prompt: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
-    """float32 [G] at temperature 1, everything computed with one set of weights."""
+    """Return the log-probabilities of the G tokens at temperature 1, float32 [G], with one set of weights."""
     ids = torch.tensor([[*prompt, *tokens]])
     logits = model(ids).logits[0, len(prompt) - 1 : -1]
     return _pick(logits, tokens)
@@ -25,10 +25,10 @@ def logprobs_across_versions(
     tokens: Sequence[int],
     spans: Sequence[VersionSpan],
 ) -> torch.Tensor:
-    """float32 [G] as an engine computes them that keeps its KV cache when its weights change.
+    """Return the log-probabilities of an engine that keeps its KV cache when its weights change, float32 [G].
 
-    The token at index i comes out of the forward pass that reads the one before it, so that pass ran with the version
-    of token i, upon keys and values that older versions left behind; the prompt was read with that of token 0.
+    The forward pass that reads the token before token i gives token i, so this pass has the version of token i. The
+    pass uses keys and values that older versions left behind. The pass over the prompt has the version of token 0.
     """
     cache = DynamicCache()
     inputs = [*prompt, *tokens[:-1]]

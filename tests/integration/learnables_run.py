@@ -1,4 +1,4 @@
-"""PPO with a critic and an average of the policy on made-up batches, on as many ranks as the launcher starts.
+"""A run of PPO with a critic and an average of the policy on made-up batches, on every rank that torch starts.
 
 ::
 
@@ -46,7 +46,10 @@ def ppo_config(model: Path, folder: Path, zero_stage: int, **learner: object) ->
 
 
 def train_batch(trainer: Trainer, ranks: Ranks, step: int) -> list[float]:
-    """Train this rank's share of the step's groups, the last ones fewer than ranks; the loss and some metrics."""
+    """Train on this rank's share of the step's groups. Return the loss and the values of `METRICS`.
+
+    The last step has one group, which is fewer than there may be ranks.
+    """
     groups = random_groups(1 if step == NUM_STEPS else 3, 4, seed=step)
     (shares,) = split_batch([group.num_tokens for group in groups], 1, ranks.world_size)
     statistics = trainer.train([[groups[index] for index in shares[ranks.rank]]], step, 0)
@@ -59,10 +62,13 @@ def whole_weights(engine: PolicyEngine) -> dict[str, Tensor]:
 
 
 def run(config: MeshConfig, ranks: Ranks) -> dict[str, list[list[float]]]:
-    """Train, write a checkpoint in between, resume from there in new engines. Collective.
+    """Train all steps with a checkpoint in between, and train again from the checkpoint in new engines. Collective.
 
-    In the run's folder lie then `average.safetensors`, the average by the formula, and two exports: `export-step-…` of
-    the run that went through, `export` of the resumed one.
+    The function writes the average by the formula to `average.safetensors` in the run folder. It also writes two
+    exports: `export-step-…` after the training of all steps, and `export` after the resumed training.
+
+    Returns:
+        The results of `train_batch` for each step, without a resume ("through") and after the resume ("resumed").
     """
     learnables, store = load_learnables(config, ranks), build_checkpoint_store(config, ranks)
     trainer = build_trainer(config, learnables, ranks, NUM_STEPS)
@@ -86,7 +92,7 @@ def run(config: MeshConfig, ranks: Ranks) -> dict[str, list[list[float]]]:
 
 
 def main() -> None:
-    """Run every stage in its own folder; rank 0 writes `outcome.json` there."""
+    """Run each ZeRO stage in a folder of its own. Rank 0 writes `outcome.json` to the folder."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True)

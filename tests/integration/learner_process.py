@@ -1,4 +1,4 @@
-"""A learner as a process, with a real Redis and a real broadcast, between a made-up coordinator and worker."""
+"""A learner as a process, with a real Redis and a real broadcast, and with a fake coordinator and worker."""
 
 from __future__ import annotations
 
@@ -34,15 +34,16 @@ DEADLINE_S = 200.0
 
 
 class Mesh(FakeCoordinator):
-    """Coordinator and rollout worker in one: receives weights, and answers each commit with the next groups.
+    """A coordinator and a rollout worker in one, which receive weights and make the next groups after each commit.
 
     Attributes:
-        aborted: versions whose next publish is aborted, by number.
-        committed: numbers in the order of their commits.
+        aborted: the numbers of the versions whose next publish is aborted.
+        committed: the numbers of the committed versions, in the order of their commits.
         has_committed: set by the first commit.
-        is_idle: the worker makes no groups.
-        claimed_version: what groups claim to be of instead of the version that serves.
-        max_staleness: batches that the worker makes ahead of the last commit.
+        is_idle: True stops the worker from making groups.
+        claimed_version: the version number that groups carry instead of the serving version's; None for the serving
+            version's.
+        max_staleness: the number of batches that the worker makes ahead of the last commit.
     """
 
     def __init__(self, ledger: Ledger, num_groups: int) -> None:
@@ -64,7 +65,7 @@ class Mesh(FakeCoordinator):
         self._receiving: asyncio.Future[Received] | None = None
 
     async def Register(self, request: pb.RegisterRequest, context: Any) -> pb.RegisterResponse:
-        self._leave_group()  # the learner's, whose store ended with its process
+        self._leave_group()  # the store of the old group ended with the old learner's process
         newest = await self._ledger.newest_version()
         self.registration = replace(self.registration, newest_version=None if newest is None else newest.version)
         return await super().Register(request, context)
@@ -110,14 +111,14 @@ class Mesh(FakeCoordinator):
             group.close()
 
     async def work(self) -> None:
-        """The worker: groups that are opened, and groups that wait again, are made soon. Ends when cancelled."""
+        """Act as the worker until cancelled: make groups that are newly opened, or that wait again after a resume."""
         while True:
             if self._serving is not None and not self.is_idle:
                 await self._make_groups(*self._serving)
             await asyncio.sleep(0.02)
 
     async def _make_groups(self, version: PolicyVersion, step: int) -> None:
-        """Fill the slots as a fast worker would. What a group holds follows from its prompt alone."""
+        """Fill the slots as a fast worker would. The content of a group depends on its prompt alone."""
         num_wanted = min(self._num_groups, (step + 1 + self.max_staleness) * GROUPS_PER_BATCH)
         await self._ledger.open_groups([PromptId("train", 0, index) for index in range(num_wanted)])
         if self.claimed_version is not None:
@@ -139,10 +140,10 @@ class Mesh(FakeCoordinator):
 
 
 class Learner:
-    """The process, with the mesh around it.
+    """The learner's process, and the mesh around it.
 
     Attributes:
-        process: of the first rank's launcher; None before `start`.
+        process: the process, which with several ranks is their launcher; None before `start`.
     """
 
     def __init__(self, mesh: Mesh, ledger: Ledger, config: MeshConfig, file: Path) -> None:
@@ -151,7 +152,7 @@ class Learner:
         self._file = file
 
     async def start(self) -> None:
-        """Start the process, also where an earlier one has ended."""
+        """Start the process, for the first time or after an earlier process has ended."""
         environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
         self.process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -162,17 +163,17 @@ class Learner:
         )
 
     async def ended(self) -> tuple[int, str]:
-        """Exit code and stderr."""
+        """Wait for the end of the process. Return its exit code and its stderr."""
         assert self.process is not None
         _, stderr = await asyncio.wait_for(self.process.communicate(), DEADLINE_S)
         assert self.process.returncode is not None
         return self.process.returncode, stderr.decode()
 
     async def kill(self) -> None:
-        """End all ranks at once, as the machine's memory guard does."""
+        """Kill all ranks at once, as the machine does when its memory is full."""
         if self.process is not None and self.process.returncode is None:
             launcher = psutil.Process(self.process.pid)
-            for process in (*launcher.children(recursive=True), launcher):  # each rank has a session of its own
+            for process in (*launcher.children(recursive=True), launcher):  # every rank has its own session
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             await self.process.communicate()
@@ -180,8 +181,8 @@ class Learner:
 
 @asynccontextmanager
 async def learner_process(folder: Path, num_groups: int, **sections: dict[str, Any]) -> AsyncIterator[Learner]:
-    """A mesh whose learner has been started. ``sections`` are laid over the tiny model's configuration."""
-    # A socket's path is short; the folders of pytest are not.
+    """Yield a started learner in its mesh. ``sections`` replace settings of the tiny model's configuration."""
+    # The path of a socket has to be short, and pytest's folders have long paths.
     with EmbeddedRedis.start(folder / "redis") as server:
         redis = connect(server.url, 5.0)
         ledger = Ledger(redis, "learner-test")

@@ -1,4 +1,4 @@
-"""Runs of whole meshes as a user would start them: `rollmesh up` in a process of its own."""
+"""Runs of whole meshes, started as a user starts them: `rollmesh up` in a process of its own."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ DEMO = REPOSITORY / "examples" / "operators"
 
 @dataclass(frozen=True)
 class MeshRun:
-    """A mesh that has ended."""
+    """A run of a mesh that has ended."""
 
     folder: Path
     exit_code: int
     output: str
     listeners: tuple[Listener, ...] = ()
-    """Where its processes listened once it had trained a step, if somebody looked."""
+    """The listening sockets of its processes after the first step; empty if the test did not look."""
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
@@ -40,7 +40,7 @@ class MeshRun:
 
 
 def build_demo_model(folder: Path, *, steps: int = 300, arguments: Sequence[str] = ()) -> Path:
-    """The demo's datasets and model with a shorter warm-up; returns the folder that holds both."""
+    """Build the demo's datasets, and its model with a shorter warm-up. Return their folder."""
     command = [sys.executable, str(DEMO / "build.py"), "--out", str(folder), "--steps", str(steps), "--verdicts", "0"]
     subprocess.run([*command, "--heldout", "64", *arguments], check=True, timeout=180, capture_output=True)
     return folder
@@ -56,13 +56,13 @@ def start_mesh(
     environment: Mapping[str, str] | None = None,
     output: int = subprocess.PIPE,
 ) -> subprocess.Popen[str]:
-    """`rollmesh up` on an example's mesh file with the model and data of ``demo``.
+    """Start `rollmesh up` on an example's mesh file, with the model and the data of ``demo``. Return the process.
 
     Args:
-        mesh_file: the example's.
+        mesh_file: the mesh file of the example.
         cwd: the working directory.
-        environment: variables on top of those of this process.
-        output: where stdout and stderr go.
+        environment: variables that are added to the variables of this process.
+        output: the destination of stdout and stderr.
     """
     settings = [
         f"run.directory={runs}",
@@ -86,7 +86,7 @@ def start_mesh(
 
 
 def finish_mesh(process: subprocess.Popen[str], folder: Path, timeout_s: float) -> MeshRun:
-    """Wait for the end; a mesh that does not end in time is killed and fails the test."""
+    """Wait for the end of the mesh. A mesh that does not end in time is stopped, and fails the test."""
     try:
         output, _ = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
@@ -104,7 +104,7 @@ def run_mesh(
     timeout_s: float = 280,
     mesh_file: Path = DEMO / "mesh.yaml",
 ) -> MeshRun:
-    """A whole run, whose listening sockets are looked at on the way; fails the test unless it succeeds."""
+    """Run a mesh to its end, and record its listening sockets after the first step. A failed run fails the test."""
     process = start_mesh(demo, runs, [f"run.name={name}", *overrides], mesh_file=mesh_file)
     wait_for_first_step(process, runs / name, timeout_s)
     found = listeners(process_tree(process.pid))
@@ -114,7 +114,7 @@ def run_mesh(
 
 
 def wait_for_first_step(process: subprocess.Popen[str], folder: Path, timeout_s: float) -> None:
-    """Wait until the run has trained a step or has ended."""
+    """Wait until the run has trained a step or has ended, for at most ``timeout_s``."""
     deadline = time.monotonic() + timeout_s
     metrics = folder / "metrics.jsonl"
     while process.poll() is None and time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size):
@@ -127,7 +127,7 @@ def service_logs(folder: Path, tail: int = 1500) -> str:
 
 
 def processes_of(folder: Path) -> list[int]:
-    """Processes of this machine that name the run folder on their command line or in their environment."""
+    """Return the ids of the other processes that name ``folder`` on their command line or in their environment."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():

@@ -1,4 +1,4 @@
-"""The learner's end of the weight protocol, for tests of engines: publishes state dicts to one engine."""
+"""The learner's end of the weight protocol for tests of engines, which publishes state dicts to one engine."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ StateDict = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Transfer:
-    """What was sent, and what the engine says it received."""
+    """The digest of the sent weights, and the engine's report of the received weights."""
 
     digest: bytes
     report: ReceiveReport
 
 
 class Publisher:
-    """Sends weights of one shape to one engine.
+    """The sender of one model's weights to one engine.
 
     Args:
-        weights: any weights of the model, as the checkpoint names them.
+        engine: the engine.
+        weights: any weights of the model, by their names in the checkpoint.
+        bucket_bytes: the largest size of a bucket.
     """
 
     def __init__(self, engine: Engine, weights: StateDict, bucket_bytes: int = 100_000) -> None:
@@ -43,7 +45,7 @@ class Publisher:
         self._group: WeightGroup | None = None
 
     async def publish(self, version: PolicyVersion, weights: StateDict) -> CommitReport:
-        """All of it: prepare, receive, verify, commit."""
+        """Make a whole publish: prepare, receive, verify, commit."""
         transfer = await self.transfer(version, weights)
         assert set(transfer.report.digests) == {transfer.digest}
         return await self._engine.commit(version)
@@ -56,9 +58,11 @@ class Publisher:
         flip_byte: bool = False,
         before_bucket: Callable[[], None] = lambda: None,
     ) -> Transfer:
-        """Up to the digests.
+        """Make the first part of a publish: prepare and receive.
 
         Args:
+            version: the version of the weights.
+            weights: the weights, by their names in the checkpoint.
             flip_byte: send one wrong byte in the last bucket.
             before_bucket: called before each bucket, in the thread that sends.
         """
@@ -82,7 +86,7 @@ class Publisher:
         return Transfer(digest.digest(), await receiving)
 
     def leave(self) -> None:
-        """Close the group, as every member does after an abort."""
+        """Leave the broadcast group, as every member does after an abort."""
         if self._group is not None:
             self._group.close()
             self._group = None

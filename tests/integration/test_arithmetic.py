@@ -1,4 +1,4 @@
-"""A short form of the arithmetic example: a real language model with its own tokenizer and chat template."""
+"""A short run of the arithmetic example: a real language model with its own tokenizer and chat template."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXAMPLE = REPOSITORY / "examples" / "arithmetic"
 
 @pytest.fixture(scope="module")
 def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example's folder, its model fetched as a user's would be."""
+    """Return the folder of the built example, with the model that the example's script fetches."""
     folder = tmp_path_factory.mktemp("arithmetic")
     command = [sys.executable, str(EXAMPLE / "build.py"), "--out", str(folder), "--heldout", "16", "--prompts", "64"]
     built = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
@@ -40,7 +40,7 @@ def test_a_real_language_model_trains_publishes_and_is_exported_for_others(sums:
     assert run.accounting["num_trained"] == 2 * 4
     evaluations = run.lines("evaluations.jsonl")
     assert [evaluation["step"] for evaluation in evaluations] == [0, 2]
-    assert 0 < evaluations[0]["pass_at_1"] < 1  # it does some sums before any training, as it does when published
+    assert 0 < evaluations[0]["pass_at_1"] < 1  # the published model solves some sums
     (export,) = run.folder.glob("export*")
     tokenizer = AutoTokenizer.from_pretrained(export)
     model = AutoModelForCausalLM.from_pretrained(export)

@@ -1,6 +1,7 @@
-"""Bad input as a user would give it, at the command line: one sentence on stderr, an exit code, nothing left running.
+"""Bad input at the command line gives one sentence on stderr and an exit code, and leaves no process running.
 
-What each check says is tested beside the check; here is that it reaches the person, before any engine is started.
+The unit tests of a check test its sentence. These tests show that the sentence reaches the user before an engine
+starts.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ from rollmesh.replay.embedded import find_binary
 from tests.integration.mesh_runs import DEMO, REPOSITORY, MeshRun, finish_mesh, processes_of, start_mesh
 
 IN_TIME_S = 10.0
-"""For the sentence, on a machine that is not busy; the tests allow several times that."""
+"""Time until the sentence appears on a machine that is not busy. The tests allow six times as long."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     exit_code: int
     error: str
-    """The sentence, without "error: "."""
+    """The sentence after "error: "."""
     output: str
 
 
 @pytest.fixture
 def runs(tmp_path: Path, demo: Path) -> Path:
-    """A folder for runs, not yet made, beside a mesh file that is right."""
+    """Return a folder for runs, which does not exist yet, beside a correct mesh file."""
     tree = yaml.safe_load((DEMO / "mesh.yaml").read_text())
     tree["model"]["path"] = str(demo / "model")
     tree["data"]["path"] = str(demo / "data" / "train.jsonl")
@@ -50,7 +51,7 @@ def _mesh_file(runs: Path) -> str:
 
 
 def _run(arguments: list[str], runs: Path, *overrides: str) -> Outcome:
-    """Run one command that has to fail; checks what every failure owes the user."""
+    """Run a command that has to fail with one sentence and an exit code, and without a process left."""
     command = [sys.executable, "-m", "rollmesh.cli", *arguments]
     for override in (f"run.directory={runs}", *overrides):
         command += ["--set", override]
@@ -64,7 +65,7 @@ def _run(arguments: list[str], runs: Path, *overrides: str) -> Outcome:
 
 
 def _up(runs: Path, *overrides: str) -> str:
-    """What `rollmesh up` says of a mesh that cannot work; it has touched nothing."""
+    """Return the sentence of `rollmesh up` about a wrong mesh. The command must not create the folder for runs."""
     outcome = _run(["up", _mesh_file(runs)], runs, *overrides)
     assert outcome.exit_code == 2
     assert not runs.exists()
@@ -176,7 +177,7 @@ def test_a_command_line_that_cannot_be_meant_is_one_sentence_too(arguments: list
 
 @contextlib.contextmanager
 def _redis(folder: Path, *options: str) -> Iterator[str]:
-    """A real server on a port of its own."""
+    """Yield the URL of a real Redis on a free port."""
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
     folder.mkdir()

@@ -33,7 +33,7 @@ def make_mixtral(folder: Path) -> PreTrainedModel:
 
 
 def make_corrected_mixture(folder: Path) -> PreTrainedModel:
-    """Its routers have a buffer that is stored and never trained."""
+    """Write a mixture whose routers have a buffer that a checkpoint stores and no step trains."""
     experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "first_k_dense_replace": 1}
     model = Glm4MoeForCausalLM(Glm4MoeConfig(**SIZES, **experts, num_hidden_layers=2, head_dim=32))
     model.save_pretrained(folder)

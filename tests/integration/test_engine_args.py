@@ -1,4 +1,4 @@
-"""What vLLM is told, and what it is spared: needs vLLM's code but no running engine."""
+"""The arguments and the environment of vLLM. The tests need vLLM's code, but no running engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole meshes that filter: which groups are trained, and how a run ends whose data ends first."""
+"""Whole meshes that filter: the groups that are trained, and the end of a run that has no more data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ pytestmark = [pytest.mark.mesh, pytest.mark.timeout(600)]
 
 BATCH = 8
 SCORES = (0.25, 0.5, 0.75, 0.6)
-"""By label modulo 4: the first and the third lie at the limits of the range below, and so outside."""
+"""The score of a prompt, by its label modulo 4. The first and the third score lie at the limits of the range below, and
+so outside the range."""
 REWARD_FUNCTION = f"""
 def reward_func(queries, prompts, labels):
     rewards = [float(len(query) % 3) for query in queries]
@@ -38,13 +39,13 @@ def _num_kept(demo: Path, num_rows: int) -> int:
 
 
 def _num_rows(demo: Path) -> int:
-    """Rows to use, so that the groups that are kept do not fill their last batch."""
+    """Return a number of rows with which the kept groups do not fill their last batch."""
     return next(count for count in range(60, 100) if _num_kept(demo, count) % BATCH in (2, 3, 4, 5))
 
 
 @pytest.fixture(scope="module")
 def filtered(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> MeshRun:
-    """An asynchronous run whose scores are a function of the prompt; about half of the groups are filtered."""
+    """Run an asynchronous mesh whose scores depend on the prompt alone. About half of the groups are filtered."""
     folder = tmp_path_factory.mktemp("filtered")
     (folder / "reward_func.py").write_text(REWARD_FUNCTION)
     settings = [
@@ -57,7 +58,7 @@ def filtered(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> MeshRun:
 
 @pytest.fixture(scope="module")
 def emptied(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> MeshRun:
-    """A run in which no group can pass."""
+    """Run a mesh in which no group can pass the filter."""
     settings = ["data.max_samples=20", "training.epochs=2", "algorithm.filter.score_range=[2, 3]"]
     return run_mesh(demo, tmp_path_factory.mktemp("emptied"), "emptied", [*SETTINGS, *settings])
 

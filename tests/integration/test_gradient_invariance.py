@@ -1,4 +1,4 @@
-"""The gradient of a batch is its objective's, whatever the packing, the micro-batches, the ranks and the ZeRO stage."""
+"""The gradient of a batch does not depend on packing, micro-batches, ranks or the ZeRO stage."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ SHARDED = {f"zero-{stage}": [f"learner.zero_stage={stage}"] for stage in (0, 2, 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A mesh file and a recorded batch of unequal groups of three versions."""
+    """Return a folder with a mesh file and a recorded batch: unequal groups of three versions."""
     folder = tmp_path_factory.mktemp("run")
     config = mesh_config(write_tiny_model(folder / "model"), folder, reference={}, learner={"zero_stage": 0})
-    tree = config.model_dump(mode="json", exclude={"algorithm"})  # each variant says its own, over a preset
+    tree = config.model_dump(mode="json", exclude={"algorithm"})  # every variant sets the algorithm
     (folder / "mesh.yaml").write_text(dump_yaml(tree), encoding="utf-8")
     groups = [
         group
@@ -131,7 +131,7 @@ def test_the_first_of_several_steps_on_a_batch_is_that_of_its_part_alone(
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_objectives_differ(alone: dict[str, np.ndarray], objective: str) -> None:
-    """Without this the tests above could pass with overrides that do nothing."""
+    """If overrides had no effect, the tests above would pass and this test would fail."""
     mine = _of(alone, f"{objective}:packed")["policy/causal_lm.model.embed_tokens.weight"]
     for other in OBJECTIVES:
         if other != objective:

@@ -1,6 +1,6 @@
-"""The critic in the real DeepSpeed, beside the policy's engine in the same process, on one rank.
+"""The critic in the real DeepSpeed on one rank, beside the policy's engine in the same process.
 
-Two ranks, and the checkpoint, are tested with the average of the policy.
+The tests of the policy's average also cover the critic on two ranks, and its checkpoint.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _config(model: Path, folder: Path, **learner: Any) -> MeshConfig:
 
 
 def _batches(budget: int, num_empty: int = 0) -> tuple[list[MicroBatch], int]:
-    """Micro-batches of one step, with old values and returns; and its generated tokens."""
+    """Return the micro-batches of one step, with old values and returns, and the step's number of generated tokens."""
     experience = build_experience([random_groups(4, 4)], False)
     count = experience.num_tokens
     generator = torch.Generator().manual_seed(0)
@@ -76,7 +76,7 @@ def _train_critic(engine: CriticEngine, batches: list[MicroBatch], num_tokens: i
 def test_policy_and_critic_do_not_disturb_each_other(
     model: Path, tmp_path: Path, ranks: Ranks, zero_stage: int, dtype: str
 ) -> None:
-    """Each gives, number by number, what it gives alone; their passes and boundaries are different and interleaved."""
+    """Trained in turns, with different numbers of passes, policy and critic give the same numbers as each alone."""
     config = _config(model, tmp_path, zero_stage=zero_stage, dtype=dtype)
     (many, num_tokens), (few, _) = _batches(128), _batches(4096)
     assert len(many) > len(few)
@@ -109,7 +109,7 @@ def test_a_step_is_the_same_in_one_micro_batch_and_in_many_some_of_them_empty(
 
 
 def test_a_step_is_that_of_a_plain_loop(model: Path, tmp_path: Path, ranks: Ranks) -> None:
-    """No DeepSpeed, and the loss written out."""
+    """The plain loop uses no DeepSpeed, and has the loss written out."""
     config = _config(model, tmp_path, critic={"optimizer": {"lr": 1.0, "max_grad_norm": 0.1, "weight_decay": 0.1}})
     batches, num_tokens = _batches(4096)
     found = load_critic_engine(config, ranks)
@@ -143,7 +143,7 @@ def test_the_critic_learns_what_its_returns_say_as_far_as_the_clip_lets_it(
     model: Path, tmp_path: Path, ranks: Ranks
 ) -> None:
     batches, num_tokens = _batches(4096)
-    returns = batches[0].columns.behaviour  # -4 everywhere
+    returns = batches[0].columns.behaviour  # -4 for every token
     lasts = []
     for old in (returns, torch.zeros_like(returns)):
         learnt = [replace(b, columns=replace(b.columns, values=old, returns=returns)) for b in batches]

@@ -1,4 +1,4 @@
-"""The real model in the real DeepSpeed on one rank: what is computed, however the batch is cut."""
+"""The policy in the real DeepSpeed on one rank computes the same, however the batch is cut."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_one_step_is_the_same_in_one_micro_batch_and_in_many(
         config = mesh_config(
             model,
             tmp_path,
-            # With so large an epsilon AdamW's first step is proportional to the gradient.
+            # With this large epsilon, AdamW's first step is proportional to the gradient.
             learner={
                 "zero_stage": zero_stage,
                 "tokens_per_micro_batch": budget,
@@ -104,7 +104,7 @@ def test_one_step_is_the_same_in_one_micro_batch_and_in_many(
 def test_a_model_that_lets_packed_sequences_see_each_other_trains_on_its_own_probabilities(
     tmp_path: Path, ranks: Ranks, zero_stage: int
 ) -> None:
-    """OPT takes its mask for one sequence. Behaviour log-probabilities are those of single passes: all ratios are 1."""
+    """OPT's mask fits one sequence. The behaviour log-probabilities come from single passes, so all ratios are 1."""
     plain = make_model("opt")
     plain.save_pretrained(tmp_path)
     groups = [
@@ -117,7 +117,7 @@ def test_a_model_that_lets_packed_sequences_see_each_other_trains_on_its_own_pro
 
 
 def _with_logprobs_of(model: Any, sample: Sample) -> Sample:
-    """A sample of one turn as the model alone would have sampled it."""
+    """Return a sample of one turn, with the model's log-probabilities as its behaviour log-probabilities."""
     prompt, response = (
         torch.from_numpy(ids.astype("int64")) for ids in (sample.prompt_token_ids, sample.response_token_ids)
     )
@@ -128,7 +128,7 @@ def _with_logprobs_of(model: Any, sample: Sample) -> Sample:
 
 
 def test_a_step_is_that_of_a_plain_loop_over_padded_samples(model: Path, tmp_path: Path, ranks: Ranks) -> None:
-    """An independent implementation: no packing, no DeepSpeed, no code of ours but the made-up batch."""
+    """The plain loop is independent: no packing, no DeepSpeed, and of this project only the made-up batch."""
     groups = random_groups(4, 4)
     config = mesh_config(model, tmp_path, learner={"optimizer": {"lr": 1e-3, "weight_decay": 0.1}})
     engine, (statistics,) = _train(config, ranks, [groups])
@@ -188,7 +188,7 @@ def test_learning_rate_and_clipping_reach_the_optimiser(
     statistics = build_trainer(config, Learnables(engine), ranks, 20).train([random_groups(2, 4)], 1, 0)
     moved = max((tensor - before[name]).abs().max().item() for name, tensor in _weights(engine).items())
     assert statistics.metrics["optimizer/lr"] == pytest.approx(1e-4)
-    assert moved == pytest.approx(1e-4, rel=0.05)  # Adam's first step is the learning rate
+    assert moved == pytest.approx(1e-4, rel=0.05)  # Adam's first step moves a weight by the learning rate
 
 
 def test_weights_are_listed_as_the_checkpoint_stores_them(model: Path, tmp_path: Path, ranks: Ranks) -> None:

@@ -1,4 +1,4 @@
-"""The learner as a process: what it trains, publishes, writes and says."""
+"""The learner as a process: its training, its publishes, its files and its reports."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ METRICS = {
 
 @pytest.mark.parametrize(("num_ranks", "zero_stage"), [(1, 0), (2, 3)])
 def test_a_run_trains_publishes_checkpoints_and_says_so(tmp_path: Path, num_ranks: int, zero_stage: int) -> None:
-    """15 groups in batches of 4: the last batch is partial. The first publish of version 2 is aborted."""
+    """15 groups in batches of 4 make the last batch partial. The first publishes of versions 0 and 2 are aborted."""
 
     async def scenario() -> None:
         learner_section = {
@@ -92,7 +92,7 @@ def test_a_learner_that_is_stopped_tells_the_mesh_and_does_not_exit_with_zero(tm
             learner.mesh.is_idle = True
             async with asyncio.timeout(DEADLINE_S):
                 await learner.mesh.has_committed.wait()
-            await asyncio.sleep(0.5)  # the learner hears of it and waits for a batch
+            await asyncio.sleep(0.5)  # until the learner knows of the commit and waits for a batch
             assert learner.process is not None
             learner.process.send_signal(signal.SIGTERM)
             code, _ = await learner.ended()

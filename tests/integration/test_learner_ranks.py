@@ -1,4 +1,4 @@
-"""Several ranks under torch's launcher: the same recorded batches give the same losses, however they are sharded."""
+"""Several ranks under torch's launcher: the same recorded batches give the same losses, whatever the ZeRO stage."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A mesh file and 20 recorded batches of unequal groups; the last ones hold fewer groups than there are ranks."""
+    """Return a folder with a mesh file and 20 recorded batches of unequal groups.
+
+    The last two batches have one group each, which is fewer than there are ranks.
+    """
     folder = tmp_path_factory.mktemp("run")
     config = mesh_config(
         write_tiny_model(folder / "model"),

@@ -1,4 +1,4 @@
-"""A learner that was killed is started again and goes on as if nothing had happened."""
+"""A learner that is killed and started again ends with the results of a learner that is not killed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ALGORITHM: dict[str, Any] = {
 
 @dataclass
 class Trace:
-    """What a run leaves behind."""
+    """The results of a run."""
 
     weights: dict[str, Tensor]
     average: dict[str, Tensor]
@@ -57,7 +57,7 @@ async def run(
     num_ranks: int = 1,
     zero_stage: int = 0,
 ) -> Trace:
-    """Train `NUM_STEPS` steps, killing the learner when the first of ``kills`` is true, then the next, and so on."""
+    """Train `NUM_STEPS` steps. Kill the learner, and start it again, when each of ``kills`` in turn becomes true."""
     sections: dict[str, Any] = {
         "training": {"steps": NUM_STEPS, "max_staleness": max_staleness},
         "learner": {**LEARNER, "num_ranks": num_ranks, "zero_stage": zero_stage},
@@ -102,17 +102,17 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 
 
 def reported(step: int) -> Callable[[Mesh], bool]:
-    """The last report is of this step: the next one is being trained."""
+    """Return the moment at which ``step`` has been reported and the next step is being trained."""
     return lambda mesh: bool(mesh.steps) and mesh.steps[-1].step == step
 
 
 def announced(step: int) -> Callable[[Mesh], bool]:
-    """The version that this step made is on its way to the engines."""
+    """Return the moment at which the version that ``step`` made is on its way to the engines."""
     return lambda mesh: bool(mesh.begun) and mesh.begun[-1].step == step and len(mesh.begun) > len(mesh.finished)
 
 
 def at_random(seed: int) -> list[Callable[[Mesh], bool]]:
-    """Three random moments, as numbers of calls that the coordinator had."""
+    """Return three random moments, each at another step, in the order of the steps."""
     chosen = random.Random(seed)
     steps = sorted(chosen.sample(range(1, NUM_STEPS), 3))
     return [chosen.choice((reported, announced))(step) for step in steps]
@@ -132,7 +132,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Trace:
 def test_a_learner_killed_three_times_ends_with_the_weights_of_one_that_was_not(
     tmp_path: Path, undisturbed: Trace
 ) -> None:
-    """Policy, critic, average, running moments and random numbers are restored, and each group is trained once."""
+    """Policy, critic, average, running moments and random generators are restored. Each group is trained once."""
     trace = asyncio.run(run(tmp_path, at_random(seed=3)))
     assert trace.batches == undisturbed.batches
     assert sorted(itertools.chain(*trace.batches)) == sorted(EVERY_GROUP)

@@ -1,4 +1,4 @@
-"""A whole mesh whose groups take many times as long as a lease lives, and which is frozen in the middle."""
+"""A whole mesh in which a group takes much longer than a lease lasts, and which is frozen in the middle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.integration.mesh_runs import finish_mesh, processes_of, service_logs,
 
 pytestmark = [pytest.mark.mesh, pytest.mark.timeout(600)]
 
-# One sample at a time: the last of the 64 samples that are leased together waits for all the others.
+# The engine generates one sample at a time. So the last of the 64 samples of the first leases waits for all the others.
 SLOW = ["training.prompts_per_step=4", "training.samples_per_prompt=8", "rollout.engine.max_num_seqs=1"]
 SHORT = ["coordinator.heartbeat_interval_s=0.2", "coordinator.lease_ttl_s=2", "coordinator.member_timeout_s=5"]
 FREEZE_S = 7.0

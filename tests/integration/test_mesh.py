@@ -1,4 +1,4 @@
-"""Whole meshes on the real engines: what they promise at the end of a run."""
+"""Whole meshes on the real engines: the promises that hold at the end of a run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SMALL = ["training.prompts_per_step=8", "training.samples_per_prompt=4", "evalua
 
 @pytest.fixture(scope="module")
 def asynchronous(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> MeshRun:
-    """Eight asynchronous steps with every service taking part."""
+    """Run eight asynchronous steps with every service."""
     runs = tmp_path_factory.mktemp("runs")
     overrides = [*SMALL, "training.steps=8", "training.max_staleness=2", "learner.should_record_batches=true"]
     return run_mesh(demo, runs, "asynchronous", overrides)
@@ -44,7 +44,7 @@ def asynchronous(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> MeshRu
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["zero-2", "zero-3"])
 def synchronous(demo: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> MeshRun:
-    """Twenty synchronous steps, two rollout workers, two learner ranks that share out their state, no reference."""
+    """Run twenty synchronous steps with two rollout workers and two ranks under ZeRO, without a reference."""
     runs = tmp_path_factory.mktemp("runs")
     overrides = [
         *SMALL,
@@ -110,7 +110,7 @@ def test_an_asynchronous_run_is_asynchronous_and_within_its_bound(asynchronous: 
         for group in batch
         for sample in group.samples
     ]
-    # η + ⌈(W − 1) / B⌉ with W = B + 1
+    # the staleness bound η + ⌈(W − 1) / B⌉, with η = 2 and W = B + 1
     assert max(stale) <= 2 + 1
     assert max(stale) >= 1
     histograms = [line["staleness_histogram"] for line in asynchronous.lines("metrics.jsonl")]
@@ -133,7 +133,7 @@ def test_every_token_has_its_version_logprob_and_reference(asynchronous: MeshRun
 
 
 def test_version_zero_is_the_reference_itself(asynchronous: MeshRun) -> None:
-    """The frozen model and version 0 are the same weights: two services and two engines agree on every token."""
+    """The reference and version 0 have the same weights, so reference and engine agree on every token."""
     compared = 0
     for batch in _batches(asynchronous):
         for sample in (s for group in batch for s in group.samples if s.newest_version.number == 0):
@@ -176,9 +176,9 @@ def test_nothing_is_left_running(asynchronous: MeshRun, synchronous: MeshRun) ->
 
 
 def test_nothing_listens_where_another_machine_could_connect(asynchronous: MeshRun, synchronous: MeshRun) -> None:
-    """One mesh has every service; the other has two learner ranks and two rollout workers."""
+    """One mesh has every service. The other mesh has two learner ranks and two rollout workers."""
     for run in (asynchronous, synchronous):
-        assert len(run.listeners) >= 5  # coordinator, reward, rollout, learner, and the store of the weights
+        assert len(run.listeners) >= 5  # coordinator, reward, rollout, learner, and the rendezvous store
         assert [listener for listener in run.listeners if not listener.is_loopback] == []
 
 
@@ -214,7 +214,7 @@ def _retrain(config: Path, batches: Path, output: Path) -> list[float]:
 
 
 def test_ranks_and_zero_stages_do_not_change_the_losses(synchronous: MeshRun, tmp_path: Path) -> None:
-    """Two ranks in the mesh, one rank without ZeRO on what they recorded."""
+    """One rank without ZeRO trains on the batches that the two ranks of the mesh recorded."""
     expected = _retrain(synchronous.folder / "mesh.yaml", synchronous.folder / "batches", tmp_path / "losses.json")
     assert len(expected) == 20
     losses = [line["policy/loss"] for line in synchronous.lines("metrics.jsonl")]
@@ -235,7 +235,7 @@ HOSTILE = {
     "PYTHONCOERCECLOCALE": "0",
     "PYTHONOPTIMIZE": "1",
 }
-"""Variables that a job, a company's network and an old system leave around a run."""
+"""Variables that a job scheduler, a company's network and an old system may set around a run."""
 
 
 def test_a_run_bears_its_surroundings_and_the_loss_of_its_reader_and_ends_in_order(demo: Path, tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_a_service_that_dies_ends_the_run_and_is_named(demo: Path, tmp_path: Pat
 def _processes_named(folder: Path, name: bytes) -> list[int]:
     found = []
     for pid in processes_of(folder):
-        with contextlib.suppress(OSError):  # it may end while we look
+        with contextlib.suppress(OSError):  # the process has ended meanwhile
             if name in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.append(pid)
     return found

@@ -1,4 +1,4 @@
-"""Redis, the reward server and the reference die under a mesh that trains."""
+"""Redis, the reward server and the reference are killed while a mesh trains, and are started again."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ VICTIMS = {
     4: ("reference", b"rollmesh.cli\0reference\0"),
     5: ("redis", b"unixsocket"),
 }
-"""What is killed after which step, and what its command line holds."""
+"""The process to kill after each step, and words on its command line."""
 
 
 def process_with(words: bytes, root: int) -> int:
-    """The process of a mesh that has these words on its command line."""
+    """Return the id of the process below ``root`` that has these words on its command line."""
     for pid in sorted(process_tree(root)):
         if words in Path(f"/proc/{pid}/cmdline").read_bytes():
             return pid

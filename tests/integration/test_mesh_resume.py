@@ -1,4 +1,4 @@
-"""A mesh of which every process was killed goes on as if nothing had happened."""
+"""A mesh whose processes are all killed, and which is resumed, ends as a mesh that is not killed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SETTINGS = [
 
 
 def kill_at_step(process: subprocess.Popen[str], folder: Path, step: int, timeout_s: float = 200) -> None:
-    """SIGKILL to every process of a mesh, the launcher first, once it has trained a step."""
+    """Wait until the mesh has trained ``step``, and kill all its processes, the launcher first."""
     deadline = time.monotonic() + timeout_s
     metrics = folder / "metrics.jsonl"
     while not (metrics.exists() and f'"step": {step}, ' in metrics.read_text()):
@@ -53,7 +53,7 @@ def resume(folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "rollmesh.cli", "resume", str(folder)]
     return subprocess.Popen(
         tethered(command),
-        cwd=folder.parent,  # not where the run was started
+        cwd=folder.parent,  # another folder than at the start of the run
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -67,7 +67,7 @@ def weights(run: MeshRun) -> dict[str, Any]:
 
 
 def test_a_mesh_killed_twice_ends_as_one_that_was_not(demo: Path, tmp_path: Path) -> None:
-    """The prompts of each step, the metrics and the weights are those of an undisturbed run of the same seed."""
+    """The accounting, the mean rewards and the weights are those of an undisturbed run with the same seed."""
     whole = run_mesh(demo, tmp_path, "whole", SETTINGS)
     process, folder = start_mesh(demo, tmp_path, ["run.name=killed", *SETTINGS]), tmp_path / "killed"
     kill_at_step(process, folder, 3)

@@ -1,4 +1,4 @@
-"""A mesh whose model needs another attention than the usual one: Gemma 2 caps its attention scores."""
+"""A mesh with Gemma 2, which caps its attention scores and so needs another attention implementation than usual."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_learner_reference_and_engine_compute_the_same_probabilities(demo: Path,
         "evaluation=null",
     ]
     lines = run_mesh(demo, tmp_path, "gemma2", overrides, timeout_s=380).lines("metrics.jsonl")
-    # The share is (mean w)² / mean w² of the ratios w: 1e-10 below 1 where they scatter by 1e-5.
+    # The share is (mean w)² / mean w² of the ratios w. With w of 1 - 1e-5 and 1 + 1e-5, the share is 1e-10 below 1.
     assert [line["importance/effective_share"] for line in lines] == pytest.approx([1.0] * 3, abs=1e-10)
     assert [line["policy/kl_behaviour"] for line in lines] == pytest.approx([0.0] * 3, abs=1e-6)
     assert lines[0]["kl/reference"] == pytest.approx(0.0, abs=1e-9)

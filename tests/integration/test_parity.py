@@ -1,4 +1,4 @@
-"""A learner whose model is not the engine's is stopped at the first batch."""
+"""A learner that computes another model than the engine is stopped at the first batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_a_model_that_the_engine_computes_otherwise_ends_the_run_before_its_firs
         "training.steps=4",
         "evaluation=null",
         "algorithm.kl.coef=0",
-        'rollout.engine.extra={"hf_overrides": {"rms_norm_eps": 0.1}}',  # the learner's norms have another epsilon
+        'rollout.engine.extra={"hf_overrides": {"rms_norm_eps": 0.1}}',  # the model has another epsilon
     ]
     run = finish_mesh(start_mesh(demo, tmp_path, overrides), tmp_path / "other", timeout_s=280)
     assert run.exit_code == 1, run.output

@@ -1,6 +1,6 @@
-"""The average of the policy, exported and through a checkpoint, under every way of cutting the weights.
+"""The average of the policy, in an export and after a resume, under several ZeRO stages and numbers of ranks.
 
-The same runs show that critic and policy train alike on one rank and on two.
+The same runs show that policy and critic train alike on one rank and on two ranks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(model: Path, ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Outcome]:
-    """The runs of one rank, by stage."""
+    """Return the outcomes of the runs on one rank, by ZeRO stage."""
     folder = tmp_path_factory.mktemp("alone")
     outcomes = {}
     for stage in STAGES:
@@ -45,7 +45,7 @@ def alone(model: Path, ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def together(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Outcome]:
-    """The runs of two ranks, by stage."""
+    """Return the outcomes of the runs on two ranks, by ZeRO stage."""
     folder = tmp_path_factory.mktemp("together")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "tests.integration.learnables_run", "--model", str(model), "--folder", str(folder), "--stages"]

@@ -1,4 +1,4 @@
-"""Every preset and every correction through the learner's whole path, with several steps and passes on a batch."""
+"""Every preset and every correction trains with all parts of the learner, with several steps and passes on a batch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _batches() -> list[list[Group]]:
-    """Old samples: the log-probabilities are those of no policy, and versions lie two to five behind."""
+    """Return old samples: their log-probabilities belong to no policy, and they are two or five versions old."""
     return [
         [
             *random_groups(2, 4, seed=10 * step, first_prompt=0, version=step, has_reference=True),
@@ -93,8 +93,10 @@ def test_every_preset_trains_on_old_samples_and_stays_finite(
 
 
 def _step_on_own_samples(model: Path, folder: Path, ranks: Ranks, algorithm: dict[str, Any]) -> tuple[float, float]:
-    """How much one step moves the mean log-probability of rewarded samples, and of the others. The samples are of the
-    policy itself: behaviour, reference and policy agree on every token."""
+    """Return by how much one step moves the mean log-probability of rewarded samples, and of the other samples.
+
+    Behaviour policy, reference and policy have the same log-probabilities of these samples.
+    """
     learner = {"optimizer": {"lr": 1e-3}, "critic": {"optimizer": {"lr": 1e-3}}}
     config = mesh_config(model, folder, algorithm={"kl": {"coef": 0.01}, **algorithm}, reference={}, learner=learner)
     critic = load_critic_engine(config, ranks) if config.algorithm.needs_critic else None
@@ -118,7 +120,7 @@ def _own(policy: PolicyEngine, group: Group) -> Group:
 
 
 def _logprobs(policy: PolicyEngine, sample: Sample) -> torch.Tensor:
-    """float32 [G], of the generated tokens under the policy as it is now."""
+    """Return the log-probabilities of the G generated tokens under the present policy, float32 [G]."""
     experience = build_experience([[Group("alone", sample.prompt_id, 0, 0, (sample,))]], False)
     nothing = torch.zeros(experience.num_tokens)
     columns = TokenColumns(nothing, nothing, nothing.double(), nothing.long())

@@ -1,4 +1,4 @@
-"""A model as people publish it trains, is published to a real engine and is exported."""
+"""A model in the form in which models are published trains, goes to a real engine, and is exported."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ NUM_LAYERS = 2
 
 
 def write_published_gpt2(folder: Path, vocabulary: Path) -> None:
-    """GPT-2 as on the hub: no prefix, causal masks among the weights; in shards, with a copy in another layout."""
+    """Write a GPT-2 in the form of the published GPT-2: names without a prefix, and causal masks among the weights.
+
+    The weights are in shards, beside a file with weights in another layout.
+    """
     settings = json.loads((vocabulary / "config.json").read_text())
     tokens = {key: settings[key] for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
     torch.manual_seed(0)

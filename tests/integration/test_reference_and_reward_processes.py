@@ -1,4 +1,4 @@
-"""Reward and reference as the processes that the command line starts, with a coordinator that only keeps the list."""
+"""Reward server and reference as processes that the command line starts, with a fake coordinator."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Mesh:
-    """A coordinator in this process, a mesh file, and the services started from it."""
+    """A coordinator in this process, and services that are started from one mesh file."""
 
     def __init__(self, coordinator: FakeCoordinator, address: str, folder: Path) -> None:
         self.coordinator = coordinator
@@ -72,7 +72,7 @@ class Mesh:
             await process.communicate()
 
     async def address_of(self, process: asyncio.subprocess.Process) -> str:
-        """Where the service has registered; fails at once if it has ended instead."""
+        """Wait until the service has registered, and return its address. Fail at once if the service has ended."""
         while not self.coordinator.registered:
             if process.returncode is not None:
                 raise AssertionError((await end_of(process))[1])

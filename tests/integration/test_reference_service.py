@@ -1,4 +1,4 @@
-"""The reference service over real gRPC with a real model: what the learner's KL will be computed against."""
+"""The reference service, over real gRPC and with a real model."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def random_calls(count: int, seed: int) -> list[LogProbsCall]:
 
 
 async def ask(stub: Stub, calls: list[LogProbsCall]) -> dict[str, Float32Array]:
-    """Send all calls on one stream, half-close, and collect what comes until the server ends it."""
+    """Send all calls on one stream, close this end, and return the answers until the server ends the stream."""
 
     async def requests() -> AsyncIterator[reference_pb2.ComputeLogProbsRequest]:
         for call in calls:

@@ -1,4 +1,4 @@
-"""Whatever ends a local run is recorded: a real coordinator and Redis, and members that do nothing but live."""
+"""The reason for the end of a local run is recorded. Coordinator and Redis are real, and the members are idle."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _end(
     monkeypatch: pytest.MonkeyPatch,
     blow: Callable[[_Mesh], Awaitable[None]],
 ) -> tuple[int, _Mesh]:
-    """Start a mesh whose members idle, strike it, and wait for its end."""
+    """Start a mesh with idle members, call ``blow``, and wait for the end. Return the exit code and the mesh."""
 
     def command(service: str, name: str, config: Path) -> list[str]:
         return service_command(service, name, config) if service == "coordinator" else IDLE
@@ -122,7 +122,7 @@ def test_a_killed_process_is_named_and_the_groups_are_accounted_for(
     assert errors[0] == f"error: {books['reason']}"
     assert books["num_opened"] == 3
     assert books["checkpoint"] is None
-    if victim == "rollout-0":  # the one that lives is told why it has to end
+    if victim == "rollout-0":  # the coordinator lives, and is told why it has to end
         log = (mesh.folder / "logs" / "coordinator.log").read_text()
         assert log.splitlines()[-1] == f"error: the run failed: {books['reason']}"
     assert "| the run | failed |" in mesh.page

@@ -1,7 +1,7 @@
-"""A real engine, updated in mid-generation: every log-prob and every version stamp is right.
+"""A real engine that is updated in mid-generation: every log-probability and every version span is right.
 
-All numbers are float32 on CPU, where engine and Hugging Face forward agree to 1e-6: anything above 1e-4 is wrong
-weights, a wrong version or an index that is off by one.
+All numbers are float32 on the CPU, where the engine and the Hugging Face model agree to 1e-6. A difference above 1e-4
+means wrong weights, a wrong version, or an index that is off by one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ GREEDY = SamplingSpec(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=40)
 
 @dataclass
 class Bench:
-    """One engine, its publisher, and the models of all versions published so far."""
+    """One engine, its publisher, and the model of each version that was published so far."""
 
     run: Callable[[Awaitable[T]], T]
     engine: Engine
@@ -56,7 +56,7 @@ class Bench:
     models: dict[PolicyVersion, PreTrainedModel] = field(default_factory=dict)
 
     async def publish_next(self):
-        """Publish weights that give visibly other log-probs than all before."""
+        """Publish weights whose log-probabilities clearly differ from those of all versions before."""
         version = PolicyVersion(0, len(self.models))
         self.models[version] = changed(self.base, seed=version.number)
         return await self.publisher.publish(version, weights_of(self.models[version]))
@@ -73,9 +73,9 @@ class Bench:
     async def generate_through_updates(
         self, num_callers: int, prompts: list[list[int]], num_updates: int
     ) -> list[tuple[list[int], Completion]]:
-        """Generate without a pause while versions are published.
+        """Generate without a pause while ``num_updates`` versions are published.
 
-        Some samples end before the first update, and every caller begins one after the last.
+        At least one sample ends before the first update. Every caller begins a sample after the last update.
         """
         done: list[tuple[list[int], Completion]] = []
         has_begun = asyncio.Event()
@@ -110,7 +110,7 @@ def changed(model: PreTrainedModel, seed: int) -> PreTrainedModel:
 
 
 def weights_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """As the checkpoint stores them: a tied head once, experts apart."""
+    """Return the weights as a checkpoint stores them: a tied head once, and each expert apart."""
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     specs = [TensorSpec(name, "float32", tuple(tensor.shape)) for name, tensor in parameters.items()]
     return CheckpointNames(model, specs).convert(parameters)
@@ -169,7 +169,7 @@ def assert_exact(expected: torch.Tensor, completion: Completion) -> None:
 
 
 def assert_well_formed(completion: Completion) -> None:
-    """Spans tile the tokens, versions rise, and the end is what it claims to be."""
+    """Check that the spans cover the tokens, that the versions rise, and that the stop reason is right."""
     assert completion.token_ids.dtype == np.int32
     assert completion.logprobs.dtype == np.float32
     assert len(completion.token_ids) == len(completion.logprobs) > 0
@@ -194,8 +194,8 @@ def test_log_probs_are_those_of_the_senders_weights(bench: Bench) -> None:
 
 
 def test_twenty_updates_in_mid_generation_leave_every_log_prob_and_stamp_exact(bench: Bench) -> None:
-    # Prompts above the block size are shared through the prefix cache, and more requests wait than run: a request
-    # that starts after an update must find neither old keys nor an old stamp.
+    # The prefix cache shares prompts that are longer than a block, and more requests wait than run. A request that
+    # starts after an update may find neither old keys nor an old version.
     prompts = prompts_of([7, 40, 45], seed=1)
 
     done = bench.run(bench.generate_through_updates(2 * MAX_NUM_SEQS, prompts, num_updates=20))
@@ -211,7 +211,7 @@ def test_twenty_updates_in_mid_generation_leave_every_log_prob_and_stamp_exact(b
 
 
 def test_versions_can_be_told_apart_by_their_log_probs(bench: Bench) -> None:
-    """Without this the test above could not fail."""
+    """If two versions gave the same log-probabilities, the test above could not fail."""
     bench.run(bench.publish_next())
     older = bench.models[sorted(bench.models)[-2]]
     for prompt, completion in bench.run(bench.generate_many(5, prompts_of([9]))):
@@ -253,7 +253,7 @@ def test_draining_finishes_requests_with_the_version_they_began_with(
 
 
 def test_generation_goes_on_while_weights_arrive(bench: Bench) -> None:
-    """No bucket is sent before two more samples have ended since the last one."""
+    """Each bucket is sent only after two more samples have ended."""
 
     async def drive() -> None:
         finished = threading.Semaphore(0)
@@ -364,9 +364,9 @@ def test_a_cancelled_call_ends_its_request_in_the_engine(bench: Bench) -> None:
 
 
 def test_a_load_that_does_not_bring_the_whole_model_taints_the_engine_for_good(bench: Bench) -> None:
-    """The last test of its engine."""
+    """This has to be the last test that uses the engine."""
     weights = weights_of(bench.newest)
-    # The engine holds it in one tensor with the weights of queries and values, which do arrive.
+    # The engine holds these weights in one tensor with the weights of queries and values, which do arrive.
     del weights["model.layers.0.self_attn.k_proj.weight"]
     publisher = Publisher(bench.engine, weights)
 
@@ -394,7 +394,7 @@ def test_a_load_that_does_not_bring_the_whole_model_taints_the_engine_for_good(b
 
 def test_every_version_of_a_mixture_of_experts_arrives_whole(tmp_path: Path) -> None:
     with start_bench(tmp_path, make_tiny_mixture(tmp_path)) as bench:
-        for _ in range(2):  # the second finds experts that a first update has left behind
+        for _ in range(2):  # the second update replaces experts that the first update has loaded
             bench.run(bench.publish_next())
             for prompt, completion in bench.run(bench.generate_many(10, prompts_of([5, 40]))):
                 expected = logprobs_of_one_version(bench.newest, prompt, completion.token_ids.tolist())

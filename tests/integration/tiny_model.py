@@ -1,4 +1,4 @@
-"""A model small enough to start in seconds, real enough that every engine loads it: Qwen2 with 64 words."""
+"""Tiny models that start in seconds and that every engine loads: a Qwen2 with 64 words, and a mixture of experts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make_tiny_model(folder: Path, *, is_tied: bool = True, seed: int = 0) -> Qwe
 
 
 def make_tiny_mixture(folder: Path, *, seed: int = 0) -> Qwen3MoeForCausalLM:
-    """The same with four experts a layer, of which two compute each token."""
+    """Write a model folder like that of `make_tiny_model`, with four experts a layer, two for each token."""
     torch.manual_seed(seed)
     config = Qwen3MoeConfig(
         **SIZES, num_hidden_layers=2, head_dim=32, moe_intermediate_size=64, num_experts=4, num_experts_per_tok=2
