@@ -38,6 +38,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def is_complete(run: Path, steps: int) -> bool:
+    """Return whether the folder of a run has the report and the evaluation after the last step."""
     evaluations = read_lines(run / "evaluations.jsonl")
     return (run / "report.md").exists() and bool(evaluations) and evaluations[-1]["step"] == steps
 
@@ -86,11 +87,13 @@ def by_label(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
 
 
 def mean_and_error(values: Sequence[float]) -> str:
+    """Return the mean and its standard error: "0.500 ± 0.100" for 0.4 and 0.6, "nan" as error for one value."""
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else float("nan")
     return f"{statistics.mean(values):.3f} ± {error:.3f}"
 
 
 def staleness_shares(outcomes: Iterable[Outcome]) -> str:
+    """Return the shares of samples by staleness, such as "0: 25.0%, 1: 75.0%"."""
     histogram = added(outcome.staleness for outcome in outcomes)
     total = sum(histogram.values())
     return ", ".join(f"{behind}: {count / total:.1%}" for behind, count in histogram.items() if count)
@@ -177,6 +180,7 @@ def grid_table(outcomes: Sequence[Outcome], grid: Grid) -> str:
 
 
 def grid_cell(group: Sequence[Outcome]) -> str:
+    """Return the last pass@1 of the seeds, and the number of seeds that ended lower than they began."""
     if not group:
         return "-"
     below = sum(outcome.pass_at_1[-1] < outcome.pass_at_1[0] for outcome in group)

@@ -56,6 +56,7 @@ class Try:
     results: tuple[int, int]
 
     def text(self, target: int) -> str:
+        """Return the try as text, with the verdict "ok" or "no"."""
         (a, b, c), (first, second), (middle, last) = self.numbers, self.operators, self.results
         verdict = "ok" if last == target else "no"
         return f"{a} {first} {b} = {middle} {second} {c} = {last} {verdict}"
@@ -63,20 +64,25 @@ class Try:
 
 @dataclass(frozen=True)
 class Problem:
+    """Three numbers and the target that two operators between them have to reach."""
+
     numbers: tuple[int, int, int]
     target: int
 
     @property
     def prompt(self) -> str:
+        """The problem as text."""
         a, b, c = self.numbers
         return f"{BOS} {a} ? {b} ? {c} = {self.target} :"
 
     @property
     def is_held_out(self) -> bool:
+        """Whether the problem is for evaluation only. This holds for about 15 %, chosen by a checksum."""
         return zlib.crc32(f"{self.numbers}={self.target}".encode()) % 1000 < 150
 
     @cached_property
     def tries(self) -> tuple[Try, ...]:
+        """The tries whose results are all in range."""
         return tuple(possible_tries(self.numbers))
 
 

@@ -88,6 +88,7 @@ class AdvantageSection(Section):
 
     @property
     def should_whiten(self) -> bool:
+        """Whether advantages are whitened at all."""
         return self._whitening != "none"
 
     @property
@@ -142,6 +143,7 @@ class FilterSection(Section):
 
     @property
     def is_on(self) -> bool:
+        """Whether the filter may leave out a group."""
         return self.score_range is not None or self.should_drop_zero_variance
 
 
@@ -207,14 +209,17 @@ class AlgorithmSection(Section):
 
     @property
     def needs_critic(self) -> bool:
+        """Whether the learner trains a critic."""
         return self.advantage.estimator == "gae"
 
     @property
     def needs_groups(self) -> bool:
+        """Whether the estimator compares the samples of a prompt with each other."""
         return self.advantage.estimator in GROUP_ESTIMATORS
 
     @property
     def needs_reference(self) -> bool:
+        """Whether the mesh needs log-probabilities under the reference policy."""
         return self.kl.coef > 0
 
     def resolve_correction(self, max_staleness: int) -> ResolvedCorrection:

@@ -39,9 +39,9 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _read_values(cls, given: Any) -> Any:
-        """Return the settings, with those values replaced or refused that pydantic alone would read differently from a
-        person: numbers given as truth values, and paths. This validator belongs to the model, because a field's own
-        validator may not touch the discriminator of a union."""
+        """Return the settings as a person reads them: paths are expanded, and a truth value in place of a number is
+        refused. This validator belongs to the model, because a field's own validator may not touch the discriminator of
+        a union."""
         if not isinstance(given, dict):
             return given
         kinds = _kinds_of_fields(cls)

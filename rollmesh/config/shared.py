@@ -58,6 +58,7 @@ class RunSection(Section):
 
     @property
     def folder(self) -> Path:
+        """The run folder."""
         return self.directory / self.name
 
 
@@ -121,6 +122,7 @@ class TrainingSection(Section):
 
     @property
     def num_slots(self) -> int:
+        """The number of slots, with null replaced."""
         return self.slots or (self.max_staleness + 1) * self.prompts_per_step
 
     def shortfall(self, num_rows: int) -> str:

@@ -1,4 +1,4 @@
-"""Mesh files as YAML: the program reads in a value what a person reads in it.
+"""Mesh files as YAML, in which a value means the same to the program and to a person.
 
 Plain values follow YAML 1.2, where PyYAML alone follows YAML 1.1: ``1e-5`` is a number; ``no``, ``on``, ``1:30``,
 ``2024-05-01`` and ``2024_05_01`` are text. Numbers of another base and numbers with leading zeros are text as well,
@@ -47,7 +47,7 @@ class _Loader(yaml.SafeLoader):
                     raise _RepeatedKeyError(key.value, first.start_mark.line + 1, key.start_mark)
         merge = next((value for key, value in node.value if key.tag == _MERGE_TAG), None)
         sources = merge.value if isinstance(merge, yaml.SequenceNode) else [merge]
-        if all(isinstance(source, yaml.MappingNode) for source in sources):  # else the constructor says what is wrong
+        if all(isinstance(source, yaml.MappingNode) for source in sources):  # else the constructor reports the fault
             pairs = {
                 (key.tag, str(key.value)): (key, value) for source in reversed(sources) for key, value in source.value
             }
