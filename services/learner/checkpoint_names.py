@@ -1,8 +1,8 @@
 """The translation from the parameters of a model in training to the tensors of its checkpoint.
 
-A Hugging Face checkpoint may store as several tensors what transformers holds as one parameter, such as the experts of
-a mixture. transformers splits such a parameter when it saves the model. Engines load the tensors of a checkpoint, so
-weights are published as these tensors.
+A model of transformers may hold several tensors of its checkpoint as one parameter, such as the experts of a mixture.
+transformers splits this parameter when it saves the model. Engines load the tensors of a checkpoint, so weights are
+published as these tensors.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ No other module imports DeepSpeed. This module hides four of its properties:
   micro-batches are added up and not averaged.
 * The number of passes changes from step to step. So the boundary of gradient accumulation is set at each pass.
 * At stage 0 in float32 DeepSpeed clips the gradient but does not return the norm. So this module does both.
-* At stage 0 in bfloat16 DeepSpeed accumulates gradients in bfloat16. So this module uses stage 1, which trains alike
-  and accumulates in float32.
+* At stage 0 in bfloat16 DeepSpeed accumulates gradients in bfloat16. So this module uses stage 1, which trains alike,
+  with accumulation in float32.
 """
 
 from __future__ import annotations
@@ -350,7 +350,7 @@ def _adamw(model: nn.Module, section: OptimizerSection) -> torch.optim.Optimizer
 def _import_deepspeed(device: torch.device) -> Any:
     """Import DeepSpeed for the device, and return the module.
 
-    On CPU one operator is switched off that DeepSpeed would compile. Gloo does the work of that operator.
+    On CPU, DeepSpeed would compile an operator that Gloo makes needless. This function switches the operator off.
     """
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     import deepspeed

@@ -63,7 +63,7 @@ class Experience:
         samples_by_group: the samples of each group, without the aborted samples.
         datasources: the name of each group's data source; empty where the data names none.
         step_shares: the samples of each optimiser step, in order.
-        behaviour: float32 [N], log-probabilities that the engine recorded as it sampled.
+        behaviour: float32 [N], log-probabilities with which the engine sampled.
         reference: float32 [N], log-probabilities of the reference model; None where the run has no reference.
         version_numbers: int64 [N], number of the policy version that generated each token.
     """

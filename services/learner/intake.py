@@ -101,7 +101,7 @@ class Intake:
         bounds: the window of places that a batch may take groups from, and the staleness bound.
         timeout_s: seconds that the queue may be away. A batch may take longer: after this time all ranks begin a new
             wait, so that no collective times out.
-        check: called on rank 0 while it waits; raises an error when the run is over.
+        check: called again and again while rank 0 waits; raises an error when the run is over.
     """
 
     def __init__(

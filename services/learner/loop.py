@@ -105,7 +105,7 @@ class Loop:
             if not is_last and self._is_checkpoint_due(step):
                 self._checkpoint(step, is_last=False)
             elif self._checkpoint_section.every_steps is None:
-                resources.intake.retire(step)  # no checkpoint is written, so no learner goes back before this step
+                resources.intake.retire(step)  # no checkpoint comes that a learner could go back to
         self._finish(step)
         return step
 

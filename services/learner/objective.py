@@ -6,12 +6,12 @@
            └ aggregation over the step ┘           └ over all tokens of the step ┘
 
 The formulas distinguish three policies: the behaviour policy μ that generated the tokens, the policy π_old at the start
-of the batch, and the policy π_θ in training. The log-probabilities of μ are recorded. In the first optimiser step of a
-batch π_old is equal to π_θ. So its log-probabilities are those of the training pass without gradient, and no second
-pass is made.
+of the batch, and the policy π_θ in training. The engine recorded the log-probabilities of μ. In the first optimiser
+step of a batch π_old is equal to π_θ. So the training pass itself gives the log-probabilities of π_old, without
+gradient, and no second pass is made.
 
-Where the model's logits forbid a token, its log-probability is −∞ under one of the three policies, and the token has no
-ratio. Its policy loss has the weight 0, as for a token that a correction drops. Such tokens are counted as forbidden.
+The logits of a policy may forbid a token: the token has the log-probability −∞ and no ratio. A token that one of the
+three policies forbids is counted, and its policy loss has the weight 0, as for a token that a correction drops.
 """
 
 from __future__ import annotations

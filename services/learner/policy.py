@@ -18,7 +18,7 @@ class PolicyModel(nn.Module):
 
     Args:
         causal_lm: a model with output embeddings.
-        temperature: the sampling temperature: log-probabilities are those of ``softmax(logits / temperature)``.
+        temperature: the sampling temperature; probabilities are ``softmax(logits / temperature)``.
         balances_experts: whether to compute the load-balancing loss of the model's routers.
 
     Raises:

@@ -42,7 +42,7 @@ def publish_folder(partial: Path, final: Path) -> None:
 
 
 def restore_replaced(parent: Path) -> None:
-    """Give each folder NAME.replaced its name back where NAME is missing; remove it where NAME exists."""
+    """Rename each folder NAME.replaced to NAME if NAME is missing; else remove the folder NAME.replaced."""
     for aside in sorted(parent.glob("*" + REPLACED)):
         final = aside.with_name(aside.name.removesuffix(REPLACED))
         if final.exists():

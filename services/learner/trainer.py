@@ -237,8 +237,8 @@ class Trainer:
     def _recompute(self, experience: Experience, columns: TokenColumns, indices: Sequence[int]) -> Tensor:
         """Return log-probabilities of sequences under the present policy, float32 [N]. Collective.
 
-        Where π_old was computed, all its log-probabilities are returned. Else other sequences than those of ``indices``
-        have the value 0.
+        Where π_old was computed, all log-probabilities of π_old are returned. Otherwise the tokens of sequences that
+        ``indices`` leave out have the value 0.
         """
         if columns.old is not None:
             return columns.old
@@ -269,7 +269,7 @@ class Trainer:
         return sums
 
     def _work(self, experience: Experience, columns: TokenColumns, share: StepShare) -> _Work | None:
-        """Prepare a part of the batch for its optimiser steps; None where no rank has a token of it. Collective."""
+        """Prepare a part of the batch for its optimiser steps; None if no rank has a token of the part. Collective."""
         (num_tokens,) = self._ranks.sum([share.tokens.size])
         if num_tokens == 0:  # the last batch of a run may have fewer groups than parts
             return None
