@@ -230,7 +230,7 @@ class Intake:
             _logger.debug("Redis does not say that its file is on disk")
 
     def retire(self, through_step: int) -> None:
-        """Drop the payloads of the groups up to ``through_step``, which no learner needs again.
+        """Drop the payloads of the steps up to ``through_step``, which no learner needs again.
 
         Does nothing on ranks other than 0.
         """
