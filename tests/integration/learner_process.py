@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +44,8 @@ class Mesh(FakeCoordinator):
         claimed_version: the version number that groups carry instead of the serving version's; None for the serving
             version's.
         max_staleness: the number of batches that the worker makes ahead of the last commit.
+        holds_when: the mesh answers the call of the learner that makes this true no more; None answers every call.
+        holds: set while the mesh holds an answer back.
     """
 
     def __init__(self, ledger: Ledger, num_groups: int) -> None:
@@ -55,6 +57,8 @@ class Mesh(FakeCoordinator):
         self.has_committed = asyncio.Event()
         self.is_idle = False
         self.max_staleness = 1
+        self.holds_when: Callable[[Mesh], bool] | None = None
+        self.holds = asyncio.Event()
         self._ledger = ledger
         self._num_groups = num_groups
         self._serving: tuple[PolicyVersion, int] | None = None
@@ -78,6 +82,7 @@ class Mesh(FakeCoordinator):
         if self._group is None:
             self._epoch = WeightEpoch(self._epoch.number + 1, call.store_host, call.store_port, 2)
         self._receiving = asyncio.ensure_future(asyncio.to_thread(self._receive, plan, self._epoch))
+        await self._hold()
         return weights.begin_publish_answer_to_proto(self._epoch)
 
     def _receive(self, plan: WeightPlan, epoch: WeightEpoch) -> Received:
@@ -136,7 +141,15 @@ class Mesh(FakeCoordinator):
         call = control.report_step_from_proto(request)
         if call.is_last:
             self.heartbeat = Heartbeat(RunState.FINISHED, call.version)
-        return await super().ReportStep(request, context)
+        answer = await super().ReportStep(request, context)
+        await self._hold()
+        return answer
+
+    async def _hold(self) -> None:
+        """Hold an answer back for ever where the test wants that: the learner is killed meanwhile."""
+        if self.holds_when is not None and self.holds_when(self):
+            self.holds.set()
+            await asyncio.Event().wait()
 
 
 class Learner:

@@ -64,9 +64,13 @@ async def run(
         "algorithm": ALGORITHM,
     }
     async with learner_process(folder, NUM_STEPS * GROUPS_PER_BATCH, **sections) as learner:
+        mesh = learner.mesh
         for is_time in kills:
-            await _until(learner, is_time)
+            mesh.holds_when = is_time
+            await _until_held(learner)
             await learner.kill()
+            mesh.holds_when = None
+            mesh.holds.clear()
             await learner.start()
         code, stderr = await learner.ended()
         assert code == 0, stderr
@@ -76,10 +80,11 @@ async def run(
         return _trace(learner.config.run.folder, learner.mesh)
 
 
-async def _until(learner: Learner, is_time: Callable[[Mesh], bool]) -> None:
+async def _until_held(learner: Learner) -> None:
+    """Wait until the learner waits for an answer that does not come."""
     assert learner.process is not None
     async with asyncio.timeout(DEADLINE_S):
-        while not is_time(learner.mesh):
+        while not learner.mesh.holds.is_set():
             assert learner.process.returncode is None, (await learner.ended())[1]
             await asyncio.sleep(0.005)
 

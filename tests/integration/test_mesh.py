@@ -275,14 +275,14 @@ def test_a_service_that_dies_ends_the_run_and_is_named(demo: Path, tmp_path: Pat
     process = start_mesh(demo, tmp_path, ["run.name=killed", *SMALL, "training.steps=100"])
     folder = tmp_path / "killed"
     deadline = time.monotonic() + 120
-    while not (victims := _processes_named(folder, b"reference")):
+    while not (victims := _processes_named(folder, b"rollmesh.cli\0rollout\0")):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     os.kill(victims[0], signal.SIGKILL)
     run = finish_mesh(process, folder, timeout_s=90)
     assert run.exit_code == 1
-    assert "error: reference was killed by SIGKILL" in run.output
-    assert (run.accounting["state"], run.accounting["first_cause"]["process"]) == ("failed", "reference")
+    assert "error: rollout-0 was killed by SIGKILL" in run.output
+    assert (run.accounting["state"], run.accounting["first_cause"]["process"]) == ("failed", "rollout-0")
     assert "num_opened" in run.accounting
     assert processes_of(folder) == []
 
