@@ -46,7 +46,8 @@ def test_a_mesh_whose_redis_and_scorers_are_killed_trains_every_group_once(demo:
     run = finish_mesh(process, folder, 250)
     assert run.exit_code == 0, run.output
     started = [line for line in run.output.splitlines() if "it is started again" in line]
-    assert [line.removeprefix("warning: ").split()[0] for line in started] == [name for name, _ in VICTIMS.values()]
+    names = [line.removeprefix("warning: ").split()[0] for line in started]
+    assert sorted(names) == sorted(name for name, _ in VICTIMS.values())  # two deaths may be noticed at once
     assert [line["step"] for line in run.lines("metrics.jsonl")] == list(range(1, NUM_STEPS + 1))
     assert run.accounting["is_balanced"]
     assert run.accounting["num_trained"] == NUM_STEPS * 8
