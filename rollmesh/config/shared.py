@@ -226,6 +226,16 @@ class ReplaySection(Section):
     outage_timeout_s: PositiveFloat = 30.0
     """Seconds that Redis may be out of reach. After that the run fails, and the error names Redis."""
 
+    def require_url(self) -> str:
+        """Return the address of Redis, for a service that cannot start a Redis.
+
+        Raises:
+            ConfigError: `replay.url` is not set.
+        """
+        if self.url is None:
+            raise ConfigError("replay.url", "is not set", "start the mesh with `rollmesh up`, or name a Redis")
+        return self.url
+
 
 class WeightsSection(Section):
     """Settings of the broadcast that brings new weights from the learner to the engines."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import enum
 import json
-import os
 import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from rollmesh.replay.ledger import Ledger
+from rollmesh.telemetry.whole_file import write_whole
 from rollmesh.types import GroupState, RunState
 
 VARYING = "…"
@@ -108,12 +108,7 @@ def write_accounting(path: Path, books: dict[str, Any]) -> None:
         OSError: the disk is full, or the folder cannot be written. The former file stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(json.dumps(books, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, json.dumps(books, indent=2) + "\n")
 
 
 class ReasonCounter:

@@ -30,6 +30,7 @@ from redis import exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from rollmesh.aio.tether import tethered
 from rollmesh.errors import ConfigError, DeadlineError
 from rollmesh.replay.memory import default_limit_bytes
 
@@ -42,19 +43,6 @@ _TAKEOVER_S = 3.0
 _LONGEST_SOCKET_PATH = 107
 _LOG_NAME = "server.log"
 _NO_RETRY = Retry(NoBackoff(), 0)
-
-# This program runs in the new process, asks for the signal, and becomes the server. The kernel does not report a parent
-# that died before the request; therefore the program then checks that the parent still lives. Arguments: the parent's
-# pid, then the server's command line.
-_TIE_AND_EXEC = """
-import ctypes, os, signal, sys
-if sys.platform == "linux":
-    PR_SET_PDEATHSIG = 1
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the parent is gone")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class EmbeddedRedis:
@@ -243,13 +231,12 @@ def _spawn(command: list[str], directory: Path) -> tuple[subprocess.Popen[bytes]
     """
     started, ended = threading.Event(), threading.Event()
     result: list[subprocess.Popen[bytes] | OSError] = []
-    shim = [sys.executable, "-I", "-S", "-c", _TIE_AND_EXEC, str(os.getpid()), *command]
 
     def own_server() -> None:
         try:
             with (directory / _LOG_NAME).open("ab") as log:
                 process = subprocess.Popen(
-                    shim, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                    tethered(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
                 )
         except OSError as error:
             result.append(error)

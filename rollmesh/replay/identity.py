@@ -137,10 +137,7 @@ def expect_own_run(url: str, timeout_s: float, name: str, run_id: str) -> None:
             raise ConfigError(
                 _PLACE, problem, "name the Redis that this run had, or start the run anew with --overwrite"
             )
-        while known is not None and known.is_owned:
-            if _is_renewed(client, Keys(name).owner):
-                raise known.refusal()
-            known = find_run(client, name)
+        _wait_until_free(client, name)
     finally:
         client.close()
 
@@ -159,12 +156,22 @@ def clear_run(url: str, timeout_s: float, name: str) -> int:
     """
     client: Any = connect_blocking(url, timeout_s)
     try:
-        while (known := find_run(client, name)) is not None and known.is_owned:
-            if _is_renewed(client, Keys(name).owner):
-                raise known.refusal()
+        known = _wait_until_free(client, name)
         return 0 if known is None else _unlink_all(client, known.prefix)
     finally:
         client.close()
+
+
+def _wait_until_free(client: Any, name: str) -> KnownRun | None:
+    """Wait for the end of the owner key of a process that was killed. Return the run then; None for no keys.
+
+    Raises:
+        ConfigError: a process still drives the run.
+    """
+    while (known := find_run(client, name)) is not None and known.is_owned:
+        if _is_renewed(client, Keys(name).owner):
+            raise known.refusal()
+    return known
 
 
 def _is_renewed(client: Any, owner: str) -> bool:

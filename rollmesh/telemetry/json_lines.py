@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rollmesh.errors import ConfigError
+from rollmesh.telemetry.whole_file import write_whole
 
 
 class JsonLines:
@@ -78,12 +78,4 @@ class JsonLines:
         self._is_checked = True
         if not self._path.exists() or self._path.read_bytes() == text.encode("utf-8"):
             return
-        partial = self._path.with_name(self._path.name + ".partial")
-        try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, self._path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(self._path, text)

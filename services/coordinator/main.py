@@ -68,9 +68,7 @@ def main(config: MeshConfig, name: str) -> int:
     """
     logs.configure(config.run.name, name)
     _check_address(config.coordinator.address)
-    if config.replay.url is None:
-        raise ConfigError("replay.url", "is not set", "start the mesh with `rollmesh up`, or name a Redis")
-    check_server(config.replay.url, config.replay.timeout_s)
+    check_server(config.replay.require_url(), config.replay.timeout_s)
     train = open_dataset(config.data, TRAIN)
     held_out = None
     if config.evaluation is not None:
@@ -90,12 +88,12 @@ async def serve(config: MeshConfig, train: PromptDataset, held_out: HeldOut | No
     Raises:
         RunEndedError: the run failed.
     """
-    assert config.replay.url is not None
-    redis = connect(config.replay.url, config.replay.timeout_s)
+    url = config.replay.require_url()
+    redis = connect(url, config.replay.timeout_s)
     try:
         limit_bytes, max_attempts = config.replay.payload_limit_bytes, config.coordinator.max_attempts
         ledger = Ledger(redis, config.run.name, limit_bytes, max_attempts)
-        server_name = describe_server(config.replay.url)
+        server_name = describe_server(url)
         trained = (config.model, config.data, config.training, config.sampling, config.algorithm)
         identity = _identity(config.run, trained)
         claim = RunClaim(redis, config.run.name, identity, server_name, config.replay.outage_timeout_s)

@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rollmesh.errors import ConfigError
 from rollmesh.telemetry.json_lines import JsonLines
 from services.launcher.outcome import read_json
-from services.launcher.run_folder import RESOLVED
+from services.launcher.run_folder import check_is_run, complete_checkpoints
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -66,23 +65,22 @@ def list_checkpoints(folder: Path) -> list[CheckpointEntry]:
     Raises:
         ConfigError: ``folder`` holds no run.
     """
-    if not (folder / RESOLVED).exists():
-        raise ConfigError(str(folder), "holds no run", "name a run folder, such as runs/NAME")
+    check_is_run(folder)
     scores = {entry["step"]: float(entry["pass_at_1"]) for entry in JsonLines(folder / "evaluations.jsonl").read()}
-    return sorted(_entries(folder, scores), key=lambda entry: entry.step)
+    return list(_entries(folder, scores))
 
 
 def _entries(folder: Path, scores: dict[int, float]) -> Iterator[CheckpointEntry]:
-    for path in folder.glob("checkpoints/step-*[0-9]/manifest.json"):
+    for step, checkpoint in complete_checkpoints(folder).items():
+        path = checkpoint / "manifest.json"
         manifest = read_json(path)
-        if not {"step", "policy_version"} <= manifest.keys():
+        if "policy_version" not in manifest:
             continue
         try:
             written_at = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
         except FileNotFoundError:  # the learner has just removed this old checkpoint
             continue
-        step, version, checkpoint = int(manifest["step"]), str(manifest["policy_version"]), path.parent
-        place = str(checkpoint.relative_to(folder))
+        version, place = str(manifest["policy_version"]), str(checkpoint.relative_to(folder))
         yield CheckpointEntry(step, version, written_at, scores.get(step), _size(checkpoint), place)
 
 

@@ -303,9 +303,9 @@ class LocalRun:
 
     async def _record(self, outcome: Outcome) -> None:
         """Write the accounting and the report, and print their main facts on the terminal."""
-        assert self._config.replay.url is not None
         drop_incomplete(self._folder)
-        books = await complete_accounting(self._folder, self._config.run.name, self._config.replay.url, self._server)
+        url = self._config.replay.require_url()
+        books = await complete_accounting(self._folder, self._config.run.name, url, self._server)
         if shortfall := books.get("shortfall"):
             print(f"warning: {shortfall}", file=sys.stderr, flush=True)
         print(f"{outcome.state.value}: {equation(books)}", file=sys.stderr, flush=True)

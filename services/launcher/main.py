@@ -27,7 +27,7 @@ from services.launcher import preflight
 from services.launcher.address_check import reserve_any
 from services.launcher.environment import job_variables
 from services.launcher.local_run import LocalRun
-from services.launcher.run_folder import note_start, write_requested, write_resolved
+from services.launcher.run_folder import note_start, unusable_folder, with_run, write_requested, write_resolved
 
 
 def up(config: MeshConfig, *, should_overwrite: bool) -> int:
@@ -43,7 +43,7 @@ def up(config: MeshConfig, *, should_overwrite: bool) -> int:
     check_folder(config.run.folder, should_overwrite=should_overwrite)
     print_findings(config)
     free_name(config.run.name, config.replay, should_overwrite=should_overwrite)
-    config = config.model_copy(update={"run": config.run.model_copy(update={"id": secrets.token_hex(8)})})
+    config = with_run(config, id=secrets.token_hex(8))
     folder = prepare_folder(config, should_overwrite=should_overwrite)
     print(f"  {'run':<11}{folder} · {config.training.steps} steps at most", flush=True)
     with claim_folder(folder):
@@ -124,7 +124,7 @@ def check_folder(folder: Path, *, should_overwrite: bool) -> None:
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             return
     except OSError as error:
-        raise _unusable(error) from error
+        raise unusable_folder(error) from error
     if not (folder / "mesh.yaml").exists():
         raise ConfigError("run.name", f"{folder} exists and is not a run folder", "choose another name")
     if not should_overwrite:
@@ -172,13 +172,8 @@ def prepare_folder(config: MeshConfig, *, should_overwrite: bool) -> Path:
         write_resolved(folder, config)
         write_requested(folder, config)
     except OSError as error:
-        raise _unusable(error) from error
+        raise unusable_folder(error) from error
     return folder
-
-
-def _unusable(error: OSError) -> ConfigError:
-    problem = f"{error.filename} cannot be used for the run folder ({error.strerror})"
-    return ConfigError("run.directory", problem, "name a folder that can be written")
 
 
 def _with_redis(config: MeshConfig, url: str) -> MeshConfig:

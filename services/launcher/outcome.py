@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from rollmesh.replay.accounting import EndState, account, write_accounting
 from rollmesh.replay.connection import connect
 from rollmesh.replay.embedded import EmbeddedRedis
 from rollmesh.replay.ledger import Ledger
-from services.launcher.run_folder import read_resumes
+from services.launcher.run_folder import complete_checkpoints, read_resumes
 
 ACCOUNTING = "accounting.json"
 ACCOUNTING_TIMEOUT_S = 30.0
@@ -67,8 +66,7 @@ def _relative(path: Path | None, folder: Path) -> str | None:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the folder of the newest complete checkpoint of a run; None where no checkpoint is complete."""
-    complete = [path.parent for path in folder.glob("checkpoints/step-*/manifest.json")]
-    return max((path for path in complete if re.fullmatch(r"step-\d+", path.name)), default=None)
+    return next(reversed(complete_checkpoints(folder).values()), None)
 
 
 def drop_incomplete(folder: Path) -> None:

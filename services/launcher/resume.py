@@ -23,16 +23,18 @@ from rollmesh.replay.identity import expect_own_run
 from rollmesh.telemetry.json_lines import JsonLines
 from services.config import MeshConfig
 from services.launcher.main import claim_folder, print_findings, start
-from services.launcher.outcome import ACCOUNTING, drop_incomplete, last_checkpoint, read_json
+from services.launcher.outcome import ACCOUNTING, drop_incomplete, read_json
 from services.launcher.processes import wait_until_unused
 from services.launcher.resume_rules import Change, check_changes
 from services.launcher.run_folder import (
     RESOLVED,
+    complete_checkpoints,
     note_start,
     read_requested,
     read_starts,
-    step_of,
+    unusable_folder,
     with_absolute_paths,
+    with_run,
     write_requested,
 )
 
@@ -72,12 +74,9 @@ def resume(config: MeshConfig) -> int:
         raise ConfigError("run.name", f"there is no run in {folder}", "leave out --resume, or correct the name")
     with claim_folder(folder):
         before = read_requested(folder)
-        config = config.model_copy(
-            update={"run": config.run.model_copy(update={"id": before.run.id, "directory": folder.parent})}
-        )
+        config = with_run(config, id=before.run.id, directory=folder.parent)
         changes = check_changes(before, config)
-        checkpoint = last_checkpoint(folder)
-        step = 0 if checkpoint is None else step_of(checkpoint)
+        step = max(complete_checkpoints(folder), default=0)
         check_can_go_on(folder, before, config, step)
         check_leftovers(folder)
         print_findings(config)
@@ -155,8 +154,7 @@ def _prepare(folder: Path, config: MeshConfig, step: int, changes: Sequence[Chan
         note_start(folder, after_step=step, changes=[str(change) for change in changes], earlier_end=earlier_end)
         (folder / ACCOUNTING).unlink(missing_ok=True)
     except OSError as error:
-        problem = f"{error.filename} cannot be used for the run folder ({error.strerror})"
-        raise ConfigError("run.directory", problem, "make the folder writable") from error
+        raise unusable_folder(error, "make the folder writable") from error
 
 
 def mark_logs(folder: Path, step: int) -> None:

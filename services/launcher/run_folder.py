@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from rollmesh.config import Section, load_yaml
 from rollmesh.errors import ConfigError
 from rollmesh.telemetry.json_lines import JsonLines
+from rollmesh.telemetry.whole_file import write_synced, write_whole
 from services.config import MeshConfig, dump_mesh, load_mesh
 
 REQUESTED = "requested.yaml"
@@ -52,15 +53,7 @@ def write_requested(folder: Path, config: MeshConfig) -> None:
     Raises:
         OSError: the folder cannot be written.
     """
-    path = folder / REQUESTED
-    partial = path.with_name(path.name + ".partial")
-    _write_and_sync(partial, dump_mesh(with_absolute_paths(config)))
-    os.replace(partial, path)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_whole(folder / REQUESTED, dump_mesh(with_absolute_paths(config)))
 
 
 def write_resolved(folder: Path, config: MeshConfig) -> None:
@@ -69,14 +62,7 @@ def write_resolved(folder: Path, config: MeshConfig) -> None:
     Raises:
         OSError: the folder cannot be written.
     """
-    _write_and_sync(folder / RESOLVED, dump_mesh(config))
-
-
-def _write_and_sync(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    write_synced(folder / RESOLVED, dump_mesh(config))
 
 
 def read_requested(folder: Path, overrides: Sequence[str] = ()) -> MeshConfig:
@@ -90,8 +76,7 @@ def read_requested(folder: Path, overrides: Sequence[str] = ()) -> MeshConfig:
         ConfigError: ``folder`` holds no run, or the run cannot be resumed; the message says why.
     """
     folder = folder.resolve()
-    if not (folder / RESOLVED).exists():
-        raise ConfigError(str(folder), "holds no run", "name a run folder, such as runs/NAME")
+    check_is_run(folder)
     if not (folder / REQUESTED).exists():
         problem = f"has no {REQUESTED}: an older version of RollMesh wrote the run, which cannot be resumed"
         raise ConfigError(str(folder), problem, "start a new run")
@@ -99,7 +84,28 @@ def read_requested(folder: Path, overrides: Sequence[str] = ()) -> MeshConfig:
     if config.run.name != folder.name:
         problem = f"{config.run.name!r} is not the name of the folder {folder}; a run keeps its name"
         raise ConfigError("run.name", problem, "name the folder as the run, and do not set run.name")
-    return config.model_copy(update={"run": config.run.model_copy(update={"directory": folder.parent})})
+    return with_run(config, directory=folder.parent)
+
+
+def with_run(config: MeshConfig, **changes: Any) -> MeshConfig:
+    """Return a copy with changed settings of the `run` section."""
+    return config.model_copy(update={"run": config.run.model_copy(update=changes)})
+
+
+def unusable_folder(error: OSError, fix: str = "name a folder that can be written") -> ConfigError:
+    """Return an error of the file system under the run folder in the words of a fault of the user's."""
+    problem = f"{error.filename} cannot be used for the run folder ({error.strerror})"
+    return ConfigError("run.directory", problem, fix)
+
+
+def check_is_run(folder: Path) -> None:
+    """Refuse a folder that holds no run.
+
+    Raises:
+        ConfigError: names the folder.
+    """
+    if not (folder / RESOLVED).exists():
+        raise ConfigError(str(folder), "holds no run", "name a run folder, such as runs/NAME")
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -147,8 +153,11 @@ def read_resumes(folder: Path) -> list[dict[str, Any]]:
     return [start for start in read_starts(folder) if start["after_step"] is not None]
 
 
-def step_of(checkpoint: Path) -> int:
-    """Return the step in the name of a checkpoint: 40 for ``checkpoints/step-000040``."""
-    match = re.fullmatch(r"step-(\d+)", checkpoint.name)
-    assert match is not None, checkpoint
-    return int(match[1])
+def complete_checkpoints(folder: Path) -> dict[int, Path]:
+    """Return the folders of a run's complete checkpoints by step, in the order of the steps.
+
+    A checkpoint is complete with its manifest, and the step stands in its name: 40 for ``checkpoints/step-000040``.
+    """
+    folders = [manifest.parent for manifest in folder.glob("checkpoints/step-*/manifest.json")]
+    matches = [(re.fullmatch(r"step-(\d+)", path.name), path) for path in folders]
+    return dict(sorted((int(match[1]), path) for match, path in matches if match))

@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from rollmesh.config.shared import ModelSection
+from rollmesh.config.shared import ModelSection, ReplaySection
 from rollmesh.data.model_folder import ModelFolder
 from rollmesh.errors import ConfigError
 from services.learner.config import LearnerSection
 
 
-def check_start(section: LearnerSection, policy: ModelSection, redis_url: str | None, needs_critic: bool) -> None:
+def check_start(section: LearnerSection, policy: ModelSection, replay: ReplaySection, needs_critic: bool) -> None:
     """Refuse a configuration with which the learner cannot start.
 
     Args:
         section: the learner's settings.
         policy: the settings of the policy model, with its folder.
-        redis_url: the value of `replay.url`.
+        replay: the settings of Redis.
         needs_critic: whether the algorithm trains a critic.
 
     Raises:
@@ -26,8 +26,7 @@ def check_start(section: LearnerSection, policy: ModelSection, redis_url: str | 
             other ranks.
     """
     check_ranks(section.num_ranks, os.environ)
-    if redis_url is None:
-        raise ConfigError("replay.url", "is not set", "start the mesh with `rollmesh up`, or name a Redis")
+    replay.require_url()
     ModelFolder.read("model.path", policy.path).check_trainable()
     critic = section.critic.model_path
     if needs_critic and critic is not None:

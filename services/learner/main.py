@@ -32,7 +32,7 @@ def main(config: MeshConfig, name: str) -> int:
         ConfigError: the learner cannot start with this configuration.
         RollMeshError: the run failed.
     """
-    check_start(config.learner, config.model, config.replay.url, config.algorithm.needs_critic)
+    check_start(config.learner, config.model, config.replay, config.algorithm.needs_critic)
     keep_to_interface(config.weights.host)
     if config.learner.num_ranks > 1 and "RANK" not in os.environ:
         _launch_ranks(config.learner.num_ranks, name)

@@ -55,11 +55,10 @@ def run(config: MeshConfig, name: str) -> int:
     Raises:
         RollMeshError: the run failed.
     """
-    assert config.replay.url is not None
     rank = int(os.environ.get("RANK", "0"))
     logs.configure(config.run.name, name if rank == 0 else f"{name}-rank-{rank}")
     quiet_libraries()
-    check_server(config.replay.url, config.replay.timeout_s)
+    check_server(config.replay.require_url(), config.replay.timeout_s)
     ranks = Ranks.start(config.learner)
     tracker = PhaseTracker(config.learner.silent_work_timeout_s)
     control = None
@@ -91,14 +90,13 @@ def _train(config: MeshConfig, ranks: Ranks, tracker: PhaseTracker, control: Con
 
     The learner registers first. Otherwise the learner would seem to be absent while the models load.
     """
-    assert config.replay.url is not None
     registration = control.start() if control is not None else None
     (num_steps,) = ranks.max([registration.num_steps if registration is not None else 0])
     started = time.monotonic()
     learnables = load_learnables(config, ranks)
     learnables.count_work(tracker.moved)
     _logger.info("loaded %s in %.1f s", config.model.path, time.monotonic() - started)
-    redis = connect_blocking(config.replay.url, config.replay.timeout_s)
+    redis = connect_blocking(config.replay.require_url(), config.replay.timeout_s)
     publisher = build_publisher(config, learnables.policy, ranks, control)
     intake = build_intake(config, BatchQueue(redis, config.run.name), ranks, control)
     checkpoints = build_checkpoint_store(config, ranks)

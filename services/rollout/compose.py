@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from rollmesh.config import DataSection, EvaluationSection, ModelSection, ReplaySection, SamplingSection
+from rollmesh.config import DataSection, EvaluationSection, ModelSection, SamplingSection
 from rollmesh.data.render import PromptRenderer, Tokenizer
-from rollmesh.errors import ConfigError
 from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.rpc.scorer_clients import ReferenceClient, RewardClient
 from rollmesh.types import LeaseKind
@@ -51,7 +50,7 @@ def worker_settings(config: MeshConfig) -> WorkerSettings:
         rollout=config.rollout,
         samples_per_prompt=config.training.samples_per_prompt,
         filter=config.algorithm.filter,
-        redis_url=redis_url(config.replay),
+        redis_url=config.replay.require_url(),
         redis_timeout_s=config.replay.timeout_s,
         payload_limit_bytes=config.replay.payload_limit_bytes,
         max_attempts=config.coordinator.max_attempts,
@@ -59,17 +58,6 @@ def worker_settings(config: MeshConfig) -> WorkerSettings:
         stall_timeout_s=config.coordinator.stall_timeout_s,
         member_timeout_s=config.coordinator.member_timeout_s,
     )
-
-
-def redis_url(replay: ReplaySection) -> str:
-    """Return the address of the run's Redis.
-
-    Raises:
-        ConfigError: the mesh file names no Redis.
-    """
-    if replay.url is None:
-        raise ConfigError("replay.url", "is not set", "start the mesh with `rollmesh up`, or name a Redis")
-    return replay.url
 
 
 def make_renderers(

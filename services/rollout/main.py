@@ -11,7 +11,7 @@ from rollmesh.data.render import load_tokenizer
 from rollmesh.replay.connection import check_server
 from rollmesh.telemetry import logs
 from services.config import MeshConfig
-from services.rollout.compose import engine_settings, make_worker, redis_url
+from services.rollout.compose import engine_settings, make_worker
 from services.rollout.engine import Engine
 from services.rollout.engine_args import EngineSettings
 
@@ -36,7 +36,7 @@ def main(config: MeshConfig, name: str) -> int:
 
 
 async def _serve(config: MeshConfig, name: str, stop: asyncio.Event) -> int:
-    await asyncio.to_thread(check_server, redis_url(config.replay), config.replay.timeout_s)
+    await asyncio.to_thread(check_server, config.replay.require_url(), config.replay.timeout_s)
     tokenizer = await asyncio.to_thread(load_tokenizer, config.model.path, config.model.trust_remote_code)
     worker = make_worker(config, name, tokenizer)
     engine = await _start_engine(engine_settings(config, worker_index(name)), stop)

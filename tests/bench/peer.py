@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.tether import tethered
+from rollmesh.aio.tether import tethered
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _STOP_TIMEOUT_S = 10.0

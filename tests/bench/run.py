@@ -27,9 +27,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rollmesh.aio.tether import tethered
 from tests.bench.peer import REPOSITORY
 from tests.bench.table import BEGIN, summary, update_page
-from tests.tether import tethered
 
 BENCHES = {
     "grpc_stream": ("grpc_stream", "grpc_score_stream"),

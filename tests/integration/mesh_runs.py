@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rollmesh.aio.tether import tethered
 from tests.fakes.listeners import Listener, listeners, process_tree
-from tests.tether import tethered
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEMO = REPOSITORY / "examples" / "operators"

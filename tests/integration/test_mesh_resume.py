@@ -14,9 +14,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rollmesh.aio.tether import tethered
 from tests.fakes.listeners import process_tree
 from tests.integration.mesh_runs import REPOSITORY, MeshRun, finish_mesh, processes_of, run_mesh, start_mesh
-from tests.tether import tethered
 
 pytestmark = [pytest.mark.mesh, pytest.mark.timeout(900)]
 

@@ -7,12 +7,13 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rollmesh.aio.tether import tethered
 from rollmesh.replay.connection import connect
 from rollmesh.replay.embedded import EmbeddedRedis
 from rollmesh.replay.ledger import Ledger
@@ -24,7 +25,6 @@ from services.launcher.main import assign_ports
 from services.launcher.processes import service_command
 from services.launcher.restarts import MAX_STARTS
 from tests.fakes.waiting import until
-from tests.tether import tethered
 from tests.unit.coordinator.test_main import act_as_a_mesh
 from tests.unit.launcher.conftest import tree  # noqa: F401 - a fixture
 
@@ -68,50 +68,54 @@ class _Mesh:
         return (self.folder / "report.md").read_text()
 
 
-def _end(
-    tree: dict[str, Any],  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    blow: Callable[[_Mesh], Awaitable[None]],
-) -> tuple[int, _Mesh]:
-    """Start a mesh with idle members, call ``blow``, and wait for the end. Return the exit code and the mesh."""
+Blow = Callable[[_Mesh], Awaitable[None]]
+End = Callable[..., tuple[int, _Mesh]]
 
-    def command(service: str, name: str, config: Path) -> list[str]:
-        return service_command(service, name, config) if service == "coordinator" else IDLE
 
-    monkeypatch.setattr(local_run, "service_command", command)
-    folder = tmp_path / "runs" / "tiny"
-    (folder / "logs").mkdir(parents=True)
-    path = folder / "mesh.yaml"
-    path.write_text(json.dumps(tree))
+@pytest.fixture
+def end(tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> End:  # noqa: F811
+    """Start a mesh with idle members, call ``blow``, and wait for the end. Return the exit code and the mesh.
 
-    async def scenario(server: EmbeddedRedis) -> tuple[int, _Mesh]:
-        config = load_mesh(path, [f"replay.url={server.url}"])
-        config = assign_ports(config)
-        path.write_text(dump_mesh(config))
-        mesh = _Mesh(config, folder, server)
-        ending = asyncio.create_task(mesh.run.run())
-        await mesh.until_started()
-        await blow(mesh)
-        return await ending, mesh
+    Further arguments replace sections of the mesh file.
+    """
 
-    with EmbeddedRedis.start(folder / "redis") as server:
-        return asyncio.run(asyncio.wait_for(scenario(server), 100))
+    def run(blow: Blow, **sections: Any) -> tuple[int, _Mesh]:
+        def command(service: str, name: str, config: Path) -> list[str]:
+            return service_command(service, name, config) if service == "coordinator" else IDLE
+
+        monkeypatch.setattr(local_run, "service_command", command)
+        folder = tmp_path / "runs" / "tiny"
+        (folder / "logs").mkdir(parents=True)
+        path = folder / "mesh.yaml"
+        path.write_text(json.dumps({**tree, **sections}))
+
+        async def scenario(server: EmbeddedRedis) -> tuple[int, _Mesh]:
+            config = load_mesh(path, [f"replay.url={server.url}"])
+            config = assign_ports(config)
+            path.write_text(dump_mesh(config))
+            mesh = _Mesh(config, folder, server)
+            ending = asyncio.create_task(mesh.run.run())
+            await mesh.until_started()
+            await blow(mesh)
+            return await ending, mesh
+
+        with EmbeddedRedis.start(folder / "redis") as server:
+            return asyncio.run(asyncio.wait_for(scenario(server), 100))
+
+    return run
 
 
 @pytest.mark.parametrize("victim", ["rollout-0", "coordinator"])
 def test_a_killed_process_is_named_and_the_groups_are_accounted_for(
     victim: str,
-    tree: dict[str, Any],  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    end: End,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     async def kill(mesh: _Mesh) -> None:
         await mesh.open_groups(3)
         os.kill(mesh.pid(victim), signal.SIGKILL)
 
-    exit_code, mesh = _end(tree, tmp_path, monkeypatch, kill)
+    exit_code, mesh = end(kill)
     assert exit_code == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
@@ -129,22 +133,27 @@ def test_a_killed_process_is_named_and_the_groups_are_accounted_for(
     assert "3 groups opened = 0 trained" in mesh.page
 
 
+async def _deaths(pid: Callable[[], int]) -> AsyncIterator[None]:
+    """Kill a process, and each process that takes its place; yields each time that one has. None follows the last."""
+    for _ in range(MAX_STARTS):
+        former = pid()
+        os.kill(former, signal.SIGKILL)
+        await until(lambda: pid() != former)  # noqa: B023 - awaited before the next
+        yield
+    os.kill(pid(), signal.SIGKILL)
+
+
 def test_redis_is_started_again_on_its_files_a_few_times(
-    tree: dict[str, Any],  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    end: End,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     async def kill(mesh: _Mesh) -> None:
         await mesh.open_groups(3)
-        for _ in range(MAX_STARTS):
-            pid = mesh.server.pid
-            os.kill(pid, signal.SIGKILL)
-            await until(lambda pid=pid: mesh.server.pid != pid and mesh.server.is_running)  # type: ignore[misc]
+        async for _ in _deaths(lambda: mesh.server.pid):
+            await until(lambda: mesh.server.is_running)
             assert await mesh.num_groups() == 3
-        os.kill(mesh.server.pid, signal.SIGKILL)
 
-    exit_code, mesh = _end(tree, tmp_path, monkeypatch, kill)
+    exit_code, mesh = end(kill)
     assert exit_code == 1
     lines = capsys.readouterr().err.splitlines()
     warnings = [line for line in lines if line.startswith("warning: redis (pid ")]
@@ -158,19 +167,14 @@ def test_redis_is_started_again_on_its_files_a_few_times(
 
 
 def test_a_scorer_that_is_killed_is_started_again_a_few_times(
-    tree: dict[str, Any],  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    end: End,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     async def kill(mesh: _Mesh) -> None:
-        for _ in range(MAX_STARTS):
-            pid = mesh.pid("reward")
-            os.kill(pid, signal.SIGKILL)
-            await until(lambda pid=pid: mesh.pid("reward") != pid)  # type: ignore[misc]
-        os.kill(mesh.pid("reward"), signal.SIGKILL)
+        async for _ in _deaths(lambda: mesh.pid("reward")):
+            pass
 
-    exit_code, mesh = _end(tree, tmp_path, monkeypatch, kill)
+    exit_code, mesh = end(kill)
     assert exit_code == 1
     lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if line.startswith("warning: ")] == [
@@ -180,24 +184,20 @@ def test_a_scorer_that_is_killed_is_started_again_a_few_times(
 
 
 def test_a_hangup_ends_a_run_in_order(
-    tree: dict[str, Any],  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    end: End,
 ) -> None:
     async def hang_up(mesh: _Mesh) -> None:
         await mesh.open_groups(3)
         os.kill(os.getpid(), signal.SIGHUP)
 
-    exit_code, mesh = _end(tree, tmp_path, monkeypatch, hang_up)
+    exit_code, mesh = end(hang_up)
     assert exit_code == 128 + signal.SIGHUP
     assert (mesh.books["state"], mesh.books["num_opened"]) == ("interrupted", 3)
     assert "told to stop by SIGHUP" in mesh.page
 
 
 def test_a_signal_while_members_have_still_to_end_is_heard_at_once(
-    tree: dict[str, Any],  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    end: End,
 ) -> None:
     async def finish_and_interrupt(mesh: _Mesh) -> None:
         await act_as_a_mesh(mesh.config, "")
@@ -205,7 +205,7 @@ def test_a_signal_while_members_have_still_to_end_is_heard_at_once(
         os.kill(os.getpid(), signal.SIGINT)
 
     training = {"steps": 1, "prompts_per_step": 1, "samples_per_prompt": 2}
-    exit_code, mesh = _end({**tree, "training": training}, tmp_path, monkeypatch, finish_and_interrupt)
+    exit_code, mesh = end(finish_and_interrupt, training=training)
     assert exit_code == 128 + signal.SIGINT
     assert mesh.books["state"] == "interrupted"
     assert "rollout-0, learner had still to end" in mesh.books["reason"]

@@ -94,7 +94,7 @@ def test_a_model_that_cannot_be_trained_is_one_sentence(
 ) -> None:
     config = mesh_config(make(tmp_path), tmp_path, replay={"url": "redis://127.0.0.1:1"})
     with pytest.raises(ConfigError, match=message) as caught:
-        check_start(config.learner, config.model, config.replay.url, needs_critic=False)
+        check_start(config.learner, config.model, config.replay, needs_critic=False)
     assert str(caught.value).startswith("model.path: ")
     assert "\n" not in str(caught.value)
 
@@ -104,7 +104,7 @@ def test_cuda_is_refused_where_there_is_none(tmp_path: Path) -> None:
     model = _model(tmp_path / "m", {"architectures": ["GPT2LMHeadModel"]})
     config = mesh_config(model, tmp_path, replay={"url": "redis://127.0.0.1:1"}, learner={"device": "cuda"})
     with pytest.raises(ConfigError, match=r"^learner\.device: "):
-        check_start(config.learner, config.model, config.replay.url, needs_critic=False)
+        check_start(config.learner, config.model, config.replay, needs_critic=False)
 
 
 def test_several_ranks_need_the_path_of_the_mesh_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.tether import tethered
+from rollmesh.aio.tether import tethered
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 STARTER = """
 import subprocess, sys
-from tests.tether import tethered
+from rollmesh.aio.tether import tethered
 
 child = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
 subprocess.Popen(tethered(child), start_new_session=True).wait()
