@@ -103,11 +103,11 @@ class Mesh(FakeCoordinator):
             return weights.publish_outcome_to_proto(PublishOutcome(False, "as the test wants", (), 0.0))
         step = next(begun.step for begun in reversed(self.begun) if begun.version == call.version)
         await self._ledger.record_version(call.version, step)
+        self._serving = call.version, step  # the worker serves a version before the version's slots are released
         await self._ledger.release_slots(step)
         self.committed.append(number)
         self.has_committed.set()
         self.heartbeat = Heartbeat(RunState.RUNNING, call.version)
-        self._serving = call.version, step
         return weights.publish_outcome_to_proto(PublishOutcome(True, "", ("rollout-0",), 0.01))
 
     def _leave_group(self) -> None:
@@ -119,17 +119,20 @@ class Mesh(FakeCoordinator):
         """Act as the worker until cancelled: make groups that are newly opened, or that wait again after a resume."""
         while True:
             if self._serving is not None and not self.is_idle:
-                await self._make_groups(*self._serving)
+                await self._make_groups()
             await asyncio.sleep(0.02)
 
-    async def _make_groups(self, version: PolicyVersion, step: int) -> None:
+    async def _make_groups(self) -> None:
         """Fill the slots as a fast worker would. The content of a group depends on its prompt alone."""
-        num_wanted = min(self._num_groups, (step + 1 + self.max_staleness) * GROUPS_PER_BATCH)
+        assert self._serving is not None
+        num_wanted = min(self._num_groups, (self._serving[1] + 1 + self.max_staleness) * GROUPS_PER_BATCH)
         await self._ledger.open_groups([PromptId("train", 0, index) for index in range(num_wanted)])
-        if self.claimed_version is not None:
-            version = PolicyVersion(0, self.claimed_version)
         num_slots = (1 + self.max_staleness) * GROUPS_PER_BATCH
         while rows := await self._ledger.lease("rollout-0", 100.0, num_wanted, num_slots):
+            # The lease may be younger than a commit that this round began before.
+            version = self._serving[0]
+            if self.claimed_version is not None:
+                version = PolicyVersion(0, self.claimed_version)
             for row in rows:
                 index = row.prompt_id.index
                 (group,) = random_groups(1, 4, seed=index, first_prompt=index, version=version)
