@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import rollmesh
-from rollmesh.errors import ConfigError, RollMeshError
+from rollmesh.errors import EXIT_START_AGAIN, ConfigError, RollMeshError, StartAgainError
 from rollmesh.telemetry import output
 from rollmesh.telemetry.crash import report_crash
 
@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return exit_code
     except ConfigError as error:
         problem, exit_code = str(error), EXIT_USAGE
+    except StartAgainError as error:
+        problem, exit_code = str(error), EXIT_START_AGAIN
     except RollMeshError as error:
         problem, exit_code = str(error), EXIT_FAILED
     except KeyboardInterrupt:
@@ -217,7 +219,7 @@ def _run_service(args: argparse.Namespace) -> int:
         os.environ["PYTHONSAFEPATH"] = "1"
     _die_with_launcher()
     config = _load_any(args) if args.service in SCORERS else _load(args)
-    # A learner of several ranks starts itself again under torch's launcher. The ranks read both variables.
+    # A learner of several ranks starts itself again, once for each rank. It reads both variables for that.
     os.environ["ROLLMESH_CONFIG"] = str(args.config.resolve())
     os.environ["ROLLMESH_OVERRIDES"] = json.dumps(args.overrides)
     name = args.name or _default_name(args.service)
@@ -245,7 +247,7 @@ def _die_with_launcher() -> None:
 
     pr_set_pdeathsig = 1
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM, 0, 0, 0)
-    if os.environ.get("RANK") is None and os.getppid() != int(parent):
+    if os.getppid() != int(parent):
         raise SystemExit(EXIT_FAILED)
 
 

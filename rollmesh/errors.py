@@ -12,12 +12,18 @@
     ├── WeightTransferError    a transfer failed, or received bytes that differ from the bytes sent
     │   └── TaintedError       a load failed midway: the engine holds parts of two versions
     ├── ReplayError            an answer of Redis breaks the ledger's rules
+    ├── StartAgainError        this process cannot go on; a new process in its place may
     └── RunEndedError          the run is over
 
 `rollmesh.rpc.status_codes` translates the errors into gRPC statuses and back.
 """
 
 from __future__ import annotations
+
+import os
+
+EXIT_START_AGAIN = os.EX_TEMPFAIL
+"""The exit code, 75, of a process that ended by a `StartAgainError`: whoever started the process may start it again."""
 
 
 class RollMeshError(Exception):
@@ -78,6 +84,13 @@ class TaintedError(WeightTransferError):
 
 class ReplayError(RollMeshError):
     """An answer of Redis that breaks the ledger's rules."""
+
+
+class StartAgainError(RollMeshError):
+    """An end of this process alone: its engine died, say. A new process in its place may go on with the run.
+
+    The process exits with `EXIT_START_AGAIN`, and the coordinator keeps the run alive.
+    """
 
 
 class RunEndedError(RollMeshError):

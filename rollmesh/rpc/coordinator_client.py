@@ -100,9 +100,15 @@ class CoordinatorClient(Connection):
             answer = await self._stub.Heartbeat(request, timeout=timeout_s)
         return control.heartbeat_from_proto(answer)
 
-    async def leave(self, failure: str = "", *, timeout_s: float = 5.0) -> None:
-        """Leave the run. ``failure`` says why the member cannot go on; empty where the member leaves in order."""
-        request = control.leave_to_proto(control.LeaveCall(self.caller, failure))
+    async def leave(self, failure: str = "", *, is_replaceable: bool = False, timeout_s: float = 5.0) -> None:
+        """Leave the run.
+
+        Args:
+            failure: why the member cannot go on; empty where the member leaves in order.
+            is_replaceable: whether a new process may take the member's place, so that the run goes on.
+            timeout_s: time for all tries together.
+        """
+        request = control.leave_to_proto(control.LeaveCall(self.caller, failure, is_replaceable))
         await call_unary(self._stub.Leave, request, timeout_s=timeout_s, peer=self.peer)
 
     async def fail_run(self, run_id: str, reason: str, *, timeout_s: float = 2.0) -> None:

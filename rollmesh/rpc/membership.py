@@ -22,7 +22,14 @@ from types import TracebackType
 from typing import Self
 
 from rollmesh.aio.awake import AwakeClock, boot_time
-from rollmesh.errors import DeadlineError, RollMeshError, RunEndedError, UnavailableError, UnknownMemberError
+from rollmesh.errors import (
+    DeadlineError,
+    RollMeshError,
+    RunEndedError,
+    StartAgainError,
+    UnavailableError,
+    UnknownMemberError,
+)
 from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.types import Heartbeat, MemberReport, PolicyVersion, Registration, Role, RunState
 
@@ -41,7 +48,8 @@ class Membership:
     """Membership for the length of an ``async with`` block.
 
     Leaving the block leaves the run, unless `leave` was called before. An exception of the block is reported as the
-    member's failure and fails the run. A cancellation is not reported: it asks the process to end in order.
+    member's failure and fails the run, unless it is a StartAgainError. A cancellation is not reported: it asks the
+    process to end in order.
 
     Args:
         client: the member's connection to the coordinator. The caller closes the client.
@@ -124,11 +132,12 @@ class Membership:
         assert self._over is not None, "the membership has not been entered"
         return await asyncio.shield(self._over)
 
-    async def leave(self, failure: str = "") -> None:
+    async def leave(self, failure: str = "", *, is_replaceable: bool = False) -> None:
         """Stop the heartbeats and leave the run. Never fails. Only the first call has an effect.
 
         Args:
             failure: why the member cannot go on; empty where the member leaves in order.
+            is_replaceable: whether a new process may take the member's place, so that the run goes on.
         """
         if self._has_left:
             return
@@ -136,7 +145,7 @@ class Membership:
         is_lost = await self._stop_heartbeats()
         try:
             timeout_s = _LEAVE_GONE_TIMEOUT_S if is_lost or self.run_state.is_over else _LEAVE_TIMEOUT_S
-            await self._client.leave(failure, timeout_s=timeout_s)
+            await self._client.leave(failure, is_replaceable=is_replaceable, timeout_s=timeout_s)
         except RollMeshError as error:
             _logger.warning("could not tell the coordinator of leaving: %s", error)
 
@@ -157,7 +166,7 @@ class Membership:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self.leave(_failure_sentence(error))
+        await self.leave(_failure_sentence(error), is_replaceable=isinstance(error, StartAgainError))
 
     async def _register(self, timeout_s: float) -> Registration:
         return await self._client.register(

@@ -122,14 +122,16 @@ class HeartbeatResponse(_message.Message):
     def __init__(self, run_state: _Optional[_Union[RunState, str]] = ..., committed_version: _Optional[_Union[_trajectory_pb2.PolicyVersion, _Mapping]] = ..., failure: _Optional[str] = ..., ended: _Optional[_Iterable[_Union[LeaseKey, _Mapping]]] = ..., interval_ms: _Optional[int] = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
-    __slots__ = ("name", "incarnation", "failure")
+    __slots__ = ("name", "incarnation", "failure", "is_replaceable")
     NAME_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    IS_REPLACEABLE_FIELD_NUMBER: _ClassVar[int]
     name: str
     incarnation: str
     failure: str
-    def __init__(self, name: _Optional[str] = ..., incarnation: _Optional[str] = ..., failure: _Optional[str] = ...) -> None: ...
+    is_replaceable: bool
+    def __init__(self, name: _Optional[str] = ..., incarnation: _Optional[str] = ..., failure: _Optional[str] = ..., is_replaceable: bool = ...) -> None: ...
 
 class LeaveResponse(_message.Message):
     __slots__ = ()

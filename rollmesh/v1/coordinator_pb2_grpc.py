@@ -90,83 +90,86 @@ class CoordinatorServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Register(self, request, context):
-        """A service instance joins the run. Safe to repeat: an incarnation that is known gets the same answer. A new
-        incarnation under a known name replaces the old one, whose leases expire at once. Deadline 10 s.
+        """A service instance joins the run. Safe to repeat: a known incarnation gets the same answer. A new incarnation under
+        a known name replaces the old incarnation, whose leases expire at once. Deadline 10 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Heartbeat(self, request, context):
-        """Sent by each member every `heartbeat_interval_ms`, or as the last answer said. A member that misses `member_timeout_ms` is dropped. It also
-        says how the member's work moves, and renews the leases of a rollout worker. Safe to repeat. Fails with
-        ERROR_REASON_UNKNOWN_MEMBER if the coordinator does not know the incarnation: register again. Deadline 5 s.
+        """Each member sends a heartbeat every `heartbeat_interval_ms`, or as often as the last answer said. The coordinator
+        drops a member that is silent for `member_timeout_ms`. The heartbeat also says how the member's work moves, and
+        renews the leases of a rollout worker. Safe to repeat. Fails with ERROR_REASON_UNKNOWN_MEMBER if the coordinator
+        does not know the incarnation: register again. Deadline 5 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Leave(self, request, context):
-        """A member leaves, because the run is over or because it failed. Never fails. Deadline 5 s.
+        """A member leaves, because the run is over or because it failed. The failure of a member fails the run, unless a new
+        process may take the member's place. Never fails. Deadline 5 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FailRun(self, request, context):
-        """The run cannot go on, for a reason that only its launcher sees: a process died, or a person stopped the run. The
-        run is FAILED with that reason, and members learn of it by heartbeat. Only the first reason counts: after the end
-        of a run the call changes nothing, and so does repeating it. Fails with ERROR_REASON_INVALID_ARGUMENT if the
-        coordinator serves another run. Deadline 2 s.
+        """The run cannot go on, for a reason that only the launcher sees: a process died, or a person stopped the run. The
+        run becomes FAILED with that reason, and the heartbeats tell the members. Only the first reason counts: after the
+        end of a run the call changes nothing. Safe to repeat. Fails with ERROR_REASON_INVALID_ARGUMENT if the coordinator
+        serves another run. Deadline 2 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Lease(self, request_iterator, context):
-        """One stream per rollout worker. The worker's first message names it; every message grants credits: how many more
-        leases it will take. The coordinator sends leases as credits and admission allow, oldest waiting work first.
-        Leases do not end with the stream: a worker that reconnects keeps what it holds and grants credits anew. The
-        coordinator then repeats the worker's leases, as far as its credits go, because some may have been lost with the
-        stream: a worker that has a lease already (same group, same token) drops the second one and grants its credit anew.
+        """One stream per rollout worker. The first message names the worker. Every message grants credits, the number of
+        further leases that the worker will take. The coordinator sends leases as credits and admission allow, the oldest
+        waiting work first. Leases outlive the stream: a worker that reconnects keeps its leases and grants credits anew.
+        The coordinator then repeats the worker's leases as far as the credits go, because the broken stream may have lost
+        some leases. A worker that holds a repeated lease already (same group, same token) drops the second copy and grants
+        the credit anew.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReportEvaluation(self, request, context):
-        """The result of one evaluation lease. Repeating it is harmless. Deadline 10 s.
+        """The result of one evaluation lease. Safe to repeat. Deadline 10 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BeginPublish(self, request, context):
-        """ANNOUNCE and PREPARE of a version: the coordinator decides the weight epoch, prepares the serving set and leaves
-        out who is not ready in time. While an evaluation is pinned to the serving version it waits for it. On success
-        all members are receiving and the learner broadcasts. Deadline: the caller's.
+        """ANNOUNCE and PREPARE of a version: the coordinator decides the weight epoch, prepares the serving set, and leaves
+        out the members that are not ready in time. The coordinator waits for an evaluation that is pinned to the serving
+        version. On success all members are receiving, and the learner broadcasts. Deadline: the caller's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FinishPublish(self, request, context):
-        """VERIFY and COMMIT: the learner has sent its bytes, or failed to. Answers once the version serves or the publish
-        was aborted. Repeating it answers as the first did. Deadline: the caller's.
+        """VERIFY and COMMIT: the learner has sent its bytes, or sending failed. The coordinator answers when the version
+        serves or the publish was aborted. A repeated call gets the same answer. Deadline: the caller's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReportStep(self, request, context):
-        """The learner's metrics of one optimiser batch. Repeating one step is harmless. Deadline 10 s.
+        """The learner's metrics of one optimiser batch. Safe to repeat. Deadline 10 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetMeshStatus(self, request, context):
-        """The mesh at a glance. Deadline 5 s.
+        """The state of the whole mesh. Deadline 5 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class EnvironmentServiceStub(object):
-    """Hosts multi-turn episodes. Every episode lives on one stream and dies with it.
+    """Hosts multi-turn episodes. Every episode lives on one stream and ends with the stream.
     """
 
     def __init__(self, channel):
@@ -43,15 +43,15 @@ class EnvironmentServiceStub(object):
 
 
 class EnvironmentServiceServicer(object):
-    """Hosts multi-turn episodes. Every episode lives on one stream and dies with it.
+    """Hosts multi-turn episodes. Every episode lives on one stream and ends with the stream.
     """
 
     def RunEpisodes(self, request_iterator, context):
-        """One stream per rollout worker carries many episodes, told apart by `episode_id`. Legal order within an episode:
-        `reset`, then `step` any number of times, each after the answer to the one before; `close` at any time. Each
-        `reset` and `step` is answered exactly once, by an observation or a failure; `close` is not answered. After an
-        observation with `done` the episode is over. A broken stream ends all its episodes: the worker starts them
-        again under new ids.
+        """One stream per rollout worker carries many episodes; `episode_id` tells the episodes apart. The legal order within
+        an episode: `reset`, then any number of `step`, each after the answer to the action before; `close` at any time.
+        The server answers each `reset` and `step` exactly once, with an observation or a failure, and does not answer
+        `close`. After an observation with `done` the episode is over. A broken stream ends all its episodes: the worker
+        starts the episodes again under new ids.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -74,7 +74,7 @@ def add_EnvironmentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EnvironmentService(object):
-    """Hosts multi-turn episodes. Every episode lives on one stream and dies with it.
+    """Hosts multi-turn episodes. Every episode lives on one stream and ends with the stream.
     """
 
     @staticmethod

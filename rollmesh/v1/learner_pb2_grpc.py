@@ -45,7 +45,7 @@ class LearnerServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def GetLearnerStatus(self, request, context):
-        """What the learner is doing. Deadline 5 s.
+        """The state of the learner. Deadline 5 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

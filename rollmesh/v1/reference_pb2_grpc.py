@@ -45,10 +45,10 @@ class ReferenceServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def ComputeLogProbs(self, request_iterator, context):
-        """One stream per rollout worker, open for the whole run. Each request is answered exactly once, in any order. The
-        answer depends on the request alone, so repeating one is safe. The server gathers requests of all streams into
-        batches of bounded token count and stops reading a stream while its queue is full. When the worker
-        half-closes, the server answers what it holds and ends the stream.
+        """One stream per rollout worker, open for the whole run. The server answers each request exactly once, in any order.
+        The answer depends on the request alone, so a request is safe to repeat. The server gathers the requests of all
+        streams into batches with a bounded number of tokens, and stops reading a stream while the server's queue is full.
+        When the worker half-closes the stream, the server answers the requests that it holds and ends the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

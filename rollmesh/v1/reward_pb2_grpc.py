@@ -52,18 +52,19 @@ class RewardServiceServicer(object):
     """
 
     def GetRewardInfo(self, request, context):
-        """What this server is. Called once per connection, before the first sample. Deadline 10 s; safe to repeat.
+        """The server's name and limits. The worker calls this once per connection, before the first sample. Deadline 10 s;
+        safe to repeat.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Score(self, request_iterator, context):
-        """One stream per rollout worker, open for the whole run. The worker writes a request as soon as a sample ends; the
-        server answers each exactly once, in any order, matched by `request_id`. The worker bounds what is unanswered to
-        `max_in_flight` of GetRewardInfoResponse. Scoring the same sample twice must be harmless: after a broken stream
-        or a missed deadline the worker sends it again under a new `request_id`. When the worker half-closes, the
-        server answers what it holds and ends the stream.
+        """One stream per rollout worker, open for the whole run. The worker writes a request as soon as a sample ends. The
+        server answers each request exactly once, in any order; `request_id` matches the answer to the request. At most
+        `max_in_flight` (of GetRewardInfoResponse) requests are unanswered. Scoring the same sample twice must be harmless:
+        after a broken stream or a missed deadline the worker sends the sample again under a new `request_id`. When the
+        worker half-closes the stream, the server answers the requests that it holds and ends the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -65,34 +65,37 @@ class RolloutServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def PrepareWeights(self, request, context):
-        """ANNOUNCE and PREPARE: the plan of the coming transfer and the process group that carries it. The worker checks
-        the plan against its model and, if the weight epoch is new to it, begins to join the group. It does not wait for
-        the others: the learner hears of the epoch only when all have answered. A plan is sent once and named by its digest
-        from then on; the worker keeps the last one. Deadline: the caller's.
+        """ANNOUNCE and PREPARE: the plan of the coming transfer and the process group that carries it. The worker checks the
+        plan against its model. If the weight epoch is new to the worker, the worker begins to join the group. The worker
+        does not wait for the other members: the learner hears of the epoch only when all members have answered. The
+        coordinator sends a plan once, and names the plan by its digest afterwards; the worker keeps the last plan.
+        Deadline: the caller's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReceiveWeights(self, request, context):
-        """TRANSFER and VERIFY: receives every bucket into buffers beside the live weights, while generation goes on.
-        Answers with the digest of the bytes received. Deadline: the caller's; the transport has its own, shorter one.
+        """TRANSFER and VERIFY: the worker receives every bucket into buffers beside the live weights, while generation goes
+        on. The worker answers with the digest of the received bytes. Deadline: the caller's; the transport has a shorter
+        deadline of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CommitWeights(self, request, context):
-        """COMMIT: pauses generation keeping its requests, loads the received weights, stamps the version, resumes. A load that
-        fails midway fails with ERROR_REASON_TAINTED: the worker leaves, and has to be started anew. After any other error
-        the old version serves. A caller without an answer does not know which version serves, and asks again.
+        """COMMIT: the worker pauses generation and keeps the requests, loads the received weights, stamps the version, and
+        resumes. If a load fails midway, the call fails with ERROR_REASON_TAINTED: the worker leaves, and somebody has to
+        start the worker anew. After any other error the old version serves. A caller without an answer does not know which
+        version serves, and asks again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AbortWeights(self, request, context):
-        """ABORT: drops what was received. The old version has been serving all the while. Never fails.
+        """ABORT: the worker drops the received bytes. The old version has served all the time. Never fails.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -60,10 +60,16 @@ class HeartbeatCall:
 
 @dataclass(frozen=True, slots=True)
 class LeaveCall:
-    """A member leaves the run. ``failure`` is empty where the member leaves in good order."""
+    """A member leaves the run.
+
+    Attributes:
+        failure: the reason in one sentence; empty where the member leaves in good order.
+        is_replaceable: whether the failure is of this process alone, and a new process may take the member's place.
+    """
 
     caller: Caller
     failure: str
+    is_replaceable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,11 +211,18 @@ def heartbeat_from_proto(message: pb.HeartbeatResponse) -> Heartbeat:
 
 
 def leave_to_proto(call: LeaveCall) -> pb.LeaveRequest:
-    return pb.LeaveRequest(name=call.caller.name, incarnation=call.caller.incarnation, failure=call.failure)
+    return pb.LeaveRequest(
+        name=call.caller.name,
+        incarnation=call.caller.incarnation,
+        failure=call.failure,
+        is_replaceable=call.is_replaceable,
+    )
 
 
 def leave_from_proto(message: pb.LeaveRequest) -> LeaveCall:
-    return LeaveCall(caller_from_proto(message), checks.text(message.failure, "failure"))
+    return LeaveCall(
+        caller_from_proto(message), checks.text(message.failure, "failure"), is_replaceable=message.is_replaceable
+    )
 
 
 def fail_run_to_proto(call: FailRunCall) -> pb.FailRunRequest:

@@ -83,6 +83,8 @@ class Coordinator:
         self._member_timeout_s = member_timeout_s
         self._silence_s = min(member_timeout_s, lease_ttl_s)
         self._to_revoke: set[str] = set()
+        self._excused: set[str] = set()
+        """Names in `_to_revoke` whose groups are not to blame: these leases do not count as failed attempts."""
         self._num_leases: Counter[str] = Counter()
 
     async def register(
@@ -102,8 +104,9 @@ class Coordinator:
             raise RunEndedError(self.run.failure or "the run is finished")
         known = self.members.get(name)
         if name in self._to_revoke or (known is not None and known.incarnation != incarnation):
-            await self._ledger.revoke_member(name)
+            await self._ledger.revoke_member(name, is_excused=name in self._excused)
             self._to_revoke.discard(name)
+            self._excused.discard(name)
         _, former = self.members.register(name, role, incarnation, address, num_weight_ranks)
         if former is not None:
             logger.warning("%s started anew", name, extra={"member": name})
@@ -139,10 +142,11 @@ class Coordinator:
         interval_s = heartbeat_interval_s(len(self.members), self._heartbeat_interval_s, self._silence_s)
         return Heartbeat(self.run.state, self.run.committed_version, self.run.failure, ended, interval_s)
 
-    async def leave(self, name: str, incarnation: str, failure: str) -> None:
+    async def leave(self, name: str, incarnation: str, failure: str, *, is_replaceable: bool = False) -> None:
         """Remove a member that leaves. This never fails.
 
-        The run fails if the member failed, or if a learner leaves before its last step.
+        The run fails if the member failed, or if a learner leaves before its last step. The run goes on if a new
+        process may take the member's place.
         """
         member = self.members.remove(name, incarnation)
         if member is None:
@@ -150,7 +154,9 @@ class Coordinator:
         logger.info("%s left%s", name, f": {failure}" if failure else "", extra={"member": name})
         # The run fails before anything waits: when the caller's deadline passes, gRPC cancels this handler, and the
         # caller does not call again.
-        if failure:
+        if is_replaceable:
+            self._excused.add(name)
+        elif failure:
             self.fail(f"{name}: {failure}")
         elif member.role is Role.LEARNER and self.run.state in (RunState.STARTING, RunState.RUNNING):
             self.fail(f"{name} left before its last step")
@@ -237,13 +243,12 @@ class Coordinator:
     async def on_tainted(self, member: Member, reason: str) -> None:
         """Drop a member whose load failed midway. For the `PublishDriver`.
 
-        Another member may still load the next version.
+        The process of the member ends, and a new process may take the member's place.
         """
         logger.error("dropped %s: %s", member.name, reason, extra={"member": member.name})
         if self.members.remove(member.name, member.incarnation, is_banned=True) is not None:
+            self._excused.add(member.name)
             await self._lose(member)
-        if not self.members.rollouts:
-            self.fail(f"no rollout worker is left: {member.name} was dropped because {reason}")
 
     def expire_evaluation(self) -> None:
         """End the evaluation leases whose time is up, and a run that waited only for the last of them."""
@@ -398,11 +403,12 @@ class Coordinator:
         If the revocation never succeeds, the leases end at their own deadline.
         """
         try:
-            await self._ledger.revoke_member(name)
+            await self._ledger.revoke_member(name, is_excused=name in self._excused)
         except UnavailableError as error:
             logger.warning("the leases of %s cannot be revoked yet: %s", name, error, extra={"member": name})
             return
         self._to_revoke.discard(name)
+        self._excused.discard(name)
 
     def _finish_if_done(self) -> None:
         if self.run.state is RunState.FINISHING and (self.evaluator is None or self.evaluator.is_idle):

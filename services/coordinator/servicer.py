@@ -42,7 +42,9 @@ class CoordinatorServicer(pb_grpc.CoordinatorServiceServicer):
 
     async def Leave(self, request: pb.LeaveRequest, context: Any) -> pb.LeaveResponse:
         call = control.leave_from_proto(request)
-        await self._coordinator.leave(call.caller.name, call.caller.incarnation, call.failure)
+        await self._coordinator.leave(
+            call.caller.name, call.caller.incarnation, call.failure, is_replaceable=call.is_replaceable
+        )
         return pb.LeaveResponse()
 
     async def FailRun(self, request: pb.FailRunRequest, context: Any) -> pb.FailRunResponse:

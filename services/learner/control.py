@@ -80,7 +80,7 @@ class Control:
         self._ended: Future[None] = Future()
         self._over: Future[Heartbeat] = Future()
         self._stop = asyncio.Event()
-        self._failure = ""
+        self._failure, self._is_replaceable = "", False
         self._client: CoordinatorClient | None = None
         self._report: Future[None] | None = None
         self._num_lost_reports = 0
@@ -96,15 +96,16 @@ class Control:
         self._thread.start()
         return self._wait(self._ready, None, "registration")
 
-    def stop(self, failure: str = "") -> None:
+    def stop(self, failure: str = "", *, is_replaceable: bool = False) -> None:
         """Leave the run and end the control thread. A second call is harmless.
 
         Args:
             failure: the reason in one sentence if the learner failed, which fails the run; else empty.
+            is_replaceable: whether a new learner may take this learner's place, so that the run goes on.
         """
         if not self._thread.is_alive():
             return
-        self._failure = failure
+        self._failure, self._is_replaceable = failure, is_replaceable
         with contextlib.suppress(RuntimeError):  # the thread is just ending, and its loop is closed
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(STOP_TIMEOUT_S)
@@ -277,7 +278,7 @@ class Control:
             async with Supervisor() as tasks:
                 tasks.spawn(self._watch_files(), "checkpoint files")
                 await self._until_stopped(membership)
-            await membership.leave(self._failure)
+            await membership.leave(self._failure, is_replaceable=self._is_replaceable)
 
     async def _watch_files(self) -> None:
         """Look at the files of checkpoints, again and again.

@@ -14,7 +14,7 @@ from types import FrameType
 import transformers
 
 from rollmesh.aio import stop_signals
-from rollmesh.errors import RollMeshError, RunEndedError
+from rollmesh.errors import RollMeshError, RunEndedError, StartAgainError
 from rollmesh.replay.batches import BatchQueue
 from rollmesh.replay.connection import check_server, connect_blocking
 from rollmesh.telemetry import logs
@@ -53,6 +53,7 @@ def run(config: MeshConfig, name: str) -> int:
         0 if the run finished; 128 + the signal's number if a signal asked the process to end.
 
     Raises:
+        StartAgainError: this rank lost another rank. The error of the other rank is the cause, if there is one.
         RollMeshError: the run failed.
     """
     rank = int(os.environ.get("RANK", "0"))
@@ -78,6 +79,10 @@ def run(config: MeshConfig, name: str) -> int:
         return 128 + int(str(stopped))
     except BaseException as error:
         sentence = str(error) if isinstance(error, RollMeshError) else describe_crash(error)
+        if ranks.is_lost_peer(error):
+            sentence = f"rank {rank} lost another rank ({sentence})"
+            _leave(control, sentence, is_replaceable=True)
+            raise StartAgainError(sentence) from error
         _leave(control, " ".join(sentence.split()))
         raise
     _leave(control, "")
@@ -120,9 +125,9 @@ def _train(config: MeshConfig, ranks: Ranks, tracker: PhaseTracker, control: Con
     _logger.info("trained steps %d to %d", start.step + 1, last_step)
 
 
-def _leave(control: Control | None, failure: str) -> None:
+def _leave(control: Control | None, failure: str, *, is_replaceable: bool = False) -> None:
     if control is not None:
-        control.stop(failure)
+        control.stop(failure, is_replaceable=is_replaceable)
 
 
 @contextlib.contextmanager

@@ -74,6 +74,15 @@ class Ranks:
                 dist.init_process_group(backend, rank=rank, world_size=world_size, store=store, timeout=timeout)
         return cls(rank=rank, world_size=world_size, device=device)
 
+    def is_lost_peer(self, error: BaseException) -> bool:
+        """Return whether ``error`` says that a collective failed because another rank is gone or does not answer.
+
+        Gloo raises bare RuntimeErrors, which begin with the place in Gloo's code.
+        """
+        if self.world_size == 1:
+            return False
+        return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
+
     def stop(self) -> None:
         """Leave the process group."""
         if dist.is_initialized():

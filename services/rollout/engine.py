@@ -25,6 +25,7 @@ from rollmesh.errors import (
     DeadlineError,
     InvalidArgumentError,
     RollMeshError,
+    StartAgainError,
     TaintedError,
     UnavailableError,
     WeightTransferError,
@@ -136,7 +137,7 @@ class Engine:
             InvalidArgumentError: the prompt leaves no room for an answer, or has tokens that the model does not know.
             UnavailableError: no version is committed yet.
             TaintedError: a load failed midway.
-            RollMeshError: vLLM has died.
+            StartAgainError: vLLM has died.
         """
         room = self._max_length - len(prompt_token_ids)
         if not prompt_token_ids or room < 1:
@@ -271,7 +272,7 @@ class Engine:
         except (VLLMClientError, ValueError) as error:
             raise InvalidArgumentError(first_line(error), "prompt_token_ids") from error
         except EngineDeadError as error:
-            raise RollMeshError(self.explain_death()) from error
+            raise StartAgainError(self.explain_death()) from error
 
     async def _load(self, version: PolicyVersion, digest: bytes) -> CommitReport:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest

@@ -13,6 +13,8 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from rollmesh.errors import RollMeshError, StartAgainError
+
 TAIL_BYTES = 256 * 1024
 _TRACEBACK = "Traceback (most recent call last):"
 _PREFIX = re.compile(r"^(?:\([^)]*pid=\d+\)\s*)?(?:[A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?")
@@ -72,6 +74,14 @@ class EngineLog:
         advice = hint(cause)
         place = "the output above says more" if self.path is None else f"see {self.path}"
         return "; ".join(part for part in (f"{problem}: {cause:.400}" if cause else problem, advice, place) if part)
+
+    def failed_start(self, error: BaseException) -> RollMeshError:
+        """Return the error that describes a start that failed with ``error``.
+
+        A process of vLLM that a signal killed, as the kernel does for lack of memory, may live at the next start.
+        """
+        kind = StartAgainError if _KILLED.search(str(error)) else RollMeshError
+        return kind(self.explain("vLLM did not start", error))
 
     def _printed_cause(self) -> str:
         if self.path is None:

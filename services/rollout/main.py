@@ -29,6 +29,7 @@ def main(config: MeshConfig, name: str) -> int:
 
     Raises:
         ConfigError: the mesh file does not let the worker start.
+        StartAgainError: the engine died, hangs or is tainted; the command line exits with `EXIT_START_AGAIN`.
         RollMeshError: the run, or this worker, failed.
     """
     logs.configure(config.run.name, name)

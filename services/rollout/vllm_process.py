@@ -33,6 +33,7 @@ async def start_vllm(settings: EngineSettings, log: EngineLog) -> AsyncLLM:
         ConfigError: vLLM is not installed, refuses its settings, or could not start with them.
         DeadlineError: vLLM was not up within `rollout.start_timeout_s`.
         RollMeshError: vLLM did not start; the message gives the cause that ``log`` shows.
+        StartAgainError: a signal killed a process of vLLM.
     """
     prepare_environment(settings.rollout.start_timeout_s, settings.weights.host)
     check_engine(settings.rollout.engine, settings.model)
@@ -109,7 +110,7 @@ def _start(settings: EngineSettings, log: EngineLog, is_given_up: threading.Even
     except RollMeshError:
         raise
     except Exception as error:  # an error of vLLM or of a library that vLLM uses
-        raise RollMeshError(log.explain("vLLM did not start", error)) from error
+        raise log.failed_start(error) from error
 
 
 def _give_up(is_given_up: threading.Event) -> None:

@@ -74,6 +74,11 @@ class WeightProtocol:
         """Whether a load has failed midway. Never changes back."""
         return self._taint.done()
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether the engine loads a version now."""
+        return self._transfer is not None and self._transfer.is_committing
+
     async def watch(self) -> NoReturn:
         """Wait until the worker is tainted. The owner then gives the worker up.
 

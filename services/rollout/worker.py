@@ -17,15 +17,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NoReturn
 
 from rollmesh.aio.awake import AwakeClock
 from rollmesh.aio.supervisor import Supervisor
 from rollmesh.algorithms.config import FilterSection
 from rollmesh.data.render import PromptRenderer, Tokenizer
-from rollmesh.errors import RollMeshError
+from rollmesh.errors import StartAgainError, TaintedError
 from rollmesh.replay.connection import connect
 from rollmesh.replay.ledger import Ledger
 from rollmesh.rpc.channel import parse_address
@@ -38,6 +37,7 @@ from rollmesh.types import LeaseKind, MemberReport, Role, RolloutStatus, RunStat
 from services.rollout.config import RolloutSection
 from services.rollout.delivery import Delivery
 from services.rollout.engine import Engine
+from services.rollout.engine_watch import STALL_MARGIN_S, EngineWatch
 from services.rollout.group import GenerationCounts, GroupRunner
 from services.rollout.lease_keeper import LeaseKeeper
 from services.rollout.pool import GroupPool
@@ -49,8 +49,6 @@ _logger = logging.getLogger(__name__)
 
 _STOP_GRACE_S = 3.0
 """Time that open groups get to end when somebody stops the worker while the run goes on."""
-_ENGINE_POLL_S = 0.5
-"""Time between two checks of whether the engine is alive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +134,7 @@ class Worker:
             The exit code of the process: 1 if the run has failed, else 0. The failure happened in another service.
 
         Raises:
+            StartAgainError: the engine died, hangs or is tainted; a new worker may go on.
             RollMeshError: this worker cannot go on; the coordinator knows the failure.
         """
         settings = self._settings
@@ -147,8 +146,8 @@ class Worker:
             has_reference=self._clients.reference is not None,
             counts=self._counts,
         )
-        # Scoring ends by its own deadline, which may be longer than the stall timeout.
-        patience_s = max(settings.stall_timeout_s, settings.rollout.scoring_timeout_s)
+        # Scoring ends by its own deadline, which may be longer than the stall timeout. The engine's watch comes first.
+        patience_s = max(settings.stall_timeout_s, settings.rollout.scoring_timeout_s) + STALL_MARGIN_S
         keeper = LeaseKeeper(settings.lease_ttl_s, patience_s, AwakeClock(settings.member_timeout_s))
         max_open_groups = settings.rollout.open_groups(settings.samples_per_prompt)
         pool = GroupPool(runner, self._delivery, keeper, self._counts, max_open_groups)
@@ -157,6 +156,13 @@ class Worker:
             await stack.enter_async_context(self._clients.coordinator)
             weights = WeightProtocol(engine)
             stack.push_async_callback(weights.close)
+            engine_watch = EngineWatch(
+                engine,
+                lambda: self._counts.num_samples_generating,
+                lambda: weights.is_loading,
+                settings.stall_timeout_s,
+                AwakeClock(settings.member_timeout_s),
+            )
             servicer = RolloutServicer(weights, lambda: self._status(engine, pool))
             server = Server(settings.rollout.address, servicer.as_services(), place="rollout.address")
             await stack.enter_async_context(server)
@@ -166,12 +172,12 @@ class Worker:
                 Role.ROLLOUT,
                 server.address,
                 engine.num_weight_ranks,
-                report=lambda: self._report(engine, keeper),
+                report=lambda: self._report(engine, keeper, engine_watch),
                 on_answer=keeper.heard,
             )
             await stack.enter_async_context(membership)
             stack.push_async_callback(self._close_scorers)
-            await self._work(engine, pool, weights, membership, stop)
+            await self._work(engine_watch, pool, weights, membership, stop)
         if membership.run_state is RunState.FAILED:
             _logger.error("the run has failed: %s", membership.failure)
             return 1
@@ -179,30 +185,35 @@ class Worker:
 
     async def _work(
         self,
-        engine: Engine,
+        engine_watch: EngineWatch,
         pool: GroupPool,
         weights: WeightProtocol,
         membership: Membership,
         stop: asyncio.Event,
     ) -> None:
-        """Work until the stop signal, the end of the run, or the failure of a task of this method."""
+        """Work until the stop signal, the end of the run, or the failure of a task of this method.
+
+        Raises:
+            StartAgainError: the engine died, hangs or is tainted. Another engine does not have the fault.
+        """
         source = self._clients.coordinator.lease_stream(lost_timeout_s=membership.registration.member_timeout_s)
         grace_s, reason = 0.0, "the worker failed"
-        async with Supervisor() as supervisor:
-            supervisor.spawn(weights.watch(), "weights")
-            supervisor.spawn(watch_engine(engine), "engine")
-            stopping = supervisor.spawn(stop.wait(), "stop", may_end=True)
-            over = supervisor.spawn(membership.wait_over(), "membership", may_end=True)
-            running = supervisor.spawn(self._take_groups(pool, source), "groups", may_end=True)
-            try:
-                await asyncio.wait({stopping, over}, return_when=asyncio.FIRST_COMPLETED)
-                if over.done():
-                    reason = f"the run is {over.result().run_state.value}"
-                else:
-                    grace_s, reason = _STOP_GRACE_S, "the worker was told to stop"
-            finally:
-                _logger.info("closing: %s", reason)
-                await pool.close(running, source, grace_s, reason)
+        with _replaceable_if_tainted():
+            async with Supervisor() as supervisor:
+                supervisor.spawn(weights.watch(), "weights")
+                supervisor.spawn(engine_watch.run(), "engine")
+                stopping = supervisor.spawn(stop.wait(), "stop", may_end=True)
+                over = supervisor.spawn(membership.wait_over(), "membership", may_end=True)
+                running = supervisor.spawn(self._take_groups(pool, source), "groups", may_end=True)
+                try:
+                    await asyncio.wait({stopping, over}, return_when=asyncio.FIRST_COMPLETED)
+                    if over.done():
+                        reason = f"the run is {over.result().run_state.value}"
+                    else:
+                        grace_s, reason = _STOP_GRACE_S, "the worker was told to stop"
+                finally:
+                    _logger.info("closing: %s", reason)
+                    await pool.close(running, source, grace_s, reason)
 
     async def _take_groups(self, pool: GroupPool, source: LeaseStream) -> None:
         info = await self._clients.reward.connect(self._settings.rollout.start_timeout_s)
@@ -214,13 +225,14 @@ class Worker:
         if self._clients.reference is not None:
             await self._clients.reference.close()
 
-    def _report(self, engine: Engine, keeper: LeaseKeeper) -> MemberReport:
+    def _report(self, engine: Engine, keeper: LeaseKeeper, engine_watch: EngineWatch) -> MemberReport:
         counts, num_tokens = self._counts, engine.num_generated_tokens
         num_moves = num_tokens + counts.num_samples_scored + counts.num_groups_committed
+        scoring_s = self._settings.rollout.scoring_timeout_s if self._scorer.num_scoring else 0.0
         return MemberReport(
             num_generated_tokens=num_tokens,
             num_moves=num_moves,
-            patience_s=self._settings.rollout.scoring_timeout_s if self._scorer.num_scoring else 0.0,
+            patience_s=max(scoring_s, engine_watch.patience_s),
             renewals=keeper.renewals(num_moves),
         )
 
@@ -235,12 +247,10 @@ class Worker:
         )
 
 
-async def watch_engine(engine: Engine) -> NoReturn:
-    """Wait until the engine's processes have died. An idle worker would not notice their death otherwise.
-
-    Raises:
-        RollMeshError: always; the message gives the cause of the death.
-    """
-    while engine.is_alive:  # noqa: ASYNC110 (an engine that dies sets no event)
-        await asyncio.sleep(_ENGINE_POLL_S)
-    raise RollMeshError(engine.explain_death())
+@contextlib.contextmanager
+def _replaceable_if_tainted() -> Iterator[None]:
+    """Turn a TaintedError inside the block into a StartAgainError."""
+    try:
+        yield
+    except TaintedError as error:
+        raise StartAgainError(str(error)) from error

@@ -221,7 +221,9 @@ CODECS = [
         control.heartbeat_to_proto,
         control.heartbeat_from_proto,
     ),
-    Codec(control.LeaveCall(CALLER, "no memory"), control.leave_to_proto, control.leave_from_proto),
+    Codec(
+        control.LeaveCall(CALLER, "no memory", is_replaceable=True), control.leave_to_proto, control.leave_from_proto
+    ),
     Codec(control.FailRunCall("sums", "rollout-0 was killed"), control.fail_run_to_proto, control.fail_run_from_proto),
     Codec(control.CreditGrant(CALLER, 5), control.grant_to_proto, control.grant_from_proto),
     Codec(LEASE.sampling, control.sampling_to_proto, control.sampling_from_proto),

@@ -65,7 +65,21 @@ def test_a_member_that_fails_ends_the_run_for_all(with_worker: Callable[..., Non
     with_worker(body)
 
 
-async def never(*_: Any) -> Any:
+def test_a_member_that_can_be_replaced_leaves_a_run_that_goes_on(with_worker: Callable[..., None]) -> None:
+    async def body(mesh: Mesh, worker: Worker) -> None:
+        other = await mesh.join("rollout-1")
+        await mesh.publish(0)
+        (held,) = await worker.take(1)
+        await worker.client.leave("the engine died", is_replaceable=True)
+        assert (await mesh.learner.heartbeat()).run_state is RunState.RUNNING
+        (again,) = await other.take(1)
+        assert (again.group_id, again.attempt) == (held.group_id, 1)
+        assert mesh.coordinator.members.get("rollout-0") is None
+
+    with_worker(body, coordinator={"max_attempts": 1}, rollout={"num_workers": 2})
+
+
+async def never(*_: Any, **options: Any) -> Any:
     """What Redis does when it hangs."""
     await asyncio.Event().wait()
 

@@ -210,15 +210,15 @@ def test_a_worker_that_cannot_load_is_dropped_and_the_others_serve(with_mesh: Ca
     with_mesh(body, num_workers=2)
 
 
-def test_the_run_fails_when_no_worker_is_left_that_serves(with_mesh: Callable[..., None]) -> None:
+def test_the_run_waits_for_a_new_worker_when_no_worker_is_left_that_serves(with_mesh: Callable[..., None]) -> None:
     async def body(mesh: Mesh) -> None:
         await mesh.join("rollout-0", failures={"commit": TaintedError("no such layer")})
         outcome = await mesh.publish(0)
         assert not outcome.is_committed
         assert "rollout-0: no such layer" in outcome.abort_reason
-        heartbeat = await mesh.learner.heartbeat()
-        assert heartbeat.run_state is RunState.FAILED
-        assert "no such layer" in heartbeat.failure
+        assert mesh.coordinator.run.failure == ""
+        await mesh.join("rollout-0")
+        assert (await mesh.publish(1)).members == ("rollout-0",)
 
     with_mesh(body)
 

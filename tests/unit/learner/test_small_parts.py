@@ -117,25 +117,21 @@ def test_several_ranks_need_the_path_of_the_mesh_file(tmp_path: Path, monkeypatc
 
 
 def test_several_ranks_start_through_the_command_line_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Replaced(Exception):
-        """The end of the process's program, which `execv` replaces."""
-
     commands: list[list[str]] = []
 
-    def execv(_path: str, arguments: list[str]) -> None:
-        commands.append(arguments)
-        raise Replaced
+    def run_ranks(command: list[str], num_ranks: int, name: str) -> int:
+        commands.append([str(num_ranks), *command])
+        return 0
 
-    monkeypatch.setattr("os.execv", execv)
+    monkeypatch.setattr("services.learner.main.run_ranks", run_ranks)
     monkeypatch.setenv("ROLLMESH_CONFIG", "/mesh.yaml")
     monkeypatch.setenv("ROLLMESH_OVERRIDES", '["run.seed=3"]')
     monkeypatch.delenv("RANK", raising=False)
     model = _model(tmp_path / "m", {"architectures": ["Qwen2ForCausalLM"]})
     config = mesh_config(model, tmp_path, replay={"url": "redis://127.0.0.1:1"}, learner={"num_ranks": 2})
-    with pytest.raises(Replaced):
-        main(config, "learner")
+    assert main(config, "learner") == 0
     (command,) = commands
-    assert "--nproc-per-node=2" in command
+    assert command[0] == "2"
     assert command[-6:] == ["learner", "--config", "/mesh.yaml", "--name", "learner", "--set=run.seed=3"]
 
 

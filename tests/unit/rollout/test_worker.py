@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rollmesh.errors import ConfigError, RollMeshError, SupersededError, TaintedError
+from rollmesh.errors import ConfigError, RollMeshError, StartAgainError, SupersededError, TaintedError
 from rollmesh.replay.connection import connect
 from rollmesh.replay.ledger import Ledger
 from rollmesh.rpc.rollout_client import RolloutClient
@@ -182,10 +182,11 @@ def test_a_failed_load_hands_leases_back_and_leaves_with_the_failure(redis_url: 
                 await client.receive(V1, timeout_s=20.0)
                 with pytest.raises(TaintedError, match="bad shape"):
                     await client.commit(V1, timeout_s=20.0)
-            with pytest.raises(TaintedError, match="bad shape"):
+            with pytest.raises(StartAgainError, match="bad shape"):
                 await mesh.running
             (left,) = mesh.coordinator.left
             assert "bad shape" in left.failure
+            assert left.is_replaceable
             assert await mesh.num_groups(GroupState.PENDING) == 1
             assert engine.num_running == 0
 
@@ -236,12 +237,12 @@ def test_the_exit_code_tells_how_the_run_ended(
 
 def test_a_dead_engine_fails_the_worker_and_the_coordinator_is_told(redis_url: str, run_id: str) -> None:
     async def scenario() -> None:
-        engine = FakeEngine(delay_s=lambda request: 0.1, failures={"generate": RollMeshError("vLLM has died")})
+        engine = FakeEngine(delay_s=lambda request: 0.1, failures={"generate": StartAgainError("vLLM has died")})
         async with running_worker(redis_url, run_id, engine) as mesh:
             await mesh.lease(0)
-            with pytest.raises(RollMeshError, match="vLLM has died"):
+            with pytest.raises(StartAgainError, match="vLLM has died"):
                 await asyncio.wait_for(mesh.running, 20.0)
-            assert [left.failure for left in mesh.coordinator.left] == ["vLLM has died"]
+            assert [(left.failure, left.is_replaceable) for left in mesh.coordinator.left] == [("vLLM has died", True)]
             assert await mesh.num_groups(GroupState.PENDING) == 1
 
     run_bounded(scenario())
@@ -252,9 +253,10 @@ def test_a_worker_whose_engine_dies_while_idle_ends_at_once_and_says_so(redis_ur
         engine = FakeEngine()
         async with running_worker(redis_url, run_id, engine) as mesh:
             engine.is_alive = False
-            with pytest.raises(RollMeshError, match="vLLM has died"):
+            with pytest.raises(StartAgainError, match="vLLM has died"):
                 await asyncio.wait_for(asyncio.shield(mesh.running), 20.0)
-            assert [call.failure for call in mesh.coordinator.left] == [engine.explain_death()]
+            (left,) = mesh.coordinator.left
+            assert (left.failure, left.is_replaceable) == (engine.explain_death(), True)
 
     run_bounded(scenario())
 
@@ -275,6 +277,7 @@ def test_a_reward_server_that_never_comes_fails_the_worker_in_time(redis_url: st
             with pytest.raises(RollMeshError, match="reward server"):
                 await worker.run(FakeEngine(), asyncio.Event())
             assert "reward server" in coordinator.left[0].failure
+            assert not coordinator.left[0].is_replaceable
 
     run_bounded(scenario())
 
@@ -315,5 +318,19 @@ def test_a_worker_stops_working_on_a_lease_that_is_over(redis_url: str, run_id: 
             await until(lambda: engine.num_running == 2)
             mesh.coordinator.heartbeat = Heartbeat(RunState.RUNNING, V0, ended=(lease(0, token=1).key,))
             await until(lambda: len(engine.cancelled) == 2)
+
+    run_bounded(scenario())
+
+
+def test_a_worker_whose_engine_hangs_hands_back_and_asks_for_a_new_start(redis_url: str, run_id: str) -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(is_held=lambda request: True)
+        async with running_worker(redis_url, run_id, engine, coordinator={"stall_timeout_s": 1.0}) as mesh:
+            await mesh.lease(0)
+            with pytest.raises(StartAgainError, match="the engine has made no token"):
+                await asyncio.wait_for(asyncio.shield(mesh.running), 30.0)
+            (left,) = mesh.coordinator.left
+            assert left.is_replaceable
+            assert await mesh.num_groups(GroupState.PENDING) == 1
 
     run_bounded(scenario())

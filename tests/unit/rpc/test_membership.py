@@ -17,6 +17,7 @@ from rollmesh.errors import (
     DeadlineError,
     InvalidArgumentError,
     RunEndedError,
+    StartAgainError,
     SupersededError,
     UnavailableError,
 )
@@ -340,5 +341,20 @@ def test_only_the_first_leaving_counts() -> None:
                     await membership.leave("out of memory")
                     raise ValueError("later")
         assert [call.failure for call in fake.left] == ["out of memory"]
+
+    run_bounded(test())
+
+
+@pytest.mark.parametrize(("error", "is_replaceable"), [(StartAgainError("it died"), True), (ValueError("bad"), False)])
+def test_the_coordinator_is_told_whether_a_new_process_may_take_the_place(
+    error: Exception, is_replaceable: bool
+) -> None:
+    async def test() -> None:
+        fake = FakeCoordinator()
+        async with fake.serve() as server, CoordinatorClient(server.address, "rollout-0") as client:
+            with pytest.raises(type(error)):
+                async with member(client):
+                    raise error
+        assert [call.is_replaceable for call in fake.left] == [is_replaceable]
 
     run_bounded(test())
