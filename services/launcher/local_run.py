@@ -10,18 +10,20 @@
 The launcher asks the coordinator for the status of the run. Every wait has a deadline. A process that ends before the
 run is over ends the run, unless `restarts` starts the process again. The cause of a failure is the process that ended
 first. A process that ended later, or that the launcher stopped, is no cause.
+
+The first signal ends the run in order. The second signal kills all services at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import shlex
 import signal
 import sys
 import time
 from pathlib import Path
 
+from rollmesh.aio.awake import AwakeClock
 from rollmesh.aio.service import stop_signals
 from rollmesh.errors import RollMeshError
 from rollmesh.replay.accounting import EndState
@@ -30,14 +32,9 @@ from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.telemetry.crash import full_disk, report_crash
 from rollmesh.types import MeshStatus, RunState
 from services.config import MeshConfig
-from services.launcher.outcome import (
-    Outcome,
-    complete_accounting,
-    drop_incomplete,
-    equation,
-    last_checkpoint,
-    record,
-)
+from services.launcher.closing import close_books
+from services.launcher.missing_members import MissingMembers
+from services.launcher.outcome import Outcome
 from services.launcher.processes import (
     ProcessGroup,
     ServiceDiedError,
@@ -45,8 +42,7 @@ from services.launcher.processes import (
     service_command,
 )
 from services.launcher.progress import ProgressLine
-from services.launcher.report import write_report
-from services.launcher.restarts import Restarts
+from services.launcher.restarts import STARTED_AGAIN, Restarts
 
 COORDINATOR_START_S = 30.0
 """Time for the coordinator to answer for the first time."""
@@ -57,7 +53,9 @@ STOP_S = 15.0
 STOP_FAILED_S = 4.0
 """`STOP_S` for a run that failed: its services have no work to hand back, as the coordinator or Redis may be gone."""
 STATUS_SILENCE_S = 30.0
-"""Time for which the coordinator may fail to answer. Then the run fails."""
+"""Time for which the coordinator may fail to answer. Then the coordinator is killed."""
+ASLEEP_S = 15.0
+"""A launcher that looked at no service for this long was asleep. The coordinator was not silent meanwhile."""
 EARLY_END_S = 10.0
 """Time between the end of a service and the coordinator's word that the run is over. Later, the run fails."""
 STAGES = {"coordinator": 0, "reward": 1, "reference": 1, "rollout": 2, "learner": 2}
@@ -90,12 +88,17 @@ class LocalRun:
         self._client = CoordinatorClient(config.coordinator.address, "launcher", "launcher")
         self._progress = ProgressLine(sys.stderr, member_names(config))
         self._interrupted = asyncio.Event()
+        self._hurried = asyncio.Event()
         self._signal = signal.SIGINT
-        self._last_answer = time.monotonic()
+        self._clock = AwakeClock(ASLEEP_S)
+        self._last_answer = self._clock()
         self._first_end: float | None = None
         self._restarts = Restarts(server, folder, self._warn)
+        self._missing = MissingMembers()
         self.is_finishing = False
         """Whether the run is over. Its members may still have to end."""
+        self.is_stopping = False
+        """Whether the services are being stopped."""
 
     async def run(self) -> int:
         """Run the mesh until the run completes, fails or is interrupted, and record its end. Return the exit code."""
@@ -111,18 +114,20 @@ class LocalRun:
                 await self._tell_coordinator(outcome.reason)
         finally:
             await self._stop(stop_timeout_s)
-        await self._record(outcome)
+        await close_books(self._config, self._folder, self._server, outcome, self._restarts.made, self._hurried)
         return outcome.exit_code
 
     def _catch_signals(self) -> None:
-        """End the run in order on SIGINT, SIGTERM and SIGHUP. A SIGHUP that is ignored (`nohup`) stays ignored."""
+        """End the run on SIGINT, SIGTERM and SIGHUP. A SIGHUP that is ignored (`nohup`) stays ignored."""
         loop = asyncio.get_running_loop()
         for number in stop_signals():
             loop.add_signal_handler(number, self._interrupt, number)
 
     def _interrupt(self, number: signal.Signals) -> None:
         if self._interrupted.is_set():
-            print("\nstill stopping; services that do not answer are killed", file=sys.stderr, flush=True)
+            print("\na second signal: all services are killed", file=sys.stderr, flush=True)
+            self._hurried.set()
+            self._group.kill_all()
             return
         self._signal = number
         self._interrupted.set()
@@ -131,8 +136,9 @@ class LocalRun:
         """Start all services, watch until the run is over, and return its outcome. No error leaves this method."""
         try:
             await self._start_all()
-            status = await self._watch()
-            return await self._conclude(status)
+            if not await self._watch():
+                return self._interruption()
+            return await self._conclude()
         except ServiceDiedError as error:
             return Outcome(EndState.FAILED, EXIT_FAILED, str(error), error.culprit, error.log)
         except RollMeshError as error:
@@ -189,7 +195,7 @@ class LocalRun:
             status = await self._client.status()
         except RollMeshError:
             return None
-        self._last_answer = time.monotonic()
+        self._last_answer = self._clock()
         return status
 
     def _warn(self, sentence: str) -> None:
@@ -205,14 +211,24 @@ class LocalRun:
             ServiceDiedError: a service or Redis died, and is not started again.
         """
         await self._restarts.keep_redis()
-        failed = self._group.first_failure()
-        if failed is None or (not self.is_finishing and await self._restarts.start_again(failed)):
-            return
-        # The launcher may see the end of a member before the coordinator says that the run failed.
-        status = await self._status()
-        if status is not None and status.run_state is RunState.FAILED:
-            raise self._failed(status)
-        raise ServiceDiedError(failed.failure() + full_disk(self._folder), failed.name, failed.log)
+        for failed in self._group.failures():
+            if await self._is_taken_care_of(failed):
+                continue
+            # The launcher may see the end of a member before the coordinator says that the run failed.
+            status = await self._status()
+            if status is not None and status.run_state is RunState.FAILED:
+                raise self._failed(status)
+            problem = failed.failure(self._restarts.used_up(failed.name)) + full_disk(self._folder)
+            raise ServiceDiedError(problem, failed.name, failed.log)
+
+    async def _is_taken_care_of(self, failed: ServiceProcess) -> bool:
+        """Return whether a service that failed is started again, or would have been if the run had not finished."""
+        if self.is_finishing:
+            return self._restarts.is_due(failed.name)
+        is_taken = await self._restarts.take(failed)
+        if is_taken and failed.name == "coordinator":
+            self._last_answer = self._clock()
+        return is_taken
 
     def _failed(self, status: MeshStatus) -> ServiceDiedError:
         """Return the coordinator's reason for the failure as an error.
@@ -231,7 +247,7 @@ class LocalRun:
 
         At the end of a run the last status may lag behind; therefore `EARLY_END_S` passes before the error.
         """
-        ended = self._group.ended()
+        ended = [service for service in self._group.ended() if service.exit_code == 0]
         if not ended:
             self._first_end = None
             return
@@ -241,28 +257,52 @@ class LocalRun:
             problem = f"{left.name} ended although the run goes on; its log is {left.log}"
             raise ServiceDiedError(problem, left.name, left.log)
 
-    async def _watch(self) -> MeshStatus | None:
-        """Show progress until the run is over. Return the last status; None where a signal interrupted the run."""
+    async def _watch(self) -> bool:
+        """Show progress until the run is over. Return whether the run finished; False if a signal interrupted the run.
+
+        Raises:
+            ServiceDiedError: the run failed, or a process died and is not started again.
+        """
         while not self._interrupted.is_set():
             await self._restarts.keep_redis()  # first: without Redis the coordinator would not answer
             status = await self._status()
+            if status is None and self._has_learner_finished:
+                return True
             if status is not None:
                 self._progress.show(status)
+                if status.run_state is RunState.FAILED:
+                    raise self._failed(status)
                 if status.run_state.is_over:
-                    return status
+                    return True
+            self._kill_silent(status)
             await self._raise_if_dead()
             self._raise_if_left_early()
-            if time.monotonic() - self._last_answer > STATUS_SILENCE_S:
-                raise self._silence(f"has not answered for {STATUS_SILENCE_S:.0f} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._interrupted.wait(), 1.0)
-        return None
+        return False
 
-    async def _conclude(self, status: MeshStatus | None) -> Outcome:
-        if status is None:
-            return self._interruption()
-        if status.run_state is RunState.FAILED:
-            raise self._failed(status)
+    @property
+    def _has_learner_finished(self) -> bool:
+        """Whether the learner ended with success. It does so only when the coordinator has said that the run finished.
+
+        A coordinator that dies at the end of the run may tell the learner of the end, and not this launcher.
+        """
+        return any(service.name == "learner" and service.exit_code == 0 for service in self._group.ended())
+
+    def _kill_silent(self, status: MeshStatus | None) -> None:
+        """Kill the processes that run and do nothing, so that they are started again like processes that died."""
+        if status is not None and status.run_state in (RunState.STARTING, RunState.RUNNING):
+            for service in self._missing.look(status, self._group.running()):
+                if service.name in STARTED_AGAIN:
+                    service.kill("sent no heartbeats any more")
+        elif status is None and self._clock() - self._last_answer > STATUS_SILENCE_S:
+            self._last_answer = self._clock()
+            for service in self._group.running():
+                if service.name == "coordinator":
+                    service.kill(f"has not answered for {STATUS_SILENCE_S:.0f} s")
+
+    async def _conclude(self) -> Outcome:
+        """Wait for the members of a finished run to end. Return the outcome."""
         late = ", ".join(await self._until_members_left())
         if late and self._interrupted.is_set():
             return self._interruption(f"; the run was over, and {late} had still to end")
@@ -298,26 +338,6 @@ class LocalRun:
             await self._client.fail_run(self._config.run.name, reason)
 
     async def _stop(self, timeout_s: float) -> None:
+        self.is_stopping = True
         await self._group.stop_all(timeout_s)
         await self._client.close()
-
-    async def _record(self, outcome: Outcome) -> None:
-        """Write the accounting and the report, and print their main facts on the terminal."""
-        drop_incomplete(self._folder)
-        url = self._config.replay.require_url()
-        books = await complete_accounting(self._folder, self._config.run.name, url, self._server)
-        if shortfall := books.get("shortfall"):
-            print(f"warning: {shortfall}", file=sys.stderr, flush=True)
-        print(f"{outcome.state.value}: {equation(books)}", file=sys.stderr, flush=True)
-        checkpoint = last_checkpoint(self._folder)
-        if outcome.state is not EndState.COMPLETED:
-            kept = f"the last complete checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written"
-            print(f"{outcome.state.value}: {kept}", file=sys.stderr, flush=True)
-            if checkpoint or self._config.learner.checkpoint.every_steps is not None:
-                print(f"continue with: rollmesh resume {shlex.quote(str(self._folder))}", file=sys.stderr, flush=True)
-        try:
-            record(self._folder, outcome, books)
-            print(f"report: {write_report(self._folder)}", flush=True)
-        except OSError as error:
-            problem = f"the report could not be written to {self._folder} ({error.strerror})"
-            print(f"warning: {problem}; the logs are in {self._folder / 'logs'}", file=sys.stderr, flush=True)

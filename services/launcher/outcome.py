@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rollmesh.replay.accounting import EndState, account, write_accounting
 from rollmesh.replay.connection import connect
 from rollmesh.replay.embedded import EmbeddedRedis
 from rollmesh.replay.ledger import Ledger
+from services.launcher.restarts import Restart
 from services.launcher.run_folder import complete_checkpoints, read_resumes
 
 ACCOUNTING = "accounting.json"
@@ -133,14 +135,21 @@ async def _read_ledger(url: str, run_id: str) -> Books:
         await redis.aclose()
 
 
-def record(folder: Path, outcome: Outcome, books: Books) -> Books:
-    """Write `accounting.json`: the accounting, how the run ended, and its resumes. Return the content of the file.
+def record(folder: Path, outcome: Outcome, books: Books, restarts: Sequence[Restart] = ()) -> Books:
+    """Write `accounting.json`, and return the content of the file.
+
+    Args:
+        folder: the run folder.
+        outcome: how the run ended.
+        books: the accounting of its groups.
+        restarts: the new starts of its processes, the earliest first.
 
     Raises:
         OSError: the file cannot be written.
     """
     end = outcome.as_record(folder)
     end["resumes"] = read_resumes(folder)
+    end["restarts"] = [restart.as_record() for restart in restarts]
     whole = {**end, **books, **end}  # the end's keys come first, and the launcher's values replace the coordinator's
     write_accounting(folder / ACCOUNTING, whole)
     return whole

@@ -63,6 +63,10 @@ class ServiceProcess:
     """A service uses services of lower stages, and is ended before they are."""
     has_ranks: bool = False
     """Whether several ranks of the service write its log."""
+    silence: str = ""
+    """Why the launcher killed the process, e.g. "has been silent for 30 s"; empty where the launcher did not."""
+    started_at: float = 0.0
+    """The time at which the process was started, in monotonic seconds."""
     ended_at: float | None = None
     """The time at which the process ended, in monotonic seconds; None before that."""
     _log_start: int = 0
@@ -73,6 +77,7 @@ class ServiceProcess:
     async def start(self) -> None:
         """Start the process. Its output is added at the end of the log."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.started_at = time.monotonic()
         environment = {**service_environment(os.environ), LAUNCHER_VARIABLE: str(os.getpid()), **self.environment}
         with self.log.open("ab") as sink:
             self._log_start = sink.tell()
@@ -90,7 +95,7 @@ class ServiceProcess:
     async def start_again(self) -> None:
         """Start a new process after the process ended. Everything that the old process left behind is killed first."""
         await self.stop(0.0)
-        self.ended_at = None
+        self.ended_at, self.silence = None, ""
         await self.start()
 
     async def _note_end(self) -> None:
@@ -123,11 +128,30 @@ class ServiceProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
         await self._process.wait()
 
-    def failure(self) -> str:
-        """Return one sentence that says how the process ended, which error it printed, and where its log is."""
-        reason = self._error()
-        sentence = f"{self.name} {describe_exit(self.exit_code)}"
-        return f"{sentence}: {reason}; its log is {self.log}" if reason else f"{sentence}; its log is {self.log}"
+    def kill(self, silence: str = "") -> None:
+        """Send SIGKILL to the process group of the service, and return at once.
+
+        Args:
+            silence: what the service failed to do, for a service that is to be started again.
+        """
+        if self._process is None:
+            return
+        self.silence = silence
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def end(self) -> str:
+        """Return how the process ended and which error it printed, e.g. "rollout-0 exited with 75: vLLM has died"."""
+        how = f"{self.silence} and was killed" if self.silence else describe_exit(self.exit_code)
+        return f"{self.name} {how}" + (f": {reason}" if (reason := self._error()) else "")
+
+    def failure(self, suffix: str = "") -> str:
+        """Return one sentence that says how the process ended, which error it printed, and where its log is.
+
+        Args:
+            suffix: a clause that is added to how the process ended.
+        """
+        return f"{self.end()}{suffix}; its log is {self.log}"
 
     def _error(self) -> str:
         """Return the last error that the process printed; empty where it printed none.
@@ -196,13 +220,17 @@ class ProcessGroup:
         self._services.append(service)
         await service.start()
 
-    def first_failure(self) -> ServiceProcess | None:
-        """Return the service that was the first to end without success; None where all run or ended well.
+    def failures(self) -> list[ServiceProcess]:
+        """Return the services that ended without success, the first to end first.
 
-        Services that ended later may have ended because of that service.
+        Services that ended later may have ended because of an earlier one.
         """
         dead = [s for s in self._services if s.exit_code not in (None, 0)]
-        return min(dead, key=lambda s: s.ended_at or time.monotonic(), default=None)
+        return sorted(dead, key=lambda s: s.ended_at or time.monotonic())
+
+    def running(self) -> list[ServiceProcess]:
+        """Return the services whose processes run."""
+        return [s for s in self._services if s.is_running]
 
     def ended(self) -> list[ServiceProcess]:
         """Return the services that have ended, with or without success."""
@@ -213,6 +241,11 @@ class ProcessGroup:
         waiting = [s for s in self._services if s.name in names and s.is_running]
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*(s.wait() for s in waiting)), timeout_s)
+
+    def kill_all(self) -> None:
+        """Send SIGKILL to the process groups of all services."""
+        for service in self._services:
+            service.kill()
 
     async def stop_all(self, timeout_s: float) -> None:
         """End all services, the highest stage first. So a service ends after the services that use it."""

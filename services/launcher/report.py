@@ -70,6 +70,7 @@ def _page(folder: Path, config: Record, steps: list[Record], evaluations: list[R
     if (folder / "report.png").exists():
         lines += ["![Curves of the run](report.png)", ""]
     lines += ["| | |", "|---|---|", *_end_rows(accounting), *_resume_rows(read_resumes(folder))]
+    lines += [f"| started again | {r['time']} {_cell(r['reason'])} |" for r in accounting.get("restarts", [])]
     if steps:
         lines += [*_result_rows(config, steps, evaluations), "", *_staleness_section(steps), *_time_section(steps)]
     else:

@@ -1,25 +1,80 @@
-"""New starts of processes that die while the run goes on: of Redis, the reward server and the reference.
+"""New starts of processes that end while the run goes on: which ends ask for one, when it comes, how many there are.
 
-Nothing is lost by such a death. Redis loads its files. A sample that waits for its score or its log-probabilities is
-sent to the new process. Each process is started again at most `MAX_STARTS` times in a run, because a process that has
-died that often will die again. A service that ended with an exit code is not started again: it has printed its reason,
-and would end in the same way.
+===========================================================  =========================
+a process ...                                                is started again?
+===========================================================  =========================
+was ended by a signal that the launcher did not send         yes
+exits with `EXIT_START_AGAIN`: it says that a new one helps  yes
+fell silent, and was killed by the launcher for that         yes
+exits with any other code: it has printed its reason, and    no, and the run fails
+would end in the same way
+===========================================================  =========================
+
+The first new start comes at once, and the next after the `PAUSES_S`, because a fault that stays must not keep the
+machine busy. A process that ran for `HEALTHY_S` gets all its new starts back. A process that ends too often fails the
+run.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
-from rollmesh.errors import RollMeshError
+from rollmesh.errors import EXIT_START_AGAIN, RollMeshError
 from rollmesh.replay.embedded import EmbeddedRedis
 from services.launcher.processes import ServiceDiedError, ServiceProcess, describe_exit
 
-MAX_STARTS = 3
-"""The number of new starts that one process may have in a run."""
-SCORERS = ("reward", "reference")
+PAUSES_S = (0.0, 1.0, 5.0, 10.0, 10.0)
+"""The pause before each new start of one process. The process has no more new starts than this list has pauses. The
+pauses are shorter than `coordinator.member_timeout_s`, so that the members outlive a new start of the coordinator."""
+HEALTHY_S = 300.0
+"""A process that ran for this long before it ended counts as healthy: its earlier new starts are forgotten."""
+
+STARTED_AGAIN = ("reward", "reference")
+"""The services that are started again; the run does not go on without the other services yet."""
+
+
+def asks_for_new_start(exit_code: int) -> bool:
+    """Return whether a process that ended with ``exit_code`` is to be started again; see the table of this module."""
+    return exit_code < 0 or exit_code == EXIT_START_AGAIN
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """One new start of a process, for the run's accounting.
+
+    Attributes:
+        name: the process, e.g. "rollout-0" or "redis".
+        reason: how the former process ended, in one clause.
+        time: when the end was noticed, in UTC, e.g. "2026-11-26T17:12:41+00:00".
+    """
+
+    name: str
+    reason: str
+    time: str
+
+    def as_record(self) -> dict[str, str]:
+        """Return the entry of `accounting.json`."""
+        return {"process": self.name, "reason": self.reason, "time": self.time}
+
+
+@dataclass
+class _Budget:
+    """The new starts of one process since it last ran well.
+
+    Attributes:
+        num_used: the number of new starts that were used.
+        started_s: the time of the last new start, in seconds of the clock.
+        due_s: the time of the new start that was promised; None where the process runs.
+    """
+
+    num_used: int = 0
+    started_s: float = float("-inf")
+    due_s: float | None = None
 
 
 class Restarts:
@@ -29,13 +84,29 @@ class Restarts:
         server: the run's own Redis; None where the configuration names a Redis.
         folder: the run folder.
         warn: a function that is called with one sentence for each process that is started again.
+        clock: returns seconds.
+
+    Attributes:
+        made: the new starts so far.
     """
 
-    def __init__(self, server: EmbeddedRedis | None, folder: Path, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        server: EmbeddedRedis | None,
+        folder: Path,
+        warn: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._server = server
         self._folder = folder
         self._warn = warn
-        self._num_starts: Counter[str] = Counter()
+        self._clock = clock
+        self._budgets: dict[str, _Budget] = {}
+        self.made: list[Restart] = []
+
+    def is_due(self, name: str) -> bool:
+        """Return whether the process has ended and its new start is promised."""
+        return name in self._budgets and self._budgets[name].due_s is not None
 
     async def keep_redis(self) -> None:
         """Start the run's own Redis again if it died, and wait until it answers.
@@ -48,29 +119,60 @@ class Restarts:
             return
         log = self._folder / "redis" / "server.log"
         what = f"redis (pid {server.pid}), which holds the replay queue, {describe_exit(server.exit_code)}"
-        if not self._may_start("redis"):
-            raise ServiceDiedError(f"{what}, after {MAX_STARTS} new starts; its log is {log}", "redis", log)
-        self._say_started(what, "redis")
+        if not self.is_due("redis") and not self._promise("redis", what):
+            raise ServiceDiedError(f"{what}{self.used_up('redis')}; its log is {log}", "redis", log)
+        if not self._take_due("redis"):
+            return
         try:
             await asyncio.to_thread(server.start_again)
         except RollMeshError as error:
             raise ServiceDiedError(f"{what}, and cannot be started again ({error})", "redis", log) from error
 
-    async def start_again(self, service: ServiceProcess) -> bool:
-        """Start ``service`` again if it is a scorer that a signal ended. Return whether it was started again.
+    async def take(self, service: ServiceProcess) -> bool:
+        """Start a service that has ended again, now or in a later call when its pause is over.
 
-        A scorer that has had `MAX_STARTS` new starts is not started again.
+        Returns:
+            Whether the end of the service is taken care of. False means that its end does not ask for a new start, or
+            that the service has ended too often.
         """
-        was_killed = service.exit_code is not None and service.exit_code < 0
-        if service.name not in SCORERS or not was_killed or not self._may_start(service.name):
+        assert service.exit_code is not None
+        if service.name not in STARTED_AGAIN:
             return False
-        self._say_started(f"{service.name} {describe_exit(service.exit_code)}", service.name)
-        await service.start_again()
+        is_taken = self.is_due(service.name) or (
+            asks_for_new_start(service.exit_code) and self._promise(service.name, service.end())
+        )
+        if not is_taken:
+            return False
+        if self._take_due(service.name):
+            await service.start_again()
         return True
 
-    def _may_start(self, name: str) -> bool:
-        return self._num_starts[name] < MAX_STARTS
+    def used_up(self, name: str) -> str:
+        """Return the clause ", after 5 new starts" for a process that has had all its new starts; else empty."""
+        budget = self._budgets.get(name)
+        has_none_left = budget is not None and budget.num_used == len(PAUSES_S)
+        return f", after {len(PAUSES_S)} new starts" if has_none_left else ""
 
-    def _say_started(self, what: str, name: str) -> None:
-        self._num_starts[name] += 1
-        self._warn(f"{what}; it is started again ({self._num_starts[name]} of {MAX_STARTS})")
+    def _promise(self, name: str, what: str) -> bool:
+        """Plan a new start of a process that ended, and say so. Return False if the process has ended too often."""
+        budget = self._budgets.setdefault(name, _Budget())
+        now_s = self._clock()
+        if now_s - budget.started_s >= HEALTHY_S:
+            budget.num_used = 0
+        if budget.num_used == len(PAUSES_S):
+            return False
+        pause_s = PAUSES_S[budget.num_used]
+        budget.num_used += 1
+        budget.due_s = now_s + pause_s
+        self.made.append(Restart(name, what, datetime.now(UTC).isoformat(timespec="seconds")))
+        when = f" in {pause_s:g} s" if pause_s else ""
+        self._warn(f"{what}; it is started again{when} ({budget.num_used} of {len(PAUSES_S)})")
+        return True
+
+    def _take_due(self, name: str) -> bool:
+        """Return whether the promised start of a process is to happen now."""
+        budget, now_s = self._budgets[name], self._clock()
+        if budget.due_s is None or now_s < budget.due_s:
+            return False
+        budget.due_s, budget.started_s = None, now_s
+        return True

@@ -19,16 +19,23 @@ from rollmesh.replay.embedded import EmbeddedRedis
 from rollmesh.replay.ledger import Ledger
 from rollmesh.types import PromptId
 from services.config import MeshConfig, dump_mesh, load_mesh
-from services.launcher import local_run
+from services.launcher import local_run, restarts
 from services.launcher.local_run import LocalRun
 from services.launcher.main import assign_ports
 from services.launcher.processes import service_command
-from services.launcher.restarts import MAX_STARTS
 from tests.fakes.waiting import until
 from tests.unit.coordinator.test_main import act_as_a_mesh
 from tests.unit.launcher.conftest import tree  # noqa: F401 - a fixture
 
 IDLE = tethered([sys.executable, "-c", "import time; time.sleep(300)"])
+STUBBORN = tethered(
+    [
+        sys.executable,
+        "-uc",
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready'); time.sleep(300)",
+    ]
+)
+MAX_STARTS = 3
 
 
 class _Mesh:
@@ -76,14 +83,15 @@ End = Callable[..., tuple[int, _Mesh]]
 def end(tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> End:  # noqa: F811
     """Start a mesh with idle members, call ``blow``, and wait for the end. Return the exit code and the mesh.
 
-    Further arguments replace sections of the mesh file.
+    ``member`` is the program of each member. Further arguments replace sections of the mesh file.
     """
 
-    def run(blow: Blow, **sections: Any) -> tuple[int, _Mesh]:
+    def run(blow: Blow, member: list[str] = IDLE, **sections: Any) -> tuple[int, _Mesh]:
         def command(service: str, name: str, config: Path) -> list[str]:
-            return service_command(service, name, config) if service == "coordinator" else IDLE
+            return service_command(service, name, config) if service == "coordinator" else member
 
         monkeypatch.setattr(local_run, "service_command", command)
+        monkeypatch.setattr(restarts, "PAUSES_S", (0.0,) * MAX_STARTS)
         folder = tmp_path / "runs" / "tiny"
         (folder / "logs").mkdir(parents=True)
         path = folder / "mesh.yaml"
@@ -181,6 +189,9 @@ def test_a_scorer_that_is_killed_is_started_again_a_few_times(
         f"warning: reward was killed by SIGKILL; it is started again ({number} of {MAX_STARTS})" for number in (1, 2, 3)
     ]
     assert mesh.books["first_cause"]["process"] == "reward"
+    assert mesh.books["reason"].startswith(f"reward was killed by SIGKILL, after {MAX_STARTS} new starts; its log is")
+    assert [r["process"] for r in mesh.books["restarts"]] == ["reward"] * MAX_STARTS
+    assert mesh.page.count("| started again |") == MAX_STARTS
 
 
 def test_a_hangup_ends_a_run_in_order(
@@ -194,6 +205,25 @@ def test_a_hangup_ends_a_run_in_order(
     assert exit_code == 128 + signal.SIGHUP
     assert (mesh.books["state"], mesh.books["num_opened"]) == ("interrupted", 3)
     assert "told to stop by SIGHUP" in mesh.page
+
+
+def test_a_second_signal_kills_all_services_at_once(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_run, "STOP_S", 1000.0)
+    pids: list[int] = []
+
+    async def interrupt_twice(mesh: _Mesh) -> None:
+        await mesh.open_groups(3)
+        pids.extend(mesh.pid(name) for name in ("coordinator", "reward", "rollout-0", "learner"))
+        for name in ("reward", "rollout-0", "learner"):
+            await until((mesh.folder / "logs" / f"{name}.log").read_text)
+        os.kill(os.getpid(), signal.SIGINT)
+        await until(lambda: mesh.run.is_stopping)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    exit_code, mesh = end(interrupt_twice, member=STUBBORN)
+    assert exit_code == 128 + signal.SIGINT
+    assert (mesh.books["state"], mesh.books["num_opened"]) == ("interrupted", 3)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 def test_a_signal_while_members_have_still_to_end_is_heard_at_once(

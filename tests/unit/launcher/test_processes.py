@@ -92,9 +92,7 @@ def test_the_first_that_died_is_the_cause_also_if_only_a_later_one_says_why(tmp_
         for service in (silent, telling):  # the silent one has ended before the other one starts
             await group.start(service)
             await until(lambda service=service: service.ended_at is not None)  # type: ignore[misc]
-        failed = group.first_failure()
-        assert failed is not None
-        return failed.name
+        return group.failures()[0].name
 
     assert asyncio.run(scenario()) == "coordinator"
 
