@@ -7,10 +7,12 @@ import json
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rollmesh.errors import EXIT_START_AGAIN
 from rollmesh.types import GroupState, Heartbeat, PolicyVersion, RunState
 from tests.integration.learner_process import DEADLINE_S, Mesh, learner_process
 
@@ -112,5 +114,24 @@ def test_a_learner_ends_when_the_run_fails_elsewhere(tmp_path: Path) -> None:
             code, stderr = await learner.ended()
             assert code == 1
             assert "rollout-0 fell over" in stderr
+
+    asyncio.run(scenario())
+
+
+def test_a_learner_of_which_one_rank_is_killed_ends_and_asks_for_a_new_start(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with learner_process(tmp_path, 1000, learner={"num_ranks": 2}) as learner:
+            learner.mesh.is_idle = True
+            async with asyncio.timeout(DEADLINE_S):
+                await learner.mesh.has_committed.wait()
+            assert learner.process is not None
+            ranks = psutil.Process(learner.process.pid).children()
+            (second,) = [rank for rank in ranks if rank.environ()["RANK"] == "1"]
+            second.kill()
+            code, stderr = await learner.ended()
+            assert code == EXIT_START_AGAIN
+            assert stderr.splitlines()[-1] == "error: rank 1 was killed by signal 9; the other ranks were ended"
+            assert not [rank for rank in ranks if rank.is_running()]
+            assert all(call.is_replaceable for call in learner.mesh.left)
 
     asyncio.run(scenario())
