@@ -9,12 +9,13 @@ fails, its last line on stderr begins with ``error: `` and says why.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import importlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,6 +36,8 @@ SERVICES = {
 
 SCORERS = ("reward", "reference")
 """Services that a file without a mesh may describe."""
+CHAOS_MOMENTS = ("leased", "generating", "scoring", "batched", "training", "transfer", "checkpoint")
+"""The moments at which `rollmesh chaos` may strike."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,6 +121,8 @@ def build_parser() -> argparse.ArgumentParser:
     checkpoints.add_argument("--json", action="store_true", dest="is_json", help="the list as JSON")
     checkpoints.set_defaults(run=_run_checkpoints)
 
+    _add_chaos(commands)
+
     report = commands.add_parser("report", help="write a run's report (again)")
     report.add_argument("folder", type=_path, help="run folder")
     report.set_defaults(run=_run_report)
@@ -154,6 +159,45 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="override a setting, e.g. training.max_staleness=0; may be repeated",
     )
+
+
+def _add_chaos(commands: Any) -> None:
+    chaos = commands.add_parser(
+        "chaos",
+        help="kill, freeze or slow down a process of a running mesh",
+        description="Kill, freeze or slow down a process of a running mesh. Without an action, list its processes.",
+        epilog="Examples: `rollmesh chaos runs/x --kill reward`; `rollmesh chaos runs/x --freeze redis --for 5`; "
+        "`rollmesh chaos runs/x --slow learner --by 4 --for 30`; `rollmesh chaos runs/x --kill reward --when scoring "
+        "--after-step 3`; `rollmesh chaos runs/x --random --seed 1 --every 20 --for 600`. See docs/chaos.md.",
+    )
+    seconds, moments = _number(0.1, 86_400), ", ".join(CHAOS_MOMENTS)
+    chaos.add_argument("folder", type=_path, metavar="RUN", help="run folder, e.g. runs/NAME")
+    action = chaos.add_mutually_exclusive_group()
+    action.add_argument("--kill", metavar="NAME", help="send SIGKILL")
+    action.add_argument("--freeze", metavar="NAME", help="stop it, and let it go on after --for seconds")
+    action.add_argument("--slow", metavar="NAME", help="stop it again and again for --for seconds")
+    action.add_argument("--random", action="store_true", help="draw processes and actions for --for seconds")
+    chaos.add_argument("--for", type=seconds, default=10.0, dest="duration_s", metavar="SECONDS", help="default: 10")
+    chaos.add_argument("--by", type=_number(1.1, 100), default=4.0, metavar="FACTOR", help="times slower; default: 4")
+    chaos.add_argument("--when", choices=CHAOS_MOMENTS, default="", metavar="MOMENT", help=f"wait for one of {moments}")
+    chaos.add_argument("--after-step", type=int, default=0, metavar="N", help="wait until step N is trained")
+    chaos.add_argument("--seed", type=int, default=0, help="of --random; default: 0")
+    chaos.add_argument("--every", type=seconds, default=20.0, metavar="SECONDS", help="of --random; default: 20")
+    chaos.add_argument("--among", default="", metavar="NAMES", help="of --random: names with commas between them")
+    chaos.add_argument("--dry-run", action="store_true", help="print what would be done, and do nothing")
+    chaos.set_defaults(run=_run_chaos)
+
+
+def _number(lowest: float, highest: float) -> Callable[[str], float]:
+    """Return a parser of numbers within bounds."""
+
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if lowest <= (number := float(text)) <= highest:
+                return number
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from {lowest:g} to {highest:g}")
+
+    return parse
 
 
 def _path(text: str) -> Path:
@@ -257,6 +301,27 @@ def _run_status(args: argparse.Namespace) -> int:
 
 def _run_checkpoints(args: argparse.Namespace) -> int:
     return int(_services("launcher.checkpoints").show(args.folder, is_json=args.is_json))
+
+
+def _run_chaos(args: argparse.Namespace) -> int:
+    chaos = _services("launcher.chaos")
+    if args.random:
+        return int(
+            chaos.strike_at_random(
+                args.folder,
+                [name for name in args.among.split(",") if name],
+                seed=args.seed,
+                every_s=args.every,
+                total_s=args.duration_s,
+                is_dry_run=args.dry_run,
+            )
+        )
+    for action in ("kill", "freeze", "slow"):
+        if name := getattr(args, action):
+            duration_s, factor = 0.0 if action == "kill" else args.duration_s, args.by if action == "slow" else 0.0
+            planned = chaos.Strike(name, action, duration_s, factor, moment=args.when, after_step=args.after_step)
+            return int(chaos.strike(args.folder, planned, is_dry_run=args.dry_run))
+    return int(chaos.show(args.folder))
 
 
 def _run_report(args: argparse.Namespace) -> int:
