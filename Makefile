@@ -8,7 +8,7 @@ STAMP := $(VENV)/.set-up
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-model arithmetic test test-fast lint format protos bench bench-memory clean
+.PHONY: help setup demo demo-model arithmetic test test-fast chaos lint format protos bench bench-memory clean
 
 help: ## Show this help.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -65,6 +65,9 @@ test: $(STAMP) ## Run all tests, real engines included.
 
 test-fast: $(STAMP) ## Run the tests that start no engine.
 	@$(BIN)/python -m pytest -m "not engine and not mesh" $(PYTEST_ARGS)
+
+chaos: $(STAMP) ## Kill every process of real meshes at every moment (an hour); writes the table of docs/chaos.md.
+	@$(BIN)/python -m tests.chaos.run
 
 lint: $(STAMP) ## Check style, types, layering and, where npm is there, the protos.
 	@$(BIN)/ruff check .
