@@ -17,18 +17,11 @@ complete.
 
 from __future__ import annotations
 
-import base64
-import json
-import random
 import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import torch
-from pydantic import BaseModel, ConfigDict
 
 from rollmesh.config.shared import RunSection
 from rollmesh.errors import ConfigError
@@ -37,10 +30,11 @@ from services.learner.config import LearnerSection
 from services.learner.critic import CriticEngine
 from services.learner.ema import PolicyAverage
 from services.learner.engine import PolicyEngine
+from services.learner.manifest import SCHEMA, Manifest, read_manifest
+from services.learner.random_state import random_state, restore_random_state
 from services.learner.ranks import Ranks
 from services.learner.replacement import publish_folder, restore_replaced, sync_tree
 
-SCHEMA = 2
 _TEMPORARY = ".partial"
 
 
@@ -57,37 +51,6 @@ class Learnables:
         self.policy.count_work = count
         if self.critic is not None:
             self.critic.engine.count_work = count
-
-
-class Manifest(BaseModel):
-    """The record of a checkpoint: its run, its step, its parts, and the numbers that are not tensors.
-
-    The learning rate follows from ``step``, so the manifest does not hold the state of a schedule. The checkpoint
-    covers the groups of the steps up to ``step``.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schema_version: int
-    run: str
-    lineage: int
-    step: int
-    """The last step that was trained, and the last step whose groups the checkpoint covers in the ledger."""
-    policy_version: str
-    """The version that ``step`` made, as "lineage.number"."""
-    deepspeed_tag: str
-    num_ranks: int
-    zero_stage: int
-    has_critic: bool
-    has_average: bool
-    state: dict[str, float]
-    """The numbers of trainer and loop with which a resumed run goes on."""
-    config_hash: str
-    """SHA-256 of the resolved configuration."""
-
-    @property
-    def version(self) -> PolicyVersion:
-        return PolicyVersion.parse(self.policy_version)
 
 
 class CheckpointStore:
@@ -133,7 +96,7 @@ class CheckpointStore:
             learnables.critic.engine.save(partial / "critic", name)
         if learnables.average is not None:
             learnables.average.save(partial / "average")
-        self._random_file(partial).write_text(_random_state(), encoding="utf-8")
+        self._random_file(partial).write_text(random_state(), encoding="utf-8")
         self._ranks.barrier()
         sync_tree(partial)  # on every rank: a network file system may hold the files of a rank in that machine's memory
         self._ranks.barrier()
@@ -178,14 +141,14 @@ class CheckpointStore:
                 another ZeRO stage or other parts.
         """
         folder = self._folder / _name(step)
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         self._check(manifest, learnables, folder)
         learnables.policy.load(folder / "policy", manifest.deepspeed_tag)
         if learnables.critic is not None:
             learnables.critic.engine.load(folder / "critic", manifest.deepspeed_tag)
         if learnables.average is not None:
             learnables.average.load(folder / "average")
-        _restore_random_state(self._random_file(folder).read_text(encoding="utf-8"))
+        restore_random_state(self._random_file(folder).read_text(encoding="utf-8"))
         return manifest
 
     def _check(self, manifest: Manifest, learnables: Learnables, folder: Path) -> None:
@@ -242,47 +205,3 @@ def _steps_of(folder: Path, prefix: str) -> list[int]:
         return []
     matches = (re.fullmatch(rf"{prefix}step-(\d+)", path.name) for path in folder.iterdir())
     return sorted(int(match[1]) for match in matches if match)
-
-
-def _read_manifest(folder: Path) -> Manifest:
-    path = folder / "manifest.json"
-    try:
-        content = json.loads(path.read_bytes())
-        schema = content.get("schema_version", SCHEMA)
-        if schema == SCHEMA:
-            return Manifest.model_validate(content)
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(str(path), "is not the manifest of a checkpoint", "name a complete checkpoint") from error
-    raise ConfigError(str(path), f"has schema {schema}, this version reads {SCHEMA}", "use the version that wrote it")
-
-
-def _random_state() -> str:
-    """Return the states of the random generators of Python, NumPy and torch as JSON."""
-    version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    state = {
-        "python": [version, list(words), gauss],
-        "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, cached],
-        "torch": _encode(torch.get_rng_state()),
-        "cuda": _encode(torch.cuda.get_rng_state()) if torch.cuda.is_available() else None,
-    }
-    return json.dumps(state)
-
-
-def _restore_random_state(text: str) -> None:
-    state = json.loads(text)
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(_decode(state["torch"]))
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(_decode(state["cuda"]))
-
-
-def _encode(state: torch.Tensor) -> str:
-    return base64.b64encode(state.numpy().tobytes()).decode()
-
-
-def _decode(text: str) -> torch.Tensor:
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

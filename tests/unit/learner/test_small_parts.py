@@ -12,11 +12,11 @@ import torch
 
 from rollmesh.errors import ConfigError, ReplayError
 from rollmesh.types import PolicyVersion
-from services.learner import checkpoint
 from services.learner.checks import check_start
 from services.learner.config import OptimizerSection
 from services.learner.intake import check_staleness
 from services.learner.main import main
+from services.learner.random_state import random_state, restore_random_state
 from services.learner.recording import load_recorded, record_batch
 from services.learner.schedule import learning_rate
 from tests.unit.learner.samples import group, mesh_config, random_groups, sample
@@ -156,7 +156,7 @@ def test_a_file_that_is_no_recorded_batch_is_refused(tmp_path: Path, content: by
 
 
 def test_the_random_generators_go_on_where_the_checkpoint_was_taken() -> None:
-    text = checkpoint._random_state()
+    text = random_state()
     drawn = random.random(), np.random.random(), torch.rand(1).item()
-    checkpoint._restore_random_state(text)
+    restore_random_state(text)
     assert (random.random(), np.random.random(), torch.rand(1).item()) == drawn
