@@ -1,6 +1,6 @@
 """`rollmesh checkpoints`: the complete checkpoints in a run folder. The run may still be in progress.
 
-This module reads `checkpoints/*/manifest.json` and `evaluations.jsonl` alone, and does not need torch.
+This module reads `checkpoints/*/manifest.json`, `evaluations.jsonl` and `mesh.yaml` alone, and does not need torch.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rollmesh.telemetry.json_lines import JsonLines
+from rollmesh.telemetry.evaluations import best_step, read_scores
 from services.launcher.outcome import read_json
-from services.launcher.run_folder import check_is_run, complete_checkpoints
+from services.launcher.run_folder import check_is_run, complete_checkpoints, read_settings
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -31,6 +31,7 @@ class CheckpointEntry:
         pass_at_1: the pass@1 of the evaluation at that step; None where the step had no evaluation.
         size_bytes: the size of all files of the checkpoint together.
         path: the checkpoint's folder, relative to the run folder.
+        is_best: whether the checkpoint is the best of the listed ones, by learner.checkpoint.keep_best.
     """
 
     step: int
@@ -39,6 +40,7 @@ class CheckpointEntry:
     pass_at_1: float | None
     size_bytes: int
     path: str
+    is_best: bool
 
 
 def show(folder: Path, *, is_json: bool) -> int:
@@ -66,11 +68,20 @@ def list_checkpoints(folder: Path) -> list[CheckpointEntry]:
         ConfigError: ``folder`` holds no run.
     """
     check_is_run(folder)
-    scores = {entry["step"]: float(entry["pass_at_1"]) for entry in JsonLines(folder / "evaluations.jsonl").read()}
-    return list(_entries(folder, scores))
+    entries = list(_entries(folder, read_scores(folder, "pass_at_1")))
+    best = _best(folder, [entry.step for entry in entries]) if entries else None
+    return [dataclasses.replace(entry, is_best=entry.step == best) for entry in entries]
 
 
-def _entries(folder: Path, scores: dict[int, float]) -> Iterator[CheckpointEntry]:
+def _best(folder: Path, steps: Sequence[int]) -> int | None:
+    """Return the best of the steps by the metric that the run keeps, by pass@1 where the run keeps none."""
+    section = read_settings(folder).get("learner", {}).get("checkpoint", {})
+    scores = read_scores(folder, section.get("keep_best") or "pass_at_1")
+    candidates = {step: scores[step] for step in steps if step in scores}
+    return best_step(candidates, is_highest_best=section.get("best_is") != "lowest")
+
+
+def _entries(folder: Path, scores: Mapping[int, float]) -> Iterator[CheckpointEntry]:
     for step, checkpoint in complete_checkpoints(folder).items():
         path = checkpoint / "manifest.json"
         manifest = read_json(path)
@@ -81,7 +92,7 @@ def _entries(folder: Path, scores: dict[int, float]) -> Iterator[CheckpointEntry
         except FileNotFoundError:  # the learner has just removed this old checkpoint
             continue
         version, place = str(manifest["policy_version"]), str(checkpoint.relative_to(folder))
-        yield CheckpointEntry(step, version, written_at, scores.get(step), _size(checkpoint), place)
+        yield CheckpointEntry(step, version, written_at, scores.get(step), _size(checkpoint), place, is_best=False)
 
 
 def _size(folder: Path) -> int:
@@ -97,11 +108,12 @@ def _size(folder: Path) -> int:
 
 
 def _table(entries: list[CheckpointEntry]) -> str:
-    rows = [("step", "version", "written (UTC)", "pass@1", "size", "folder")]
+    rows = [("step", "version", "written (UTC)", "pass@1", "best", "size", "folder")]
     for entry in entries:
         written = entry.written_at.removesuffix("+00:00").replace("T", " ")
         score = "-" if entry.pass_at_1 is None else f"{entry.pass_at_1:.3f}"
-        rows.append((f"{entry.step:,}", entry.version, written, score, format_bytes(entry.size_bytes), entry.path))
+        best, size = "*" if entry.is_best else "", format_bytes(entry.size_bytes)
+        rows.append((f"{entry.step:,}", entry.version, written, score, best, size, entry.path))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     return "\n".join(
         "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows

@@ -56,7 +56,7 @@ async def close_books(
     if outcome.state is not EndState.COMPLETED:
         kept = f"the last complete checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written"
         _say(f"{outcome.state.value}: {kept}")
-        if checkpoint or config.learner.checkpoint.every_steps is not None:
+        if checkpoint or not config.learner.checkpoint.is_only_last:
             _say(f"continue with: rollmesh resume {shlex.quote(str(folder))}")
     try:
         record(folder, outcome, books, restarts)

@@ -114,8 +114,9 @@ def check_can_go_on(folder: Path, before: MeshConfig, config: MeshConfig, step: 
         problem = f"the run {config.run.name!r} is complete with {steps} steps"
         raise ConfigError("training.steps", problem, f"ask for more, e.g. --set training.steps={2 * steps}")
     trained = JsonLines(folder / "metrics.jsonl").read()
-    if trained and step == 0 and before.learner.checkpoint.every_steps is None:
-        problem = f"is none, so that step {trained[-1]['step']} was trained and no checkpoint was kept"
+    if trained and step == 0 and before.learner.checkpoint.is_only_last:
+        step = trained[-1]["step"]
+        problem = f"is none, and every_minutes too, so that step {step} was trained and no checkpoint was kept"
         raise ConfigError("learner.checkpoint.every_steps", problem, "start the run anew with --overwrite")
 
 

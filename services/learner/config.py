@@ -58,12 +58,30 @@ class CheckpointSection(Section):
     """Settings of checkpoints."""
 
     every_steps: PositiveInt | None = 50
-    """The number of steps between two checkpoints. The last step always has a checkpoint; with null it is the only one.
-    Trained groups stay in Redis until a checkpoint covers them; with null they leave Redis at once."""
+    """The number of steps between two checkpoints. With null the number of steps makes no checkpoint due. Trained
+    groups stay in Redis until a checkpoint covers them. The last step always has a checkpoint. Where every_minutes is
+    null too, the last step's is the only one, and groups leave Redis as soon as they are trained."""
+    every_minutes: PositiveFloat | None = 30.0
+    """The minutes from the beginning of one checkpoint until the next is due, at the end of a step. With null the time
+    makes no checkpoint due."""
     max_kept: PositiveInt = 2
-    """The number of checkpoints to keep, and of exports beside them. Older checkpoints and exports are deleted."""
+    """The number of newest checkpoints to keep, with their exports. Older checkpoints and exports are deleted."""
+    max_bytes: PositiveInt | None = None
+    """The most bytes that all checkpoints and their exports may take on disk. The oldest are deleted first, and the
+    best after all others. The newest always stays. A checkpoint that is being written does not count. null: no
+    limit."""
+    keep_best: str | None = None
+    """The metric whose best checkpoint stays besides the newest max_kept: a name in evaluations.jsonl, such as
+    pass_at_1. Checkpoints at steps that were evaluated compete, and of equal ones the latest wins. null keeps none."""
+    best_is: Literal["highest", "lowest"] = "highest"
+    """Whether the highest or the lowest value of keep_best is the best."""
     should_export: bool = True
     """Write a Hugging Face folder of the policy with each checkpoint."""
+
+    @property
+    def is_only_last(self) -> bool:
+        """Whether the last step's checkpoint is the only one."""
+        return self.every_steps is None and self.every_minutes is None
 
 
 class LearnerSection(Section):

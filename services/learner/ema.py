@@ -21,6 +21,7 @@ from rollmesh.types import TensorSpec
 from rollmesh.weights.plan import bucket_tensors, build_plan, num_buckets, tensor_num_bytes
 from services.learner.batching import balance
 from services.learner.engine import PolicyEngine
+from services.learner.host_copy import PendingFile, copy_to_host
 from services.learner.ranks import Ranks
 
 BUCKET_BYTES = 2**28
@@ -57,12 +58,13 @@ class PolicyAverage:
         for name, tensor in self._current():
             self._average[name].lerp_(tensor.cpu().float(), 1 - self._beta)  # copied in the policy's dtype: fewer bytes
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's tensors to a file in ``folder``, which has to exist."""
-        save_file(self._average, self._file(folder))
+    def copy_state(self, folder: Path) -> list[PendingFile]:
+        """Copy this rank's tensors to a file that is to be written in ``folder``, which has to exist."""
+        average = copy_to_host(self._average)
+        return [PendingFile(self._file(folder), lambda path: save_file(average, path))]
 
     def load(self, folder: Path) -> None:
-        """Read the tensors that `save` wrote with the same number of ranks.
+        """Read the file that `copy_state` returned, with the same number of ranks.
 
         Raises:
             ConfigError: this rank's file is missing, cannot be read, or holds the average of another model.
@@ -78,16 +80,17 @@ class PolicyAverage:
         for name, tensor in stored.items():
             self._average[name].copy_(tensor)
 
-    def export(self, folder: Path) -> None:
-        """Write the average in the policy's dtype as a Hugging Face folder, on rank 0. Collective."""
-        state = {}
+    def copy_weights(self) -> dict[str, Tensor]:
+        """Return a copy of the whole average in the policy's dtype in main memory, by name. Collective.
+
+        On ranks other than 0 the dict is empty.
+        """
+        weights = {}
         for spec in self._plan.tensors:
             tensor = self._fetch(spec)
             if self._ranks.is_first:
-                state[spec.name] = tensor.cpu()
-        if self._ranks.is_first:
-            self._engine.write_pretrained(folder, state)
-        self._ranks.barrier()
+                weights[spec.name] = tensor.to("cpu", copy=True)
+        return weights
 
     def _fetch(self, spec: TensorSpec) -> Tensor:
         """Return a tensor of the average in the policy's dtype, on every rank. Collective."""

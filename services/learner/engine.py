@@ -19,7 +19,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,12 @@ from services.learner.batching import MicroBatch
 from services.learner.checkpoint_names import CheckpointNames, stored_weights
 from services.learner.config import LearnerSection, OptimizerSection
 from services.learner.export import Exporter
+from services.learner.host_copy import PendingFile, copy_to_host
 from services.learner.policy import PolicyModel
 from services.learner.ranks import Ranks
+
+if TYPE_CHECKING:
+    from services.learner.copying_engine import CopyingCheckpointEngine
 
 LossFunction = Callable[[tuple[Tensor, ...], MicroBatch], tuple[Tensor, Tensor]]
 """Takes the model's outputs and the micro-batch on the device. Returns the micro-batch's share of the loss, a scalar,
@@ -86,6 +90,7 @@ class TrainingEngine:
                 raise
             problem = f"{section.deepspeed} is refused by DeepSpeed ({' '.join(str(error).split()):.300})"
             raise ConfigError("learner.deepspeed", problem, "correct it") from error
+        self._engine.checkpoint_engine = self._copying = _copying_engine()
         if self._zero_stage == 0 and ranks.world_size == 1:
             self._engine.enable_backward_allreduce = False  # saves a copy of all gradients, needless for one rank
 
@@ -199,12 +204,17 @@ class TrainingEngine:
             self._engine.step()
         return norm
 
-    def save(self, folder: Path, tag: str) -> None:
-        """Write the states of model and optimiser to ``folder/tag``. Collective."""
+    def copy_state(self, folder: Path, tag: str) -> list[PendingFile]:
+        """Copy the states of model and optimiser to main memory. Collective.
+
+        Returns:
+            This rank's files, which are to be written to ``folder/tag``. DeepSpeed creates the folders at once.
+        """
         self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+        return self._copying.take()
 
     def load(self, folder: Path, tag: str) -> None:
-        """Read the states that `save` wrote. Collective.
+        """Read the files that `copy_state` returned. Collective.
 
         Raises:
             ConfigError: ``folder/tag`` holds no DeepSpeed checkpoint.
@@ -315,15 +325,16 @@ class PolicyEngine(TrainingEngine):
         """Return whether `whole` and `checkpoint_tensors` are collectives."""
         return self._is_partitioned and self._ranks.world_size > 1
 
-    def export(self, folder: Path) -> None:
-        """Write a Hugging Face folder with configuration, weights and tokenizer. Collective."""
-        with self.whole(spec.name for spec in self.tensor_specs()) as state:
-            if self._ranks.is_first:
-                self.write_pretrained(folder, state)
-        self._ranks.barrier()
+    def copy_weights(self) -> dict[str, Tensor]:
+        """Return a copy of the whole weights in main memory, by the names in `tensor_specs`. Collective at stage 3.
+
+        On ranks other than 0 the dict is empty.
+        """
+        with self.whole(spec.name for spec in self.tensor_specs()) as tensors:
+            return copy_to_host(tensors) if self._ranks.is_first else {}
 
     def write_pretrained(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        """Write a Hugging Face folder of this model with the weights in ``state``. Not collective.
+        """Write a Hugging Face folder of this model with the weights in ``state``. Any thread may call this.
 
         Args:
             folder: the folder; created if missing.
@@ -360,3 +371,10 @@ def _import_deepspeed(device: torch.device) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.init_distributed(dist_backend="gloo" if device.type == "cpu" else "nccl", dist_init_required=False)
     return deepspeed
+
+
+def _copying_engine() -> CopyingCheckpointEngine:
+    """Return a `CopyingCheckpointEngine`. Its module needs DeepSpeed, which is imported late."""
+    from services.learner.copying_engine import CopyingCheckpointEngine
+
+    return CopyingCheckpointEngine()

@@ -138,12 +138,13 @@ class Intake:
         if num_ready or num_pending:
             _logger.info("%d groups are trained again, %d generated again", num_ready + num_pending, num_pending)
 
-    def take(self, step: int, version: PolicyVersion) -> RankShare | None:
+    def take(self, step: int, version: PolicyVersion, meanwhile: Callable[[], None] = lambda: None) -> RankShare | None:
         """Return this rank's share of the batch of ``step``, or None when no group is left. Collective.
 
         Args:
             step: number of the step, from 1.
             version: the version that the step starts from.
+            meanwhile: called again and again while rank 0 waits.
 
         Raises:
             DeadlineError: the queue was away for too long (rank 0).
@@ -153,7 +154,9 @@ class Intake:
         started = time.monotonic()
         message = b""
         while not message:
-            message = self._ranks.broadcast_bytes(self._wait(step, version) if self._ranks.is_first else None)
+            message = self._ranks.broadcast_bytes(
+                self._wait(step, version, meanwhile) if self._ranks.is_first else None
+            )
         waited = time.monotonic()
         batch = msgpack.unpackb(message)
         if batch is None:
@@ -174,7 +177,7 @@ class Intake:
         """
         return tuple(self._patiently(lambda: self._queue.payloads(group_ids)))
 
-    def _wait(self, step: int, version: PolicyVersion) -> bytes:
+    def _wait(self, step: int, version: PolicyVersion, meanwhile: Callable[[], None]) -> bytes:
         """Wait for the batch and return its rows as msgpack: the message of rank 0 to the other ranks.
 
         The message is null where no group is left. It is empty after ``timeout_s``; then all ranks begin a new wait.
@@ -182,6 +185,7 @@ class Intake:
         deadline = self._clock() + self._timeout_s
         while True:
             self._check()
+            meanwhile()
             remaining_s = deadline - self._clock()
             try:
                 batch = self._queue.take_batch(

@@ -2,13 +2,15 @@
 
 ::
 
-    take a batch ─► check the bound ─► train ─► mark trained ─► publish ─► report ─► maybe checkpoint, then retire
-      waits for rollout               all ranks                waits for    to the      all ranks
-      (commits in Redis)                                       the engines  coordinator
+    take a batch ─► check the bound ─► train ─► mark trained ─► publish ─► report ─► maybe begin a checkpoint
+      waits for rollout               all ranks                waits for    to the      all ranks; it is written
+      (commits in Redis)                                       the engines  coordinator  beside the next steps
+
+Once a checkpoint is complete, the groups of its steps retire: before the next step, or while a batch is awaited.
 
 Every rank runs the same loop. Work for rank 0 alone is hidden in the resources: on the other ranks their methods do
-nothing. The loop waits only for a batch and for the publish protocol. While rank 0 waits for a batch, it checks that
-the run still goes on.
+nothing. The loop waits only for a batch, for the publish protocol, and for the checkpoint before. While rank 0 waits
+for a batch, it checks that the run still goes on.
 """
 
 from __future__ import annotations
@@ -79,6 +81,7 @@ class Loop:
         self._first_step = start.step
         self._version = start.version
         self._metrics: Mapping[str, float] = {}
+        self._checkpoint_timings: dict[str, float] = {}
         self._num_filtered = int(start.state.get(NUM_FILTERED, 0))
         self._saved_step = start.step or -1
         self._started = time.monotonic() - start.state.get(ELAPSED_S, 0.0)
@@ -97,14 +100,15 @@ class Loop:
         resources.publisher.publish(self._version, step, must_commit=True)
         while not is_last:
             resources.tracker.enter(LearnerPhase.WAITING_FOR_BATCH)
-            share = resources.intake.take(step + 1, self._version)
+            share = resources.intake.take(step + 1, self._version, self._retire_covered)
             if share is None:
                 break
             step, is_last = step + 1, share.is_last
             self._step(step, share)
-            if not is_last and self._is_checkpoint_due(step):
+            self._retire_covered()
+            if not is_last and resources.checkpoints.is_due(step):
                 self._checkpoint(step, is_last=False)
-            elif self._checkpoint_section.every_steps is None:
+            elif self._checkpoint_section.is_only_last:
                 resources.intake.retire(step)  # no checkpoint comes that a learner could go back to
         self._finish(step)
         return step
@@ -132,7 +136,9 @@ class Loop:
             "time/pause_s": resources.publisher.max_pause_s,
             "time/step_s": now - step_started,
             "time/since_start_s": now - self._started,
+            **self._checkpoint_timings,
         }
+        self._checkpoint_timings = {}
         self._report(step, statistics, {**statistics.metrics, "filter/pass_rate": self._pass_rate(share), **timings})
 
     def _pass_rate(self, share: RankShare) -> float:
@@ -160,21 +166,38 @@ class Loop:
                 extra={"step": step},
             )
 
-    def _is_checkpoint_due(self, step: int) -> bool:
-        every = self._checkpoint_section.every_steps
-        return every is not None and step % every == 0
-
     def _checkpoint(self, step: int, is_last: bool) -> None:
-        """Write a checkpoint, and an export if the settings ask for it. Retire the groups once both are durable."""
-        resources = self._resources
+        """Begin a checkpoint, and an export if the settings ask for one. The last checkpoint is also waited for."""
+        resources, started = self._resources, time.monotonic()
         resources.tracker.enter(LearnerPhase.CHECKPOINTING)
-        if step != self._saved_step:  # equal at the end, if the last step wrote or loaded its checkpoint already
+        self._wait_for_checkpoint()  # at most one is being written, so that main memory holds at most one copy
+        if step != self._saved_step:  # equal at the end, if the last step began or loaded its checkpoint already
             resources.intake.make_durable()
-            resources.checkpoints.save(resources.learnables, self._state(), step, self._version)
+            resources.checkpoints.save(resources.learnables, self._state(), step, self._version, is_last=is_last)
             self._saved_step = step
-        if self._checkpoint_section.should_export:
-            resources.checkpoints.export(resources.learnables, step, is_last)
-        resources.intake.retire(step)
+        elif self._checkpoint_section.should_export:
+            resources.checkpoints.export(resources.learnables, step, is_last=is_last)
+        if is_last:
+            self._wait_for_checkpoint()
+            resources.intake.retire(step)
+        self._checkpoint_timings["time/checkpoint_pause_s"] = time.monotonic() - started
+
+    def _wait_for_checkpoint(self) -> None:
+        reporter = self._resources.reporter
+        self._resources.checkpoints.wait(reporter.check if reporter is not None else lambda: None)
+        self._retire_covered()
+
+    def _retire_covered(self) -> None:
+        """Retire the groups of the steps that a checkpoint has come to cover.
+
+        Raises:
+            ConfigError: the checkpoint could not be written.
+        """
+        saved = self._resources.checkpoints.take_saved()
+        if saved is not None:
+            self._resources.intake.retire(saved.step)
+            self._checkpoint_timings["time/checkpoint_s"] = saved.write_s
+            _logger.info("the checkpoint of step %d is complete after %.2f s", saved.step, saved.write_s)
 
     def _state(self) -> Mapping[str, float]:
         """Return the numbers for a checkpoint, with which a resumed run goes on."""

@@ -29,16 +29,16 @@ def publish_folder(partial: Path, final: Path) -> None:
     if not final.exists():
         partial.rename(final)
     elif exchange(partial, final):
-        _sync(final.parent)
+        sync(final.parent)
         shutil.rmtree(partial)
     else:
         aside = final.with_name(final.name + REPLACED)
         shutil.rmtree(aside, ignore_errors=True)
         final.rename(aside)
         partial.rename(final)
-        _sync(final.parent)
+        sync(final.parent)
         shutil.rmtree(aside)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def restore_replaced(parent: Path) -> None:
@@ -76,11 +76,12 @@ def sync_tree(folder: Path) -> None:
     """Sync a folder and all files and folders in it to disk."""
     for path, _, files in os.walk(folder):
         for file in files:
-            _sync(Path(path, file))
-        _sync(Path(path))
+            sync(Path(path, file))
+        sync(Path(path))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -63,6 +63,7 @@ def begin(
     if ranks.is_first:
         step = choose_step(checkpoints.steps(), intake.possible_starts())
         intake.take_over(step)
+        checkpoints.drop_later(step)
         message = msgpack.packb([step, None if newest is None else str(newest)])
     step, known = msgpack.unpackb(ranks.broadcast_bytes(message))
     newest = None if known is None else PolicyVersion.parse(known)

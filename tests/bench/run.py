@@ -36,6 +36,7 @@ BENCHES = {
     "redis_queue": ("redis_queue",),
     "heartbeats": ("heartbeats",),
     "learner_step": ("learner_step",),
+    "checkpoint_pause": ("checkpoint_pause",),
     "advantages": ("advantage_time",),
     "plan_fan_out": ("plan_first_version", "plan_later_version"),
     "rollout_through_mesh": ("rollout_through_mesh", "rollout_short_answers"),

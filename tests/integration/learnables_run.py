@@ -78,14 +78,18 @@ def run(config: MeshConfig, ranks: Ranks) -> dict[str, list[list[float]]]:
         for name, tensor in whole_weights(learnables.policy).items():
             average[name] = BETA * average[name] + (1 - BETA) * tensor
         if step == SAVED_STEP:
-            store.save(learnables, trainer.state(), step, PolicyVersion(0, step))
+            store.save(learnables, trainer.state(), step, PolicyVersion(0, step), is_last=False)
+    store.wait()
     store.export(learnables, NUM_STEPS, is_last=False)
+    store.wait()
+    ranks.barrier()
 
     resumed = load_learnables(config, ranks)
     trainer = build_trainer(config, resumed, ranks, NUM_STEPS)
     trainer.load_state(store.load(resumed, SAVED_STEP).state)
     again = [train_batch(trainer, ranks, step) for step in range(SAVED_STEP + 1, NUM_STEPS + 1)]
     store.export(resumed, NUM_STEPS, is_last=True)
+    store.wait()
     if ranks.is_first:
         save_file(average, config.run.folder / "average.safetensors")
     return {"through": through, "resumed": again}

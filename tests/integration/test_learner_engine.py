@@ -225,13 +225,14 @@ def test_a_checkpoint_resumes_to_the_same_losses_and_exports_a_model_that_transf
     for step, groups in enumerate(batches, start=1):
         losses.append(trainer.train([groups], step, 0).loss)
         if step <= 3:
-            store.save(learnables, trainer.state(), step, PolicyVersion(0, step))
-            store.export(learnables, step, is_last=step == 3)
+            store.wait()
+            store.save(learnables, trainer.state(), step, PolicyVersion(0, step), is_last=step == 3)
         if step == 3:
             weights = _weights(learnables.policy)
+    store.wait()
     assert store.steps() == [2, 3]
     folders = sorted(path.name for path in config.run.folder.iterdir())
-    assert folders == ["checkpoints", "export", "export-step-000001", "export-step-000002"]
+    assert folders == ["checkpoints", "export", "export-step-000002"]
 
     resumed = Learnables(load_policy(config, ranks))
     manifest = build_checkpoint_store(config, ranks).load(resumed, 3)
@@ -253,11 +254,13 @@ def test_a_checkpoint_is_refused_where_it_does_not_fit(model: Path, tmp_path: Pa
         return load_learnables(config, ranks), build_checkpoint_store(config, ranks)
 
     plain, store = store_of()
-    store.save(plain, {"kl_coef": 0.1}, 1, PolicyVersion(0, 1))
+    store.save(plain, {"kl_coef": 0.1}, 1, PolicyVersion(0, 1), is_last=False)
+    store.wait()
     averaged, averaged_store = store_of(ema_beta=0.9)
     with pytest.raises(ConfigError, match=r"learner\.ema_beta: needs the average of the policy, which .* not hold"):
         averaged_store.load(averaged, 1)
-    averaged_store.save(averaged, {"kl_coef": 0.1}, 2, PolicyVersion(0, 2))
+    averaged_store.save(averaged, {"kl_coef": 0.1}, 2, PolicyVersion(0, 2), is_last=False)
+    averaged_store.wait()
     with pytest.raises(ConfigError, match=r"learner\.ema_beta: makes no use of the average of the policy that"):
         store.load(plain, 2)
     with pytest.raises(ConfigError, match=r"learner\.zero_stage: 2 differs from the 0"):
@@ -305,7 +308,7 @@ def test_experts_are_sent_and_exported_one_by_one_as_the_checkpoint_stores_them(
     wanted = [f"model.layers.1.mlp.experts.{expert}.up_proj.weight" for expert in (0, 3)]
     with engine.checkpoint_tensors(wanted) as tensors:
         assert all(torch.equal(tensors[name], stored[name]) for name in wanted)
-    engine.export(tmp_path / "exported")
+    engine.write_pretrained(tmp_path / "exported", engine.copy_weights())
     exported = load_file(tmp_path / "exported" / "model.safetensors")
     assert exported.keys() == stored.keys()
     assert all(torch.equal(exported[name], stored[name]) for name in stored)

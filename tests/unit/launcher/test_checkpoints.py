@@ -32,21 +32,32 @@ def folder(tmp_path: Path) -> Path:
 
 def test_they_are_listed_by_step_with_the_score_of_that_step(folder: Path) -> None:
     first, second, third = list_checkpoints(folder)
-    assert first == CheckpointEntry(20, "0.20", "2023-11-14T22:13:20+00:00", None, 1600, "checkpoints/step-000020")
-    assert (second.step, second.pass_at_1) == (100, 0.75)
+    assert first == CheckpointEntry(
+        20, "0.20", "2023-11-14T22:13:20+00:00", None, 1600, "checkpoints/step-000020", False
+    )
+    assert (second.step, second.pass_at_1, second.is_best) == (100, 0.75, True)
     assert third.step == 1_000_000
+
+
+def test_the_best_is_marked_by_the_metric_that_the_run_keeps(folder: Path) -> None:
+    settings = "learner: {checkpoint: {keep_best: mean_generated_tokens, best_is: lowest}}\n"
+    (folder / "mesh.yaml").write_text("run: {name: tiny}\n" + settings)
+    lines = [{"step": step, "pass_at_1": 0.5, "mean_generated_tokens": step / 10} for step in (100, 20, 30)]
+    (folder / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [entry.step for entry in list_checkpoints(folder) if entry.is_best] == [20]
 
 
 def test_people_get_a_table_and_programs_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert show(folder, is_json=False) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["step", "version", "written", "(UTC)", "pass@1", "size", "folder"]
+    assert lines[0].split() == ["step", "version", "written", "(UTC)", "pass@1", "best", "size", "folder"]
     assert lines[2].split() == [
         "100",
         "0.100",
         "2023-11-14",
         "22:13:20",
         "0.750",
+        "*",
         "1.6",
         "kB",
         "checkpoints/step-000100",

@@ -129,7 +129,8 @@ def _complete(folder: Path) -> None:
 
 
 def _no_checkpoint(folder: Path) -> None:
-    before = read_requested(folder, ["learner.checkpoint.every_steps=null"])
+    intervals = ["learner.checkpoint.every_steps=null", "learner.checkpoint.every_minutes=null"]
+    before = read_requested(folder, intervals)
     write_requested(folder, before)
     (folder / "checkpoints" / "step-000004" / "manifest.json").unlink()
     JsonLines(folder / "metrics.jsonl").append({"step": 3})
@@ -147,7 +148,7 @@ def _no_run(folder: Path) -> None:
     ("spoil", "message"),
     [
         (_complete, "the run 'tiny' is complete with 2 steps; ask for more, e.g. --set training.steps=4"),
-        (_no_checkpoint, "is none, so that step 3 was trained and no checkpoint was kept"),
+        (_no_checkpoint, "is none, and every_minutes too, so that step 3 was trained and no checkpoint was kept"),
         (_older, "an older version of RollMesh wrote the run"),
         (_no_run, "holds no run; name a run folder"),
     ],

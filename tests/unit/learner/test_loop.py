@@ -1,0 +1,106 @@
+"""The loop's checkpoints: groups retire once a checkpoint covers them, and not before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+
+from rollmesh.config.shared import RunSection
+from rollmesh.types import PolicyVersion
+from services.learner.checkpoint import CheckpointStore
+from services.learner.config import CheckpointSection, LearnerSection
+from services.learner.intake import RankShare
+from services.learner.loop import Loop, LoopResources
+from services.learner.phase import PhaseTracker
+from services.learner.ranks import Ranks
+from services.learner.start import Start
+from tests.fakes.learnables import FakePolicy
+
+
+class Run:
+    """The resources of a loop, which trains batches without groups. ``before_batch`` runs while the loop waits."""
+
+    def __init__(self, folder: Path, num_steps: int, checkpoint: CheckpointSection) -> None:
+        self.policy, self.retired, self.metrics = FakePolicy(), list[int](), list[Mapping[str, float]]()
+        self.before_batch: Callable[[int], None] = lambda step: None
+        self._num_steps = num_steps
+        section = LearnerSection(checkpoint=checkpoint)
+        ranks = Ranks(0, 1, torch.device("cpu"))
+        self.store = CheckpointStore(RunSection(name="run", directory=folder), section, "0" * 64, ranks)
+        nothing = SimpleNamespace(
+            publish=lambda *args, **options: None, ensure_committed=lambda *args: None, max_pause_s=0
+        )
+        resources = LoopResources(
+            intake=cast(Any, self),
+            trainer=cast(Any, SimpleNamespace(train=self._train, state=dict)),
+            learnables=self.policy.learnables,
+            publisher=cast(Any, nothing),
+            checkpoints=self.store,
+            tracker=PhaseTracker(1.0),
+            reporter=None,
+            metrics_file=cast(Any, SimpleNamespace(cut=lambda step: None, append=self._append)),
+        )
+        self.loop = Loop(checkpoint, resources, Start(), staleness_bound=1, batches_folder=None)
+
+    def take(self, step: int, version: PolicyVersion, meanwhile: Callable[[], None]) -> RankShare | None:
+        self.before_batch(step)
+        meanwhile()
+        if step > self._num_steps:
+            return None
+        return RankShare((), ("a group",), 0, step == self._num_steps, 0.0, 0.0)
+
+    def mark_trained(self, step: int) -> None:
+        pass
+
+    def make_durable(self) -> None:
+        pass
+
+    def retire(self, through_step: int) -> None:
+        assert through_step in self.store.steps()
+        self.retired.append(through_step)
+
+    def _train(self, *args: object) -> SimpleNamespace:
+        self.policy.weights += 1
+        return SimpleNamespace(metrics={"reward/mean": 0.0}, staleness_histogram={})
+
+    def _append(self, step: int, version: object, histogram: object, metrics: Mapping[str, float]) -> None:
+        self.metrics.append(metrics)
+
+
+def test_groups_retire_while_a_batch_is_awaited_once_the_slow_disk_has_the_checkpoint(tmp_path: Path) -> None:
+    run = Run(tmp_path, 4, CheckpointSection(every_steps=2))
+    seen: dict[int, list[int]] = {}
+
+    def before_batch(step: int) -> None:
+        seen[step] = list(run.retired)
+        if step == 2:
+            run.policy.may_write.clear()
+        if step == 4:
+            run.policy.may_write.set()
+            run.store.wait()
+
+    run.before_batch = before_batch
+    run.loop.run()
+    assert seen == {1: [], 2: [], 3: [], 4: []}
+    assert run.retired[0] == 2
+    assert run.retired[-1] == 4
+    pauses = [metrics.get("time/checkpoint_pause_s") for metrics in run.metrics]
+    assert [pause is not None for pause in pauses] == [False, False, True, False]
+    assert [step for step, metrics in enumerate(run.metrics, 1) if "time/checkpoint_s" in metrics] == [4]
+
+
+def test_the_last_checkpoint_is_waited_for_and_holds_the_last_weights(tmp_path: Path) -> None:
+    run = Run(tmp_path, 3, CheckpointSection(every_steps=2))
+    assert run.loop.run() == 3
+    assert run.store.steps() == [2, 3]
+    policy = FakePolicy()
+    run.store.load(policy.learnables, 2)
+    assert policy.weights.tolist() == [2] * 4
+    run.store.load(policy.learnables, 3)
+    assert policy.weights.tolist() == [3] * 4
+    assert (tmp_path / "run" / "export" / "model.pt").exists()
+    assert run.retired[-1] == 3
