@@ -122,6 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     checkpoints.set_defaults(run=_run_checkpoints)
 
     _add_chaos(commands)
+    _add_replay(commands)
 
     report = commands.add_parser("report", help="write a run's report (again)")
     report.add_argument("folder", type=_path, help="run folder")
@@ -140,6 +141,21 @@ def build_parser() -> argparse.ArgumentParser:
     schema = config.add_parser("schema", help="print every key with its type, default and meaning, as JSON Schema")
     schema.set_defaults(run=_run_config_schema)
     return parser
+
+
+def _add_replay(commands: Any) -> None:
+    replay_help = "repeat the learner's side of a run from its recorded batches, and compare"
+    description = "Train on a run's recorded batches again, and compare losses and weights. See docs/replay.md."
+    replay = commands.add_parser("replay", help=replay_help, description=description)
+    replay.add_argument("folder", type=_path, metavar="RUN", help="run folder, e.g. runs/NAME")
+    steps_help = "first and last step, e.g. 3:5, 3: or :5 (default: all recorded steps)"
+    replay.add_argument("--steps", type=_step_range, default=(None, None), metavar="A:B", help=steps_help)
+    out_help = "empty or new folder for metrics and export (default: RUN/replay, which is replaced)"
+    replay.add_argument("--out", type=_path, metavar="FOLDER", help=out_help)
+    replay.add_argument("--ranks", type=int, metavar="N", help="number of ranks (default: as in the run)")
+    replay.add_argument("--part", type=_path, help=argparse.SUPPRESS)  # for the learners that a replay starts
+    _add_overrides(replay)
+    replay.set_defaults(run=_run_replay)
 
 
 def _add_config(parser: argparse.ArgumentParser, *, is_positional: bool = False) -> None:
@@ -205,6 +221,18 @@ def _path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def _step_range(text: str) -> tuple[int | None, int | None]:
+    """Return the first and the last step of "3:5", "3:", ":5" or "3"; None for a step that is left out."""
+    first, colon, last = text.partition(":")
+    try:
+        parts = [int(part) if part else None for part in (first, last if colon else first)]
+    except ValueError:
+        parts = [0]
+    if any(part is not None and part < 1 for part in parts) or (parts == [None, None] and not colon):
+        raise argparse.ArgumentTypeError(f"{text!r} is no range of steps; write it as 3:5, 3: or :5")
+    return parts[0], parts[1]
+
+
 def _default_name(service: str) -> str:
     return "rollout-0" if service == "rollout" else service
 
@@ -267,15 +295,20 @@ def _run_service(args: argparse.Namespace) -> int:
     os.environ["ROLLMESH_CONFIG"] = str(args.config.resolve())
     os.environ["ROLLMESH_OVERRIDES"] = json.dumps(args.overrides)
     name = args.name or _default_name(args.service)
+    return int(_service(args.service, "main").main(config, name))
+
+
+def _service(service: str, module: str) -> Any:
+    """Import a module of a service.
+
+    Raises:
+        ConfigError: a package that the service needs is not installed.
+    """
     try:
-        module = _services(f"{args.service}.main")
+        return _services(f"{service}.{module}")
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"rollmesh {args.service}",
-            f"the package {error.name!r} is missing here",
-            f"install rollmesh[{args.service}]",
-        ) from error
-    return int(module.main(config, name))
+        problem, fix = f"the package {error.name!r} is missing here", f"install rollmesh[{service}]"
+        raise ConfigError(f"rollmesh {service}", problem, fix) from error
 
 
 def _die_with_launcher() -> None:
@@ -322,6 +355,14 @@ def _run_chaos(args: argparse.Namespace) -> int:
             planned = chaos.Strike(name, action, duration_s, factor, moment=args.when, after_step=args.after_step)
             return int(chaos.strike(args.folder, planned, is_dry_run=args.dry_run))
     return int(chaos.show(args.folder))
+
+
+def _run_replay(args: argparse.Namespace) -> int:
+    if args.part is not None:
+        faulthandler.enable()
+        _die_with_launcher()
+        return int(_service("learner", "replay_main").main(args.part))
+    return int(_services("launcher.replay").show(args.folder, args.steps, args.out, args.ranks, args.overrides))
 
 
 def _run_report(args: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ single service owns. Each service's own section lies beside the service. `servic
 sections and checks them against each other.
 """
 
-from rollmesh.config.section import Section, merge, validate
+from rollmesh.config.section import Section, merge, validate, with_absolute_paths
 from rollmesh.config.shared import (
     DataSection,
     EvaluationSection,
@@ -32,4 +32,5 @@ __all__ = [
     "load_yaml",
     "merge",
     "validate",
+    "with_absolute_paths",
 ]

@@ -107,6 +107,18 @@ def _expand_path(text: str) -> str:
 SectionT = TypeVar("SectionT", bound=Section)
 
 
+def with_absolute_paths(section: SectionT) -> SectionT:
+    """Return a copy in which every path is absolute. A relative path starts at the working directory."""
+    changes: dict[str, Any] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            changes[name] = with_absolute_paths(value)
+        elif isinstance(value, Path):
+            changes[name] = Path(os.path.abspath(value))
+    return section.model_copy(update=changes)
+
+
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of ``above`` over the settings of ``below``, section by section."""
     merged = dict(below)

@@ -16,7 +16,7 @@ commits, for the end of groups that stand before a batch, and for the closing of
 The client repeats a call after a broken connection. Redis may therefore apply a call twice; that does no harm.
 
 Modules: `staleness` (the window and its bound), `ledger`, `batches` (the learner's side), `commits`, `rows`,
-`accounting` (where every group ended), `codec` and `header` (payloads), `keys`, `scripts`, `connection`, `memory`,
-`identity` and `claim` (whose keys these are), `embedded` (a Redis of the run's own). The package's `__init__` imports
-nothing, so that the Redis client stays optional.
+`accounting` (where every group ended), `codec` and `header` (payloads), `recording` (batches as files, with which a run
+is repeated), `keys`, `scripts`, `connection`, `memory`, `identity` and `claim` (whose keys these are), `embedded` (a
+Redis of the run's own). The package's `__init__` imports nothing, so that the Redis client stays optional.
 """

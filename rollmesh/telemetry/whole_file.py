@@ -1,4 +1,4 @@
-"""Text files that a reader never finds half written, also after a power cut."""
+"""Files that a reader never finds half written, also after a power cut."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file. A reader finds the whole old content or the whole new content, whatever happens meanwhile.
 
     Raises:
@@ -14,7 +14,7 @@ def write_whole(path: Path, text: str) -> None:
     """
     partial = path.with_name(path.name + ".partial")
     try:
-        write_synced(partial, text)
+        write_synced(partial, content)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -25,13 +25,13 @@ def write_whole(path: Path, text: str) -> None:
         os.close(descriptor)
 
 
-def write_synced(path: Path, text: str) -> None:
-    """Write a file in place; on return the text is on disk.
+def write_synced(path: Path, content: str | bytes) -> None:
+    """Write a file in place; on return the content is on disk. Text is written as UTF-8.
 
     Raises:
         OSError: the file cannot be written.
     """
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with path.open("wb") as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())

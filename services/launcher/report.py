@@ -25,6 +25,7 @@ FILES = {
     "evaluations.jsonl": "one line an evaluation",
     "accounting.json": "how the run and its groups ended",
     "logs": "one file a process",
+    "batches": "recorded batches, for `rollmesh replay`",
     "checkpoints": "to go on from",
     "export": "Hugging Face model",
 }

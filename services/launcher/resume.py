@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from rollmesh.config import with_absolute_paths
 from rollmesh.errors import ConfigError
 from rollmesh.replay.accounting import EndState
 from rollmesh.replay.identity import expect_own_run
@@ -33,7 +34,6 @@ from services.launcher.run_folder import (
     read_requested,
     read_starts,
     unusable_folder,
-    with_absolute_paths,
     with_run,
     write_requested,
 )

@@ -16,9 +16,9 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from rollmesh.config import Section, load_yaml
+from rollmesh.config import load_yaml, with_absolute_paths
 from rollmesh.errors import ConfigError
 from rollmesh.telemetry.json_lines import JsonLines
 from rollmesh.telemetry.whole_file import write_synced, write_whole
@@ -27,20 +27,6 @@ from services.config import MeshConfig, dump_mesh, load_mesh
 REQUESTED = "requested.yaml"
 RESOLVED = "mesh.yaml"
 STARTS = "starts.jsonl"
-
-SectionT = TypeVar("SectionT", bound=Section)
-
-
-def with_absolute_paths(section: SectionT) -> SectionT:
-    """Return a copy in which every path is absolute. A relative path starts at the working directory."""
-    changes: dict[str, Any] = {}
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, Section):
-            changes[name] = with_absolute_paths(value)
-        elif isinstance(value, Path):
-            changes[name] = Path(os.path.abspath(value))
-    return section.model_copy(update=changes)
 
 
 def write_requested(folder: Path, config: MeshConfig) -> None:

@@ -5,28 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from rollmesh.config.shared import ModelSection, ReplaySection
+from rollmesh.config.shared import ModelSection
 from rollmesh.data.model_folder import ModelFolder
 from rollmesh.errors import ConfigError
 from services.learner.config import LearnerSection
 
 
-def check_start(section: LearnerSection, policy: ModelSection, replay: ReplaySection, needs_critic: bool) -> None:
+def check_start(section: LearnerSection, policy: ModelSection, needs_critic: bool) -> None:
     """Refuse a configuration with which the learner cannot start.
 
     Args:
         section: the learner's settings.
         policy: the settings of the policy model, with its folder.
-        replay: the settings of Redis.
         needs_critic: whether the algorithm trains a critic.
 
     Raises:
         ConfigError: the policy's folder is missing or holds no causal language model, the critic's folder holds no
-            model, the device is "cuda" on a machine without CUDA, `replay.url` is not set, or the environment names
-            other ranks.
+            model, the device is "cuda" on a machine without CUDA, or the environment names other ranks.
     """
     check_ranks(section.num_ranks, os.environ)
-    replay.require_url()
     ModelFolder.read("model.path", policy.path).check_trainable()
     critic = section.critic.model_path
     if needs_critic and critic is not None:

@@ -17,6 +17,7 @@ from services.learner.loop import Loop, LoopResources
 from services.learner.parity import ParityCheck
 from services.learner.publisher import Publisher
 from services.learner.ranks import Ranks
+from services.learner.recorder import BatchRecorder, learner_settings
 from services.learner.start import Start
 from services.learner.trainer import Trainer
 
@@ -115,15 +116,21 @@ def build_intake(config: MeshConfig, queue: BatchQueue, ranks: Ranks, control: C
     )
 
 
+def build_recorder(config: MeshConfig, ranks: Ranks, num_batches: int) -> BatchRecorder | None:
+    """Build the recorder of a run of ``num_batches`` batches; None where this rank records no batches."""
+    if not (config.learner.should_record_batches and ranks.is_first):
+        return None
+    settings = learner_settings(config)
+    return BatchRecorder(config.run.folder / "batches", settings, ranks.world_size, num_batches)
+
+
 def build_loop(config: MeshConfig, resources: LoopResources, start: Start) -> Loop:
-    """Build the loop. Rank 0 records the batches if the configuration says so."""
-    is_recording = config.learner.should_record_batches and resources.reporter is not None
+    """Build the loop."""
     return Loop(
         config.learner.checkpoint,
         resources,
         start,
         staleness_bound=staleness_window(config).bound,
-        batches_folder=config.run.folder / "batches" if is_recording else None,
     )
 
 

@@ -141,7 +141,8 @@ class LearnerSection(Section):
     """Seconds that loading the model, writing a checkpoint or writing an export may show no sign of moving before the
     run fails. Files that grow are a sign."""
     should_record_batches: bool = False
-    """Write every batch to the folder `batches/` in the run folder, to repeat and study a step."""
+    """Write every batch to the folder `batches/` in the run folder, so that `rollmesh replay` can repeat the run. A
+    batch takes 8 bytes per generated token, 4 more with a reference, and 4 per prompt token; no file is removed."""
 
     @property
     def updates_per_batch(self) -> int:

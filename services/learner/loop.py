@@ -19,7 +19,6 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from rollmesh.types import LearnerPhase
 from services.learner.checkpoint import CheckpointStore, Learnables
@@ -29,7 +28,7 @@ from services.learner.intake import Intake, RankShare, check_staleness
 from services.learner.metrics import MetricsFile, StepStatistics
 from services.learner.phase import PhaseTracker
 from services.learner.publisher import Publisher
-from services.learner.recording import record_batch
+from services.learner.recorder import BatchRecorder
 from services.learner.start import Start
 from services.learner.trainer import Trainer
 
@@ -42,7 +41,10 @@ NUM_FILTERED, ELAPSED_S = "num_filtered", "elapsed_s"
 
 @dataclass(frozen=True)
 class LoopResources:
-    """The objects that the loop uses. ``reporter`` and ``metrics_file`` are None on ranks other than 0."""
+    """The objects that the loop uses. ``reporter``, ``metrics_file`` and ``recorder`` are None on ranks other than 0.
+
+    ``recorder`` is None as well where batches are not recorded.
+    """
 
     intake: Intake
     trainer: Trainer
@@ -52,6 +54,7 @@ class LoopResources:
     tracker: PhaseTracker
     reporter: Control | None
     metrics_file: MetricsFile | None
+    recorder: BatchRecorder | None
 
 
 class Loop:
@@ -62,7 +65,6 @@ class Loop:
         resources: the objects that the loop uses.
         start: the state before the first step of this process.
         staleness_bound: the largest staleness that a trained sample may have, in versions.
-        batches_folder: the folder that every batch is recorded in; None records nothing.
     """
 
     def __init__(
@@ -72,10 +74,8 @@ class Loop:
         start: Start,
         *,
         staleness_bound: int,
-        batches_folder: Path | None,
     ) -> None:
         self._checkpoint_section = checkpoint
-        self._batches_folder = batches_folder
         self._resources = resources
         self._bound = staleness_bound
         self._first_step = start.step
@@ -87,6 +87,8 @@ class Loop:
         self._started = time.monotonic() - start.state.get(ELAPSED_S, 0.0)
         if resources.metrics_file is not None:
             resources.metrics_file.cut(start.step)
+        if resources.recorder is not None:
+            resources.recorder.cut(start.step)
 
     def run(self) -> int:
         """Train until no batch is left. Return the number of the last step.
@@ -118,8 +120,8 @@ class Loop:
         step_started = time.monotonic() - share.wait_s - share.read_s
         resources.tracker.enter(LearnerPhase.TRAINING)
         check_staleness(share.groups, self._version, self._bound)
-        if self._batches_folder is not None:
-            record_batch(self._batches_folder, step, resources.intake.read(share.batch_ids))
+        if resources.recorder is not None:
+            resources.recorder.record(step, self._version, resources.intake.read(share.batch_ids))
         statistics = resources.trainer.train(share.groups_by_step, step, self._version.number)
         resources.intake.mark_trained(step)
         self._version = self._version.next()

@@ -31,7 +31,8 @@ def main(config: MeshConfig, name: str) -> int:
         StartAgainError: a rank was killed; a new start of all ranks may go on with the run.
         RollMeshError: the run failed.
     """
-    check_start(config.learner, config.model, config.replay, config.algorithm.needs_critic)
+    check_start(config.learner, config.model, config.algorithm.needs_critic)
+    config.replay.require_url()
     keep_to_interface(config.weights.host)
     if config.learner.num_ranks > 1 and "RANK" not in os.environ:
         return run_ranks(_rank_command(name), config.learner.num_ranks, name)

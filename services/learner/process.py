@@ -25,6 +25,7 @@ from services.learner.composition import (
     build_intake,
     build_loop,
     build_publisher,
+    build_recorder,
     build_trainer,
     load_learnables,
 )
@@ -107,7 +108,8 @@ def _train(config: MeshConfig, ranks: Ranks, tracker: PhaseTracker, control: Con
     checkpoints = build_checkpoint_store(config, ranks)
     newest = None if registration is None else registration.newest_version
     start = begin(intake, checkpoints, learnables, ranks, newest)
-    trainer = build_trainer(config, learnables, ranks, int(num_steps) or config.training.steps)
+    num_batches = int(num_steps) or config.training.steps
+    trainer = build_trainer(config, learnables, ranks, num_batches)
     if start.state:
         trainer.load_state(start.state)
     resources = LoopResources(
@@ -119,6 +121,7 @@ def _train(config: MeshConfig, ranks: Ranks, tracker: PhaseTracker, control: Con
         tracker=tracker,
         reporter=control,
         metrics_file=MetricsFile(config.run.folder / "metrics.jsonl") if ranks.is_first else None,
+        recorder=build_recorder(config, ranks, num_batches),
     )
     with contextlib.closing(redis), contextlib.closing(publisher):
         last_step = build_loop(config, resources, start).run()

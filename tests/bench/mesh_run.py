@@ -22,12 +22,12 @@ from typing import Any
 
 import uvloop
 
+from rollmesh.replay.recording import load_recorded
 from rollmesh.types import SamplingSpec
 from services.config import load_mesh
 from services.learner.checkpoint import Learnables
 from services.learner.composition import build_trainer, load_policy
 from services.learner.ranks import Ranks
-from services.learner.recording import load_recorded
 from tests.bench.figures import Figure, median
 from tests.bench.worker_rig import DEMO, running_worker
 from tests.integration.mesh_runs import MeshRun, finish_mesh, service_logs, start_mesh
@@ -144,7 +144,7 @@ def _run(folder: Path, name: str, num_steps: int, max_staleness: int) -> _Steps:
 def _training_alone(run_folder: Path) -> float:
     """Seconds of a step on the recorded batches, mean over those that count."""
     config = load_mesh(run_folder / "mesh.yaml")
-    batches = [load_recorded(path) for path in sorted((run_folder / "batches").glob("step-*.msgpack"))]
+    batches = [load_recorded(path)[1] for path in sorted((run_folder / "batches").glob("step-*.msgpack"))]
     ranks = Ranks.start(config.learner)
     trainer = build_trainer(config, Learnables(load_policy(config, ranks)), ranks, len(batches))
     started = time.perf_counter()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+from rollmesh.replay.recording import load_recorded
 from rollmesh.types import Group, PolicyVersion
 from services.launcher.chaos_processes import find_processes
-from services.learner.recording import load_recorded
 from tests.integration.mesh_runs import MeshRun, processes_of
 
 
 def recorded_batches(run: MeshRun) -> list[list[Group]]:
     """Return the groups of each step of the lineage that survived. A step that was trained again has one batch."""
-    return [load_recorded(path) for path in sorted((run.folder / "batches").glob("step-*.msgpack"))]
+    return [load_recorded(path)[1] for path in sorted((run.folder / "batches").glob("step-*.msgpack"))]
 
 
 def check_run(run: MeshRun, num_steps: int, groups_per_step: int) -> None:

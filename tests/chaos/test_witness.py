@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from rollmesh.replay.recording import RecordedStep, record_batch
 from services.config import MeshConfig
 from services.learner.ranks import Ranks
-from services.learner.recording import record_batch
 from tests.chaos.witness import TOLERANCE, repeat, weights
 from tests.unit.learner.samples import mesh_config, random_groups, write_tiny_model
 
@@ -24,7 +24,12 @@ def config(tmp_path: Path) -> MeshConfig:
 def batches(tmp_path: Path) -> list[Path]:
     steps = range(1, NUM_STEPS + 1)
     return [
-        record_batch(tmp_path / "batches", step, random_groups(4, 4, seed=step, version=step - 1)) for step in steps
+        record_batch(
+            tmp_path / "batches",
+            RecordedStep(step, f"0.{step - 1}", 1, 4, ""),
+            random_groups(4, 4, seed=step, version=step - 1),
+        )
+        for step in steps
     ]
 
 
@@ -56,5 +61,5 @@ def test_a_batch_in_which_one_group_was_exchanged_is_seen_in_the_weights(
     config: MeshConfig, ranks: Ranks, batches: list[Path], tmp_path: Path
 ) -> None:
     groups = random_groups(4, 4, seed=2, version=1)
-    exchanged = record_batch(tmp_path / "exchanged", 2, [*groups[:3], groups[0]])
+    exchanged = record_batch(tmp_path / "exchanged", RecordedStep(2, "0.1", 1, 4, ""), [*groups[:3], groups[0]])
     assert apart(config, ranks, tmp_path, batches, [batches[0], exchanged, *batches[2:]]) > 100 * TOLERANCE

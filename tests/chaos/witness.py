@@ -21,13 +21,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rollmesh.replay.recording import load_recorded
 from rollmesh.types import PolicyVersion
 from services.config import MeshConfig, load_mesh
 from services.learner.batching import split_batch
 from services.learner.composition import build_trainer, load_learnables
 from services.learner.process import quiet_libraries
 from services.learner.ranks import Ranks, leave
-from services.learner.recording import load_recorded
 from tests.integration.mesh_runs import REPOSITORY, MeshRun
 
 TOLERANCE = 1e-6
@@ -79,7 +79,7 @@ def repeat(
     learnables = load_learnables(config, ranks)
     trainer = build_trainer(config, learnables, ranks, config.training.steps)
     for step, (path, number) in enumerate(zip(batches, starting_numbers, strict=True), start=1):
-        groups = load_recorded(path)
+        _, groups = load_recorded(path)
         split = split_batch([group.num_tokens for group in groups], config.learner.steps_per_batch, ranks.world_size)
         trainer.train([[groups[index] for index in shares[ranks.rank]] for shares in split], step, number)
     learnables.policy.export(folder)

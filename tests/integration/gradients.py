@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from deepspeed.utils import safe_get_full_grad
 
+from rollmesh.replay.recording import load_recorded
 from rollmesh.types import Group
 from services.config import MeshConfig, load_mesh
 from services.learner.batching import split_batch
@@ -27,7 +28,6 @@ from services.learner.composition import build_trainer, load_critic_engine, load
 from services.learner.engine import TrainingEngine
 from services.learner.process import quiet_libraries
 from services.learner.ranks import Ranks, leave
-from services.learner.recording import load_recorded
 
 LEARNER_NUMBER = 3
 
@@ -77,7 +77,7 @@ def record(config: MeshConfig, ranks: Ranks, groups: list[Group], variant: str, 
 def main(mesh_file: str, batch: str, variants: str, output: str) -> None:
     """Run all variants in this process."""
     quiet_libraries()
-    groups = load_recorded(Path(batch))
+    _, groups = load_recorded(Path(batch))
     found: dict[str, np.ndarray] = {}
     ranks = None
     for name, overrides in json.loads(variants).items():

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import msgpack
 import pytest
 
-from rollmesh.replay.codec import decode_group
+from rollmesh.replay.recording import load_recorded
 from rollmesh.types import Group
 from tests.integration.mesh_runs import MeshRun, processes_of, run_mesh
 
@@ -65,7 +64,7 @@ def emptied(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> MeshRun:
 
 def _batches(run: MeshRun) -> list[list[Group]]:
     paths = sorted((run.folder / "batches").glob("step-*.msgpack"))
-    return [[decode_group(payload) for payload in msgpack.unpackb(path.read_bytes())] for path in paths]
+    return [load_recorded(path)[1] for path in paths]
 
 
 def test_the_accounting_closes_and_the_pass_rate_is_in_it(filtered: MeshRun, demo: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rollmesh.config import dump_yaml
-from services.learner.recording import record_batch
+from rollmesh.replay.recording import RecordedStep, record_batch
 from tests.unit.learner.samples import mesh_config, random_groups, write_tiny_model
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(280)]
@@ -53,7 +53,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for version in (1, 2, 3)
         for group in random_groups(2, 4, seed=version, first_prompt=10 * version, version=version, has_reference=True)
     ]
-    record_batch(folder, 1, groups)
+    record_batch(folder, RecordedStep(1, "0.3", 1, 1, ""), groups)
     return folder
 
 

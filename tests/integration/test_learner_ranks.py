@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from rollmesh.errors import DeadlineError
+from rollmesh.replay.recording import RecordedStep, record_batch
+from rollmesh.telemetry.json_lines import JsonLines
 from services.config import dump_mesh
+from services.launcher.replay import replay_run
 from services.learner.ranks import meeting_store
-from services.learner.recording import record_batch
 from tests.unit.learner.samples import mesh_config, random_groups, write_tiny_model
 
 pytestmark = pytest.mark.engine
@@ -40,22 +38,16 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "mesh.yaml").write_text(dump_mesh(config), encoding="utf-8")
     for step in range(1, NUM_STEPS + 1):
         num_groups = 1 if step > NUM_STEPS - 2 else 4
-        record_batch(folder / "batches", step, random_groups(num_groups, 4, seed=step, has_reference=True))
+        groups = random_groups(num_groups, 4, seed=step, first_prompt=4 * step, has_reference=True)
+        facts = RecordedStep(step, f"0.{step - 1}", 1, NUM_STEPS, dump_mesh(config))
+        record_batch(folder / "batches", facts, groups)
     return folder
 
 
 def _losses(run_folder: Path, num_ranks: int, zero_stage: int) -> list[float]:
-    output = run_folder / f"losses-{num_ranks}-{zero_stage}.json"
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
-    command = [sys.executable, *(launcher if num_ranks > 1 else []), "-m", "services.learner.retrain"]
-    command += ["--config", str(run_folder / "mesh.yaml"), "--batches", str(run_folder / "batches")]
-    command += ["--set", f"learner.zero_stage={zero_stage}", "--set", f"learner.num_ranks={num_ranks}"]
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        environment.pop(name, None)
-    subprocess.run([*command, "--output", str(output)], check=True, timeout=200, cwd=REPOSITORY, env=environment)
-    losses: list[float] = json.loads(output.read_text(encoding="utf-8"))
-    return losses
+    out = run_folder / f"replay-{num_ranks}-{zero_stage}"
+    replay_run(run_folder, out, num_ranks=num_ranks, overrides=[f"learner.zero_stage={zero_stage}"])
+    return [line["policy/loss"] for line in JsonLines(out / "metrics.jsonl").read()]
 
 
 @pytest.fixture(scope="module")

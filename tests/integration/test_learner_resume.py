@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from rollmesh.replay.accounting import account
-from rollmesh.replay.codec import decode_group
+from rollmesh.replay.recording import read_facts
 from rollmesh.types import GroupState, PolicyVersion
 from tests.integration.learner_process import DEADLINE_S, GROUPS_PER_BATCH, Learner, Mesh, learner_process
 
@@ -91,7 +90,7 @@ async def _until_held(learner: Learner) -> None:
 
 def _trace(folder: Path, mesh: Mesh) -> Trace:
     files = sorted((folder / "batches").iterdir())
-    batches = [[decode_group(group).group_id for group in msgpack.unpackb(file.read_bytes())] for file in files]
+    batches = [read_facts(file)[1] for file in files]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return Trace(
         weights=_weights(folder / "export"),

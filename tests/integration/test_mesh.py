@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -16,8 +15,10 @@ import numpy as np
 import pytest
 
 from rollmesh.data.order import PromptOrder
-from rollmesh.replay.codec import decode_group
+from rollmesh.replay.recording import load_recorded
+from rollmesh.telemetry.json_lines import JsonLines
 from rollmesh.types import Group
+from services.launcher.replay import replay_run
 from tests.integration.mesh_runs import (
     DEMO,
     REPOSITORY,
@@ -71,10 +72,8 @@ def test_one_sample_for_each_prompt_trains_where_the_algorithm_compares_no_sampl
 
 
 def _batches(run: MeshRun) -> Iterator[list[Group]]:
-    import msgpack
-
     for path in sorted((run.folder / "batches").glob("step-*.msgpack")):
-        yield [decode_group(payload) for payload in msgpack.unpackb(path.read_bytes())]
+        yield load_recorded(path)[1]
 
 
 def test_every_step_is_trained_and_every_group_accounted_for(asynchronous: MeshRun) -> None:
@@ -202,23 +201,21 @@ def test_both_rollout_workers_took_part(synchronous: MeshRun) -> None:
     assert "160 groups opened = 160 trained" in report
 
 
-def _retrain(config: Path, batches: Path, output: Path) -> list[float]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
-    command = [sys.executable, *launcher, "-m", "services.learner.retrain", "--config", str(config)]
-    command += ["--batches", str(batches), "--output", str(output)]
-    command += ["--set", "learner.num_ranks=1", "--set", "learner.zero_stage=0"]
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    losses: list[float] = json.loads(output.read_text())
-    return losses
-
-
 def test_ranks_and_zero_stages_do_not_change_the_losses(synchronous: MeshRun, tmp_path: Path) -> None:
     """One rank without ZeRO trains on the batches that the two ranks of the mesh recorded."""
-    expected = _retrain(synchronous.folder / "mesh.yaml", synchronous.folder / "batches", tmp_path / "losses.json")
-    assert len(expected) == 20
-    losses = [line["policy/loss"] for line in synchronous.lines("metrics.jsonl")]
-    np.testing.assert_allclose(losses, expected, atol=1e-4)
+    settings = ["learner.zero_stage=0"]
+    result = replay_run(synchronous.folder, tmp_path / "replay", num_ranks=1, overrides=settings)
+    assert result.num_compared == 20
+    repeated = JsonLines(result.out / "metrics.jsonl").read()
+    losses = [[line["policy/loss"] for line in lines] for lines in (synchronous.lines("metrics.jsonl"), repeated)]
+    np.testing.assert_allclose(losses[0], losses[1], atol=1e-4)
+
+
+def test_the_learners_side_of_an_asynchronous_run_is_repeated_to_the_bit(asynchronous: MeshRun, tmp_path: Path) -> None:
+    result = replay_run(asynchronous.folder, tmp_path / "replay")
+    assert result.difference is None
+    assert result.num_compared == 8
+    assert result.has_compared_weights
 
 
 HOSTILE = {

@@ -17,9 +17,8 @@ from services.learner.config import OptimizerSection
 from services.learner.intake import check_staleness
 from services.learner.main import main
 from services.learner.random_state import random_state, restore_random_state
-from services.learner.recording import load_recorded, record_batch
 from services.learner.schedule import learning_rate
-from tests.unit.learner.samples import group, mesh_config, random_groups, sample
+from tests.unit.learner.samples import group, mesh_config, sample
 
 
 def test_warm_up_reaches_the_full_rate_at_its_last_step_and_decay_ends_at_the_minimum() -> None:
@@ -94,7 +93,7 @@ def test_a_model_that_cannot_be_trained_is_one_sentence(
 ) -> None:
     config = mesh_config(make(tmp_path), tmp_path, replay={"url": "redis://127.0.0.1:1"})
     with pytest.raises(ConfigError, match=message) as caught:
-        check_start(config.learner, config.model, config.replay, needs_critic=False)
+        check_start(config.learner, config.model, needs_critic=False)
     assert str(caught.value).startswith("model.path: ")
     assert "\n" not in str(caught.value)
 
@@ -104,7 +103,7 @@ def test_cuda_is_refused_where_there_is_none(tmp_path: Path) -> None:
     model = _model(tmp_path / "m", {"architectures": ["GPT2LMHeadModel"]})
     config = mesh_config(model, tmp_path, replay={"url": "redis://127.0.0.1:1"}, learner={"device": "cuda"})
     with pytest.raises(ConfigError, match=r"^learner\.device: "):
-        check_start(config.learner, config.model, config.replay, needs_critic=False)
+        check_start(config.learner, config.model, needs_critic=False)
 
 
 def test_several_ranks_need_the_path_of_the_mesh_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,26 +132,6 @@ def test_several_ranks_start_through_the_command_line_again(tmp_path: Path, monk
     (command,) = commands
     assert command[0] == "2"
     assert command[-6:] == ["learner", "--config", "/mesh.yaml", "--name", "learner", "--set=run.seed=3"]
-
-
-def test_a_recorded_batch_is_read_back_as_it_was(tmp_path: Path) -> None:
-    groups = random_groups(3, 2, has_reference=True)
-    path = record_batch(tmp_path / "batches", 7, groups)
-    assert path.name == "step-000007.msgpack"
-    for before, after in zip(groups, load_recorded(path), strict=True):
-        assert before.group_id == after.group_id
-        for one, other in zip(before.samples, after.samples, strict=True):
-            assert one.response_token_ids.tolist() == other.response_token_ids.tolist()
-            assert one.behaviour_logprobs.tolist() == other.behaviour_logprobs.tolist()
-            assert one.score == other.score
-
-
-@pytest.mark.parametrize("content", [b"", b"\xc1", b"\x01"])
-def test_a_file_that_is_no_recorded_batch_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "step-000001.msgpack"
-    path.write_bytes(content)
-    with pytest.raises(ConfigError, match="is not a recorded batch"):
-        load_recorded(path)
 
 
 def test_the_random_generators_go_on_where_the_checkpoint_was_taken() -> None:
