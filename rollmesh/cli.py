@@ -116,6 +116,11 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", dest="is_json", help="everything, as JSON")
     status.set_defaults(run=_run_status)
 
+    why = commands.add_parser("why", help="say who waits for whom in a run, or why the run ended")
+    why.add_argument("target", metavar="RUN", help="run folder, e.g. runs/NAME, or the coordinator's host:port")
+    why.add_argument("--json", action="store_true", dest="is_json", help="the facts as JSON")
+    why.set_defaults(run=_run_why)
+
     checkpoints = commands.add_parser("checkpoints", help="list a run's checkpoints: step, version, pass@1, size")
     checkpoints.add_argument("folder", type=_path, metavar="RUN", help="run folder, e.g. runs/NAME")
     checkpoints.add_argument("--json", action="store_true", dest="is_json", help="the list as JSON")
@@ -330,6 +335,10 @@ def _die_with_launcher() -> None:
 
 def _run_status(args: argparse.Namespace) -> int:
     return int(_services("launcher.status").show(_load_any(args), is_json=args.is_json))
+
+
+def _run_why(args: argparse.Namespace) -> int:
+    return int(_services("launcher.why").show(os.path.expanduser(args.target), is_json=args.is_json))
 
 
 def _run_checkpoints(args: argparse.Namespace) -> int:
