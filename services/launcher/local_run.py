@@ -70,15 +70,6 @@ def member_names(config: MeshConfig) -> list[str]:
     return [*names, *(f"rollout-{index}" for index in range(config.rollout.num_workers)), "learner"]
 
 
-def replaceable(config: MeshConfig) -> list[str]:
-    """Return the names of the services that are started again when they end too early.
-
-    A rollout worker that joins late gets its weights with the next publish, which needs the groups of another worker.
-    """
-    rollouts = [name for name in member_names(config) if name.startswith("rollout-")]
-    return ["reward", "reference", *(rollouts if len(rollouts) > 1 else [])]
-
-
 class LocalRun:
     """One run of a mesh on this machine.
 
@@ -102,7 +93,7 @@ class LocalRun:
         self._clock = AwakeClock(ASLEEP_S)
         self._last_answer = self._clock()
         self._first_end: float | None = None
-        self._restarts = Restarts(server, folder, replaceable(config), self._warn)
+        self._restarts = Restarts(server, folder, self._warn)
         self._missing = MissingMembers()
         self.is_finishing = False
         """Whether the run is over. Its members may still have to end."""
@@ -302,8 +293,7 @@ class LocalRun:
         """Kill the processes that run and do nothing, so that they are started again like processes that died."""
         if status is not None and status.run_state in (RunState.STARTING, RunState.RUNNING):
             for service in self._missing.look(status, self._group.running()):
-                if service.name in self._restarts.names:
-                    service.kill("sent no heartbeats any more")
+                service.kill("sent no heartbeats any more")
         elif status is None and self._clock() - self._last_answer > STATUS_SILENCE_S:
             self._last_answer = self._clock()
             for service in self._group.running():

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +33,9 @@ PAUSES_S = (0.0, 1.0, 5.0, 10.0, 10.0)
 pauses are shorter than `coordinator.member_timeout_s`, so that the members outlive a new start of the coordinator."""
 HEALTHY_S = 300.0
 """A process that ran for this long before it ended counts as healthy: its earlier new starts are forgotten."""
+
+NEVER_STARTED_AGAIN = frozenset({"coordinator"})
+"""A killed coordinator keeps its claim to the run for ten seconds, and a second coordinator is refused meanwhile."""
 
 
 def asks_for_new_start(exit_code: int) -> bool:
@@ -80,12 +83,10 @@ class Restarts:
     Args:
         server: the run's own Redis; None where the configuration names a Redis.
         folder: the run folder.
-        names: the services that are started again; the run ends with every other service.
         warn: a function that is called with one sentence for each process that is started again.
         clock: returns seconds.
 
     Attributes:
-        names: see above.
         made: the new starts so far.
     """
 
@@ -93,13 +94,11 @@ class Restarts:
         self,
         server: EmbeddedRedis | None,
         folder: Path,
-        names: Collection[str],
         warn: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._server = server
         self._folder = folder
-        self.names = names
         self._warn = warn
         self._clock = clock
         self._budgets: dict[str, _Budget] = {}
@@ -137,12 +136,9 @@ class Restarts:
             that the service has ended too often.
         """
         assert service.exit_code is not None
-        if service.name not in self.names:
+        if service.name in NEVER_STARTED_AGAIN or not asks_for_new_start(service.exit_code):
             return False
-        is_taken = self.is_due(service.name) or (
-            asks_for_new_start(service.exit_code) and self._promise(service.name, service.end())
-        )
-        if not is_taken:
+        if not self.is_due(service.name) and not self._promise(service.name, service.end()):
             return False
         if self._take_due(service.name):
             await service.start_again()

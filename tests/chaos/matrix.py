@@ -23,7 +23,7 @@ TARGETS = (
     "redis",
     "up",
 )
-GOES_ON = frozenset({"reward", "reference", "redis"})
+GOES_ON = frozenset(TARGETS) - {"up", "coordinator"}
 """The processes that `rollmesh up` starts again. After the death of any other process, `rollmesh resume` goes on."""
 WITHOUT_MEANING: dict[tuple[str, str], str] = {}
 """The cells that are left out, and why. Every process is alive at every moment, so that no cell is left out."""

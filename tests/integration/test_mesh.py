@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -266,31 +265,6 @@ def test_a_run_bears_its_surroundings_and_the_loss_of_its_reader_and_ends_in_ord
     assert run.accounting["num_groups"]["failed"] == 0
     assert "| the run | interrupted |" in (folder / "report.md").read_text()
     assert processes_of(folder) == []
-
-
-def test_a_service_that_dies_ends_the_run_and_is_named(demo: Path, tmp_path: Path) -> None:
-    process = start_mesh(demo, tmp_path, ["run.name=killed", *SMALL, "training.steps=100"])
-    folder = tmp_path / "killed"
-    deadline = time.monotonic() + 120
-    while not (victims := _processes_named(folder, b"rollmesh.cli\0rollout\0")):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    os.kill(victims[0], signal.SIGKILL)
-    run = finish_mesh(process, folder, timeout_s=90)
-    assert run.exit_code == 1
-    assert "error: rollout-0 was killed by SIGKILL" in run.output
-    assert (run.accounting["state"], run.accounting["first_cause"]["process"]) == ("failed", "rollout-0")
-    assert "num_opened" in run.accounting
-    assert processes_of(folder) == []
-
-
-def _processes_named(folder: Path, name: bytes) -> list[int]:
-    found = []
-    for pid in processes_of(folder):
-        with contextlib.suppress(OSError):  # the process has ended meanwhile
-            if name in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
-    return found
 
 
 def _fails_fast(arguments: list[str]) -> str:

@@ -113,18 +113,24 @@ def end(tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return run
 
 
-@pytest.mark.parametrize("victim", ["rollout-0", "coordinator"])
-def test_a_killed_process_is_named_and_the_groups_are_accounted_for(
+@pytest.mark.parametrize(("victim", "num_starts"), [("rollout-0", MAX_STARTS), ("coordinator", 0)])
+def test_a_process_that_is_killed_too_often_is_named_and_the_groups_are_accounted_for(
     victim: str,
+    num_starts: int,
     end: End,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     async def kill(mesh: _Mesh) -> None:
         await mesh.open_groups(3)
-        os.kill(mesh.pid(victim), signal.SIGKILL)
+        if num_starts == 0:
+            os.kill(mesh.pid(victim), signal.SIGKILL)
+            return
+        async for _ in _deaths(lambda: mesh.pid(victim)):
+            pass
 
     exit_code, mesh = end(kill)
     assert exit_code == 1
+    assert [restart["process"] for restart in mesh.books["restarts"]] == [victim] * num_starts
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert errors[0].startswith(f"error: {victim}")

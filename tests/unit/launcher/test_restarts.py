@@ -10,11 +10,8 @@ from pathlib import Path
 import pytest
 
 from rollmesh.errors import EXIT_START_AGAIN
-from services.config import MeshConfig
-from services.launcher.local_run import replaceable
 from services.launcher.processes import ServiceProcess, wait_until_unused
 from services.launcher.restarts import HEALTHY_S, PAUSES_S, Restarts
-from tests.unit.launcher.conftest import Tree
 
 
 class _Rig:
@@ -23,7 +20,7 @@ class _Rig:
     def __init__(self, folder: Path, code: str, name: str = "reward") -> None:
         self.now_s = 1000.0
         self.warnings: list[str] = []
-        self.restarts = Restarts(None, folder, [name], self.warnings.append, lambda: self.now_s)
+        self.restarts = Restarts(None, folder, self.warnings.append, lambda: self.now_s)
         log = folder / "logs" / f"{name}.log"
         self.service = ServiceProcess(name, [sys.executable, "-c", code], log)
 
@@ -137,7 +134,7 @@ async def main(folder):
     service.kill("was silent")
     await service.wait()
     service.log.write_text("")
-    await Restarts(None, folder, ["reward"], lambda sentence: None).take(service)
+    await Restarts(None, folder, lambda sentence: None).take(service)
     while "up" not in service.log.read_text():
         await asyncio.sleep(0.01)
     print(service._process.pid, flush=True)
@@ -156,11 +153,3 @@ def test_a_process_that_was_started_again_ends_with_a_launcher_that_is_killed(tm
     launcher.wait(10)
     launcher.stdout.close()
     assert wait_until_unused([tmp_path / "reward.log"], 20.0) == []
-
-
-@pytest.mark.parametrize(("num_workers", "rollouts"), [(1, []), (2, ["rollout-0", "rollout-1"])])
-def test_a_rollout_worker_is_started_again_where_another_one_serves(
-    tree: Tree, num_workers: int, rollouts: list[str]
-) -> None:
-    config = MeshConfig.model_validate({**tree, "rollout": {"num_workers": num_workers}})
-    assert replaceable(config) == ["reward", "reference", *rollouts]
