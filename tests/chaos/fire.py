@@ -42,7 +42,7 @@ SETTINGS = (
     "learner.num_ranks=2",
 )
 """Two ranks, so that one of them can die."""
-TIMEOUT_S = 150.0
+TIMEOUT_S = 300.0
 """The longest time from one hit to the next, with a resume and the starts of the engines."""
 _POLL_S = 0.02
 

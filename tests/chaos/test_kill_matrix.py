@@ -9,7 +9,7 @@ import pytest
 from tests.chaos.matrix import Cell, Hit
 from tests.chaos.run import run_hits
 
-pytestmark = [pytest.mark.mesh, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.mesh, pytest.mark.timeout(1200)]
 
 STARTED_AGAIN = ["reward@scoring", "redis@batched", "reference@leased", "redis@transfer"]
 RESUMED = ["learner:rank-1@checkpoint", "up@training"]

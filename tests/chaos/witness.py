@@ -32,7 +32,7 @@ from tests.integration.mesh_runs import REPOSITORY, MeshRun
 
 TOLERANCE = 1e-6
 """The largest difference of a weight in float32 between the run and its repetition."""
-TIMEOUT_S = 120.0
+TIMEOUT_S = 300.0
 
 
 def difference(run: MeshRun, folder: Path) -> float:
