@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,7 @@ class MeshUnderFire:
     def __init__(self, demo: Path, runs: Path, name: str) -> None:
         self.folder = runs / name
         self._log = runs / f"{name}.out"
+        self._survivals: list[Survival] = []
         with self._log.open("ab") as output:
             overrides = [f"run.name={name}", *SETTINGS]
             self._process = start_mesh(demo, runs, overrides, output=output.fileno())
@@ -98,63 +99,84 @@ class MeshUnderFire:
     def run(self, hits: Sequence[Hit]) -> Ending:
         """Make all hits, wait for the end of the run, and return it. No process is left, also after a failure."""
         try:
-            survivals = tuple(self._survive(hit) for hit in hits)
-            code = self._wait_for_end()
+            for hit in hits:
+                self._survive(hit)
+            self._wait_for_end()
         except BaseException:
             self._end_all()
             raise
-        run = MeshRun(self.folder, code, self.output())
-        return Ending(run, survivals, statistics.median(line["time/step_s"] for line in run.lines("metrics.jsonl")))
+        run = MeshRun(self.folder, self._process.wait(), self.output())
+        step_s = statistics.median(line["time/step_s"] for line in run.lines("metrics.jsonl"))
+        return Ending(run, tuple(self._survivals), step_s)
 
     def output(self) -> str:
         """Return what `rollmesh up` and `rollmesh resume` printed."""
         return self._log.read_text(encoding="utf-8", errors="replace")
 
-    def _survive(self, hit: Hit) -> Survival:
+    def _survive(self, hit: Hit) -> None:
+        """Make one hit, and wait until the next step is trained."""
         asyncio.run(self._strike(hit))
-        struck_at, num_before = time.monotonic(), self._num_steps()
-        is_resumed = hit.cell.target not in GOES_ON
-        if is_resumed:
-            self._resume()
-        num_lost = self._wait_for_step(num_before + 1)
-        return Survival(hit.cell, is_resumed, time.monotonic() - struck_at, num_lost)
+        struck_at, step = time.monotonic(), self._num_steps() + 1
+        self._survivals.append(Survival(hit.cell, is_resumed=False, standstill_s=0.0, lost_steps=0))
+        num_lost = self._wait_for_step(step)
+        standstill_s = time.monotonic() - struck_at
+        self._survivals[-1] = replace(self._survivals[-1], standstill_s=standstill_s, lost_steps=num_lost)
 
     async def _strike(self, hit: Hit) -> None:
         """Wait for the moment of a hit, and kill its target."""
-        deadline = time.monotonic() + TIMEOUT_S
-        watch = None
+        while not await self._is_moment(hit):
+            pass  # the run was resumed meanwhile, and its processes have other addresses
+        assert kill(find_processes(self.folder).get(hit.cell.target, [])), self._problem(f"{hit.cell} hit nothing")
+
+    async def _is_moment(self, hit: Hit) -> bool:
+        """Wait for the moment of a hit. Return False if the run was resumed meanwhile."""
+        process, watch = self._process, await self._watch()
+        waiting = asyncio.create_task(watch.wait(hit.cell.moment, hit.after_step, TIMEOUT_S), name="moment")
         try:
-            while watch is None:
-                watch = self._watch(deadline)
-                await asyncio.sleep(_POLL_S)
-            waiting = asyncio.create_task(watch.wait(hit.cell.moment, hit.after_step, TIMEOUT_S), name="moment")
             while not waiting.done():
-                assert self._process.poll() is None, self._problem(f"the run ended before {hit.cell}")
+                assert not self._is_over(), self._problem(f"the run ended before {hit.cell}")
+                if self._process is not process:
+                    return False
                 await asyncio.wait({waiting}, timeout=_POLL_S)
             waiting.result()
-            assert kill(find_processes(self.folder).get(hit.cell.target, [])), self._problem(f"{hit.cell} hit nothing")
         except DeadlineError as error:
             raise AssertionError(self._problem(str(error))) from error
         finally:
-            if watch is not None:
-                await watch.close()
+            waiting.cancel()
+            await watch.close()
+        return True
 
-    def _watch(self, deadline: float) -> MomentWatch | None:
-        """Return a watch of the run; None while the run folder does not name the ports yet."""
-        assert self._process.poll() is None, self._problem("the run did not start")
-        assert time.monotonic() < deadline, self._problem("the run did not start in time")
-        try:
-            return MomentWatch(self.folder)
-        except ConfigError:
-            return None
+    async def _watch(self) -> MomentWatch:
+        """Return a watch of the run, as soon as the run folder names the ports."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            assert not self._is_over(), self._problem("the run ended at once")
+            assert time.monotonic() < deadline, self._problem("the run did not start in time")
+            try:
+                return MomentWatch(self.folder)
+            except ConfigError:
+                await asyncio.sleep(_POLL_S)
+
+    def _is_over(self) -> bool:
+        """Return whether the run has ended with success. Go on with a run that ended because of the last hit.
+
+        The run may only end so if the process that was killed is not in `GOES_ON`, and only once for each hit.
+        """
+        code = self._process.poll()
+        if code is None:
+            return False
+        if code != 0:
+            what = f"the run ended with {code}"
+            assert self._survivals, self._problem(f"{what} before the first hit")
+            last = self._survivals[-1]
+            assert last.cell.target not in GOES_ON, self._problem(f"{what} after {last.cell}")
+            assert not last.is_resumed, self._problem(f"{what} although it was resumed after {last.cell}")
+            self._survivals[-1] = replace(last, is_resumed=True)
+            self._resume()
+        return code == 0
 
     def _resume(self) -> None:
-        """Wait for the end of a run that lost a process, and go on with it in another folder than before."""
-        try:
-            code = self._process.wait(TIMEOUT_S)
-        except subprocess.TimeoutExpired as error:
-            raise AssertionError(self._problem("the run neither went on nor ended")) from error
-        assert code != 0, self._problem("the run ended with success although a process died")
+        """Go on with a run that ended, in another working directory than before."""
         command = [sys.executable, "-m", "rollmesh.cli", "resume", str(self.folder)]
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(
@@ -168,10 +190,9 @@ class MeshUnderFire:
             )
 
     def _wait_for_step(self, step: int) -> int:
-        """Wait until ``step`` is trained. Return how many steps were taken back meanwhile."""
+        """Wait until ``step`` is trained, or until the run is over. Return how many steps were taken back meanwhile."""
         deadline, num_lost = time.monotonic() + TIMEOUT_S, 0
-        while (num_steps := self._num_steps()) < step and not (self._process.poll() == 0 and step > NUM_STEPS):
-            assert self._process.poll() in (None, 0), self._problem(f"the run ended before step {step}")
+        while (num_steps := self._num_steps()) < step and not self._is_over():
             assert time.monotonic() < deadline, self._problem(f"step {step} did not come in {TIMEOUT_S:g} s")
             num_lost = max(num_lost, step - 1 - num_steps)
             time.sleep(_POLL_S)
@@ -182,11 +203,11 @@ class MeshUnderFire:
         steps = [line.get("step", 0) for line in _whole_lines(self.folder / "metrics.jsonl")]
         return max(steps, default=0)
 
-    def _wait_for_end(self) -> int:
-        try:
-            return self._process.wait(TIMEOUT_S)
-        except subprocess.TimeoutExpired as error:
-            raise AssertionError(self._problem("the run did not end")) from error
+    def _wait_for_end(self) -> None:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not self._is_over():
+            assert time.monotonic() < deadline, self._problem("the run did not end")
+            time.sleep(_POLL_S)
 
     def _problem(self, sentence: str) -> str:
         return f"{sentence}\n{self.output()}\n{service_logs(self.folder)}"

@@ -24,7 +24,8 @@ TARGETS = (
     "up",
 )
 GOES_ON = frozenset(TARGETS) - {"up", "coordinator"}
-"""The processes that `rollmesh up` starts again. After the death of any other process, `rollmesh resume` goes on."""
+"""The processes after whose death the run has to go on. After the death of any other process the run may also end, and
+`rollmesh resume` goes on with it."""
 WITHOUT_MEANING: dict[tuple[str, str], str] = {}
 """The cells that are left out, and why. Every process is alive at every moment, so that no cell is left out."""
 HITS_PER_RUN = 4
