@@ -44,7 +44,7 @@ def run_hits(demo: Path, runs: Path, name: str, hits: Sequence[Hit]) -> dict[Cel
     results = {}
     for survival in ending.survivals:
         how = "resumed" if survival.is_resumed else "goes on"
-        lost = f", {survival.lost_steps} again" if survival.lost_steps else ""
+        lost = f", {survival.lost_steps} trained again" if survival.lost_steps else ""
         results[survival.cell] = f"{how}, {survival.standstill_s / ending.step_s:.0f} steps{lost}"
     return results
 
