@@ -82,7 +82,9 @@ def repeat(
         _, groups = load_recorded(path)
         split = split_batch([group.num_tokens for group in groups], config.learner.steps_per_batch, ranks.world_size)
         trainer.train([[groups[index] for index in shares[ranks.rank]] for shares in split], step, number)
-    learnables.policy.export(folder)
+    state = learnables.policy.copy_weights()
+    if ranks.is_first:
+        learnables.policy.write_pretrained(folder, state)
 
 
 def starting_numbers(run: Path) -> list[int]:
