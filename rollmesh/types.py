@@ -413,6 +413,8 @@ class Heartbeat:
         failure: the reason for which the run failed; empty while it has not failed.
         ended: the leases of the member that are over.
         interval_s: the time until the next heartbeat; 0 stands for the interval of the registration.
+        should_publish: whether the learner shall publish its version again, because a rollout worker that joined lacks
+            the version. False for any other member.
     """
 
     run_state: RunState
@@ -420,6 +422,7 @@ class Heartbeat:
     failure: str = ""
     ended: tuple[LeaseKey, ...] = ()
     interval_s: float = 0.0
+    should_publish: bool = False
 
 
 @dataclass(frozen=True, slots=True)

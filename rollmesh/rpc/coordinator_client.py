@@ -58,7 +58,14 @@ class CoordinatorClient(Connection):
         self._known_plan = b""
 
     async def register(
-        self, run_id: str, role: Role, address: str, num_weight_ranks: int = 0, *, timeout_s: float = 60.0
+        self,
+        run_id: str,
+        role: Role,
+        address: str,
+        num_weight_ranks: int = 0,
+        serving: PolicyVersion | None = None,
+        *,
+        timeout_s: float = 60.0,
     ) -> Registration:
         """Join the run for the first time or again.
 
@@ -67,6 +74,7 @@ class CoordinatorClient(Connection):
             role: the member's role.
             address: the "host:port" of the member's own server.
             num_weight_ranks: the number of the member's processes that take part in weight transfers.
+            serving: the version that a rollout worker's engine serves; None for no version.
             timeout_s: time for all tries together; long enough for the coordinator to start.
 
         Raises:
@@ -74,7 +82,8 @@ class CoordinatorClient(Connection):
             InvalidArgumentError: the coordinator serves another run.
             RunEndedError: the run is over.
         """
-        request = control.register_to_proto(control.RegisterCall(self.caller, run_id, role, address, num_weight_ranks))
+        call = control.RegisterCall(self.caller, run_id, role, address, num_weight_ranks, serving)
+        request = control.register_to_proto(call)
         answer = await call_unary(
             self._stub.Register,
             request,

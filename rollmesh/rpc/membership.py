@@ -59,6 +59,8 @@ class Membership:
         num_weight_ranks: the number of the member's processes that take part in weight transfers.
         report: returns how the member's work moves; called for every heartbeat.
         on_answer: called with the report and the answer of every heartbeat.
+        serving: returns the version that a rollout worker's engine serves; called for every registration.
+        on_return: called when the member has registered again, because the coordinator did not know the member.
         register_timeout_s: time that the coordinator may take to answer the registration.
         clock: returns seconds, and goes on while this process is stopped. The time for which the process was stopped
             does not count as the coordinator's silence.
@@ -79,6 +81,8 @@ class Membership:
         *,
         report: Callable[[], MemberReport] = MemberReport,
         on_answer: Callable[[MemberReport, Heartbeat], None] = lambda report, heartbeat: None,
+        serving: Callable[[], PolicyVersion | None] = lambda: None,
+        on_return: Callable[[], None] = lambda: None,
         register_timeout_s: float = 60.0,
         clock: Callable[[], float] = boot_time,
     ) -> None:
@@ -89,6 +93,8 @@ class Membership:
         self._num_weight_ranks = num_weight_ranks
         self._report = report
         self._on_answer = on_answer
+        self._serving = serving
+        self._on_return = on_return
         self._register_timeout_s = register_timeout_s
         self._clock = clock
         self._registration: Registration | None = None
@@ -170,7 +176,7 @@ class Membership:
 
     async def _register(self, timeout_s: float) -> Registration:
         return await self._client.register(
-            self._run_id, self._role, self._address, self._num_weight_ranks, timeout_s=timeout_s
+            self._run_id, self._role, self._address, self._num_weight_ranks, self._serving(), timeout_s=timeout_s
         )
 
     async def _beat(self) -> None:
@@ -205,6 +211,7 @@ class Membership:
                 return
             _logger.warning("the coordinator does not know this member any more; registering again")
             self._registration = await self._register(_HEARTBEAT_TIMEOUT_S)
+            self._on_return()
 
     def _take_answer(self, heartbeat: Heartbeat) -> None:
         if heartbeat.run_state is not self.run_state:

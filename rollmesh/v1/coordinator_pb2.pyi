@@ -48,20 +48,22 @@ LEASE_KIND_TRAIN: LeaseKind
 LEASE_KIND_EVALUATE: LeaseKind
 
 class RegisterRequest(_message.Message):
-    __slots__ = ("run_id", "role", "name", "incarnation", "address", "num_weight_ranks")
+    __slots__ = ("run_id", "role", "name", "incarnation", "address", "num_weight_ranks", "serving")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     NUM_WEIGHT_RANKS_FIELD_NUMBER: _ClassVar[int]
+    SERVING_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     role: Role
     name: str
     incarnation: str
     address: str
     num_weight_ranks: int
-    def __init__(self, run_id: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., name: _Optional[str] = ..., incarnation: _Optional[str] = ..., address: _Optional[str] = ..., num_weight_ranks: _Optional[int] = ...) -> None: ...
+    serving: _trajectory_pb2.PolicyVersion
+    def __init__(self, run_id: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., name: _Optional[str] = ..., incarnation: _Optional[str] = ..., address: _Optional[str] = ..., num_weight_ranks: _Optional[int] = ..., serving: _Optional[_Union[_trajectory_pb2.PolicyVersion, _Mapping]] = ...) -> None: ...
 
 class RegisterResponse(_message.Message):
     __slots__ = ("heartbeat_interval_ms", "member_timeout_ms", "committed_version", "groups_per_batch", "num_steps", "newest_version")
@@ -108,18 +110,20 @@ class LeaseKey(_message.Message):
     def __init__(self, kind: _Optional[_Union[LeaseKind, str]] = ..., group_id: _Optional[str] = ..., fencing_token: _Optional[int] = ...) -> None: ...
 
 class HeartbeatResponse(_message.Message):
-    __slots__ = ("run_state", "committed_version", "failure", "ended", "interval_ms")
+    __slots__ = ("run_state", "committed_version", "failure", "ended", "interval_ms", "should_publish")
     RUN_STATE_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_VERSION_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
     INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
+    SHOULD_PUBLISH_FIELD_NUMBER: _ClassVar[int]
     run_state: RunState
     committed_version: _trajectory_pb2.PolicyVersion
     failure: str
     ended: _containers.RepeatedCompositeFieldContainer[LeaseKey]
     interval_ms: int
-    def __init__(self, run_state: _Optional[_Union[RunState, str]] = ..., committed_version: _Optional[_Union[_trajectory_pb2.PolicyVersion, _Mapping]] = ..., failure: _Optional[str] = ..., ended: _Optional[_Iterable[_Union[LeaseKey, _Mapping]]] = ..., interval_ms: _Optional[int] = ...) -> None: ...
+    should_publish: bool
+    def __init__(self, run_state: _Optional[_Union[RunState, str]] = ..., committed_version: _Optional[_Union[_trajectory_pb2.PolicyVersion, _Mapping]] = ..., failure: _Optional[str] = ..., ended: _Optional[_Iterable[_Union[LeaseKey, _Mapping]]] = ..., interval_ms: _Optional[int] = ..., should_publish: bool = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
     __slots__ = ("name", "incarnation", "failure", "is_replaceable")

@@ -42,14 +42,20 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class RegisterCall:
-    """A member joins the run. ``address`` is the "host:port" of the member's own server. ``num_weight_ranks`` is the
-    number of the member's processes that take part in weight transfers."""
+    """A member joins the run.
+
+    Attributes:
+        address: the "host:port" of the member's own server.
+        num_weight_ranks: the number of the member's processes that take part in weight transfers.
+        serving: the version that a rollout worker's engine serves; None for no version, and for any other member.
+    """
 
     caller: Caller
     run_id: str
     role: Role
     address: str
     num_weight_ranks: int
+    serving: PolicyVersion | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +119,7 @@ def register_to_proto(call: RegisterCall) -> pb.RegisterRequest:
         incarnation=call.caller.incarnation,
         address=call.address,
         num_weight_ranks=call.num_weight_ranks,
+        serving=version_to_proto(call.serving),
     )
 
 
@@ -123,6 +130,7 @@ def register_from_proto(message: pb.RegisterRequest) -> RegisterCall:
         role=ROLES.from_proto(message.role, "role"),
         address=checks.name(message.address, "address"),
         num_weight_ranks=checks.between(message.num_weight_ranks, 0, MAX_MEMBERS, "num_weight_ranks"),
+        serving=optional_version(message, "serving"),
     )
 
 
@@ -197,6 +205,7 @@ def heartbeat_to_proto(heartbeat: Heartbeat) -> pb.HeartbeatResponse:
         failure=heartbeat.failure,
         ended=[lease_key_to_proto(key) for key in heartbeat.ended],
         interval_ms=checks.milliseconds(heartbeat.interval_s, "interval_ms"),
+        should_publish=heartbeat.should_publish,
     )
 
 
@@ -207,6 +216,7 @@ def heartbeat_from_proto(message: pb.HeartbeatResponse) -> Heartbeat:
         failure=checks.text(message.failure, "failure"),
         ended=_lease_keys_from_proto(message.ended, "ended"),
         interval_s=message.interval_ms / 1000,
+        should_publish=message.should_publish,
     )
 
 

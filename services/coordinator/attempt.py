@@ -21,6 +21,7 @@ class Attempt:
 
     Attributes:
         announcement: what the learner announced.
+        learner: the incarnation of the learner.
         stage: a clause that says for what the attempt waits. If ``pending`` holds names, they come first:
             "rollout-1 to load version 0.3".
         pending: names of the workers that have not answered yet.
@@ -31,6 +32,7 @@ class Attempt:
     """
 
     announcement: Announcement
+    learner: str
     stage: str = ""
     pending: set[str] = field(default_factory=set)
     begin: asyncio.Task[WeightEpoch] | None = None

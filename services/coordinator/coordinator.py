@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 from rollmesh.errors import ConfigError, InvalidArgumentError, RunEndedError, UnavailableError
-from rollmesh.replay.ledger import Ledger
+from rollmesh.replay.ledger import Ledger, RecordedVersion
 from rollmesh.rpc.channel import parse_address
 from rollmesh.types import (
     Announcement,
@@ -85,10 +85,18 @@ class Coordinator:
         self._to_revoke: set[str] = set()
         self._excused: set[str] = set()
         """Names in `_to_revoke` whose groups are not to blame: these leases do not count as failed attempts."""
+        self._unclaimed: set[str] = set()
         self._num_leases: Counter[str] = Counter()
 
     async def register(
-        self, run_id: str, role: Role, name: str, incarnation: str, address: str, num_weight_ranks: int
+        self,
+        run_id: str,
+        role: Role,
+        name: str,
+        incarnation: str,
+        address: str,
+        num_weight_ranks: int,
+        serving: PolicyVersion | None = None,
     ) -> Registration:
         """Add a member. Repeating the call is harmless; a new incarnation replaces the old incarnation.
 
@@ -107,7 +115,10 @@ class Coordinator:
             await self._ledger.revoke_member(name, is_excused=name in self._excused)
             self._to_revoke.discard(name)
             self._excused.discard(name)
-        _, former = self.members.register(name, role, incarnation, address, num_weight_ranks)
+        await self._claim_leases(name, serving)
+        _, former = self.members.register(name, role, incarnation, address, num_weight_ranks, serving)
+        if role is Role.LEARNER:
+            await self.publish_driver.give_up_others(incarnation)
         if former is not None:
             logger.warning("%s started anew", name, extra={"member": name})
             self._detach(former)
@@ -124,6 +135,32 @@ class Coordinator:
             newest_version=None if newest is None else newest.version,
         )
 
+    def restore(self, newest: RecordedVersion | None, holders: Iterable[str]) -> None:
+        """Go on after an earlier coordinator of the run. Call this before the first member registers.
+
+        The newest recorded version counts as committed, also if the earlier coordinator did not come to load it
+        everywhere. A worker that does not serve the version gets no lease until the learner has published it again.
+
+        Args:
+            newest: the newest version in the ledger, with its step; None in a new run.
+            holders: the names of the members that hold leases. They go on with their leases if they register again as
+                members that serve a version. Otherwise the leases end, see `drop_silent`.
+        """
+        self._unclaimed = set(holders)
+        if newest is not None:
+            self.publish_driver.restore(newest.version)
+            self.on_commit(newest.version, newest.step)
+
+    async def _claim_leases(self, name: str, serving: PolicyVersion | None) -> None:
+        """Let a worker that registers go on with the leases of its name, or end them if its engine is a new one.
+
+        Raises:
+            UnavailableError: Redis is away.
+        """
+        if name in self._unclaimed and serving is None:
+            await self._ledger.revoke_member(name, is_excused=True)
+        self._unclaimed.discard(name)
+
     def _require_run(self, run_id: str) -> None:
         if run_id != self.run.run_id:
             raise InvalidArgumentError(
@@ -139,8 +176,22 @@ class Coordinator:
         member = self.members.heartbeat(name, incarnation, report)
         self.renewals.ask(member, report.renewals)
         ended, member.ended_leases = tuple(member.ended_leases), []
-        interval_s = heartbeat_interval_s(len(self.members), self._heartbeat_interval_s, self._silence_s)
-        return Heartbeat(self.run.state, self.run.committed_version, self.run.failure, ended, interval_s)
+        return Heartbeat(
+            run_state=self.run.state,
+            committed_version=self.run.committed_version,
+            failure=self.run.failure,
+            ended=ended,
+            interval_s=heartbeat_interval_s(len(self.members), self._heartbeat_interval_s, self._silence_s),
+            should_publish=member.role is Role.LEARNER and self._is_publish_wanted,
+        )
+
+    @property
+    def _is_publish_wanted(self) -> bool:
+        """Whether a rollout worker waits for the committed version, which no publish under way brings."""
+        if self.run.committed_version is None or self.run.state.is_over or not self.publish_driver.is_idle:
+            return False
+        rollouts = self.members.rollouts
+        return any(member.can_prepare and not self.dispatcher.is_serving(member) for member in rollouts)
 
     async def leave(self, name: str, incarnation: str, failure: str, *, is_replaceable: bool = False) -> None:
         """Remove a member that leaves. This never fails.
@@ -202,7 +253,7 @@ class Coordinator:
         self._require_learner(name, incarnation)
         if self.run.state.is_over:
             raise RunEndedError(self.run.failure or "the run is finished")
-        return await self.publish_driver.begin(announcement)
+        return await self.publish_driver.begin(announcement, incarnation)
 
     async def finish_publish(
         self, name: str, incarnation: str, version: PolicyVersion, digest: bytes, failure: str
@@ -238,7 +289,7 @@ class Coordinator:
         self.run.commit(version, step)
         if self.evaluator is not None:
             self.evaluator.on_commit(version, step)
-        self.dispatcher.wake()
+        self.dispatcher.on_commit()
 
     async def on_tainted(self, member: Member, reason: str) -> None:
         """Drop a member whose load failed midway. For the `PublishDriver`.
@@ -257,13 +308,20 @@ class Coordinator:
         self._finish_if_done()
 
     async def drop_silent(self) -> None:
-        """Remove the members that missed their heartbeats, and revoke their leases."""
+        """Remove the members that missed their heartbeats, and revoke their leases.
+
+        The run goes on without a learner: a learner that starts anew goes on from a checkpoint. Meanwhile the workers
+        fill the slots. If no learner comes, nothing moves, and the watch fails the run after its stall timeout.
+        """
         for member in self.members.silent():
             logger.warning("dropped %s, which fell silent", member.name, extra={"member": member.name})
             self.members.remove(member.name, member.incarnation)
-            if member.role is Role.LEARNER:
-                self.fail(f"{member.name} was silent for more than {self._member_timeout_s:g} s")
             await self._lose(member)
+        if self._unclaimed and self.members.age_s > self._member_timeout_s:
+            logger.warning("%s did not come back to this coordinator", ", ".join(sorted(self._unclaimed)))
+            self._to_revoke |= self._unclaimed
+            self._excused |= self._unclaimed
+            self._unclaimed.clear()
         for name in sorted(self._to_revoke):
             await self._revoke(name)
 
@@ -386,6 +444,8 @@ class Coordinator:
     async def _lose(self, member: Member) -> None:
         """End the streams of a member that is gone, and give its leases to other members."""
         self._detach(member)
+        if member.role is Role.LEARNER:
+            self.publish_driver.lose_learner()
         if member.role is Role.ROLLOUT:
             self._to_revoke.add(member.name)
             await self._revoke(member.name)

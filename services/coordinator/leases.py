@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from rollmesh.errors import ConfigError, UnavailableError
 from rollmesh.replay.ledger import Ledger, LedgerSnapshot
 from rollmesh.replay.rows import GroupRow
-from rollmesh.types import GroupState, Lease, PolicyVersion, RunState
+from rollmesh.types import GroupState, Lease, RunState
 from services.coordinator.admission import Admission
 from services.coordinator.evaluation import EvaluationItem, Evaluator
 from services.coordinator.members import Member, Members
@@ -128,7 +128,7 @@ class Dispatcher:
         self._max_version_lag = max_version_lag
         self._lines: dict[str, LeaseLine] = {}
         self._unsent: list[Lease] = []
-        self._released: PolicyVersion | None = None
+        self._is_release_due = False
         self._wake = asyncio.Event()
         self.snapshot: LedgerSnapshot | None = None
         self.memory_shortage = ""
@@ -136,6 +136,11 @@ class Dispatcher:
     def wake(self) -> None:
         """Make the dispatcher look again, because a change may allow a lease."""
         self._wake.set()
+
+    def on_commit(self) -> None:
+        """Free the slots of the groups whose version serves now, at the next look."""
+        self._is_release_due = True
+        self.wake()
 
     def open_line(self, member: Member) -> LeaseLine:
         """Begin a worker's lease stream. An earlier stream of the same name ends."""
@@ -219,10 +224,10 @@ class Dispatcher:
 
     async def _release(self) -> None:
         """Free the slots of the groups whose version serves now."""
-        committed = self._run.committed_version
-        if committed is not None and committed != self._released:
-            await self._ledger.release_slots(self._run.committed_step)
-            self._released = committed
+        if self._is_release_due:
+            step = self._run.committed_step
+            await self._ledger.release_slots(step)
+            self._is_release_due = step != self._run.committed_step
 
     async def _admit(self) -> None:
         """Open groups while slots are free. Close the ledger once no further group will be opened."""

@@ -98,8 +98,8 @@ async def serve(config: MeshConfig, train: PromptDataset, held_out: HeldOut | No
         identity = _identity(config.run, trained)
         claim = RunClaim(redis, config.run.name, identity, server_name, config.replay.outage_timeout_s)
         await claim.take()
-        await give_back_leases(ledger)
         coordinator, watch = build(config, ledger, train, held_out, AwakeClock(ASLEEP_S))
+        await restore(coordinator, ledger)
         services = {SERVICE: (add_CoordinatorServiceServicer_to_server, CoordinatorServicer(coordinator))}
         async with Server(config.coordinator.address, services, place="coordinator.address") as server:
             logger.info("coordinating run %s at %s", config.run.name, server.address)
@@ -130,12 +130,17 @@ def _identity(run: RunSection, trained: Sequence[Section]) -> RunIdentity:
     return RunIdentity(run.id or secrets.token_hex(8), hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
-async def give_back_leases(ledger: Ledger) -> None:
-    """Give back the leases that the workers of an earlier coordinator held: the workers ended with it."""
-    members = {row.member async for row in ledger.rows(GroupState.LEASED)}
-    num_leases = sum([len(await ledger.revoke_member(member, is_excused=True)) for member in sorted(members)])
-    if num_leases:
-        logger.info("the run goes on: %d leases of its earlier workers were given back", num_leases)
+async def restore(coordinator: Coordinator, ledger: Ledger) -> None:
+    """Bring a coordinator to the state that the ledger shows: of a new run, or of a run that goes on.
+
+    Raises:
+        UnavailableError: Redis is away.
+    """
+    newest = await ledger.newest_version()
+    holders = {row.member async for row in ledger.rows(GroupState.LEASED)}
+    if newest is not None:
+        logger.info("the run goes on after step %d, with version %s", newest.step, newest.version)
+    coordinator.restore(newest, holders)
 
 
 async def _fail_without_claim(claim: RunClaim, coordinator: Coordinator) -> None:
@@ -185,7 +190,8 @@ def build(
 
     publish_driver = PublishDriver(
         members,
-        VersionBook(),
+        # Wall-clock microseconds: a coordinator that starts again never repeats an epoch of the one before.
+        VersionBook(last_epoch=time.time_ns() // 1000),
         settings,
         RolloutClient,
         until_unpinned,

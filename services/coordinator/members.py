@@ -92,6 +92,7 @@ class Members:
     def __init__(self, timeout_s: float, clock: Clock) -> None:
         self._timeout_s = timeout_s
         self._clock = clock
+        self._started_s = clock()
         self._by_name: dict[str, Member] = {}
         self._departed: dict[tuple[str, str], Member] = {}
         self._num_forgotten_tokens = 0
@@ -102,9 +103,18 @@ class Members:
         return len(self._by_name)
 
     def register(
-        self, name: str, role: Role, incarnation: str, address: str, num_weight_ranks: int
+        self,
+        name: str,
+        role: Role,
+        incarnation: str,
+        address: str,
+        num_weight_ranks: int,
+        serving: PolicyVersion | None = None,
     ) -> tuple[Member, Member | None]:
         """Add a member. Return the member, and the incarnation that it replaced or None. Repeating is harmless.
+
+        ``serving`` counts for a member that this coordinator does not know. For a member that was dropped for silence,
+        the coordinator's own record counts: the member may have lost a load that it has not noticed yet.
 
         Raises:
             InvalidArgumentError: a name or incarnation is missing, the run has a learner already, or the run has as
@@ -133,7 +143,7 @@ class Members:
             self.remove(name, former.incarnation, is_banned=True)
         # A member that comes back keeps its object: a publish that was under way when it went may still write to it.
         self._departed.pop((name, incarnation), None)
-        member = departed or Member(name, role, incarnation, address, num_weight_ranks, self._clock())
+        member = departed or Member(name, role, incarnation, address, num_weight_ranks, self._clock(), serving)
         member.last_seen_s = self._clock()
         self._by_name[name] = member
         self.changed.set()
@@ -189,6 +199,11 @@ class Members:
         """Start the timeout of every member anew, after a time in which the coordinator could hear no member."""
         for member in self._by_name.values():
             member.last_seen_s = self._clock()
+
+    @property
+    def age_s(self) -> float:
+        """Seconds for which members have been able to register with this coordinator."""
+        return self._clock() - self._started_s
 
     def get(self, name: str) -> Member | None:
         """Return the member of this name; None if there is none."""

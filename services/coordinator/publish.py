@@ -122,41 +122,71 @@ class PublishDriver:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._beginning = asyncio.Lock()
 
+    def restore(self, version: PolicyVersion) -> None:
+        """Take ``version`` for the committed version, because an earlier coordinator recorded the version."""
+        self._versions.committed = version
+
     @property
     def stage(self) -> str:
         """A clause that says for what the publish under way waits; empty if there is no publish."""
         return "" if self._attempt is None else self._attempt.waits_for
 
-    async def begin(self, announcement: Announcement) -> WeightEpoch:
+    async def begin(self, announcement: Announcement, learner: str) -> WeightEpoch:
         """Announce and prepare a version. On return, all workers of the epoch are receiving.
 
-        A repeated call joins the first call. After a failure or an abort, a call begins the version anew.
+        A repeated call joins the first call. After the end of the publish, or after a failure, a call begins the
+        version anew. If the version is the committed version, only the workers that lack the version take part.
+
+        Args:
+            announcement: the version to publish.
+            learner: the incarnation of the learner.
 
         Raises:
-            SupersededError: the version does not come after the committed version.
+            SupersededError: the version is older than the committed version, or every worker serves the version.
             UnavailableError: there is no worker, or no worker got ready.
             WeightTransferError: a worker refused the plan.
         """
         async with self._beginning:
-            attempt = await self._announce(announcement)
+            attempt = await self._announce(announcement, learner)
         assert attempt.begin is not None
         return await asyncio.shield(attempt.begin)
 
-    async def _announce(self, announcement: Announcement) -> Attempt:
+    async def _announce(self, announcement: Announcement, learner: str) -> Attempt:
         """Return the attempt under way for this version, or a new attempt."""
         attempt, version = self._attempt, announcement.version
-        outcome = self._versions.outcomes.get(version)
-        is_aborted = outcome is not None and not outcome.is_committed
-        is_same = attempt is not None and attempt.version == version
-        if attempt is not None and is_same and not is_aborted and not attempt.has_failed_to_begin:
-            return attempt
-        self._versions.check_new(version)
-        if attempt is not None and not is_same and not attempt.has_failed_to_begin:
+        if attempt is not None and self._is_under_way(attempt):
+            if (attempt.version, attempt.learner) == (version, learner):
+                return attempt
+            self._versions.check_new(version)
             await self._give_up(attempt, f"the learner went on to version {version}")
+        self._versions.check_new(version)
         self._versions.outcomes.pop(version, None)
-        attempt = self._attempt = Attempt(announcement)
+        attempt = self._attempt = Attempt(announcement, learner)
         attempt.begin = self._spawn(self._begin(attempt), f"begin {version}")
         return attempt
+
+    async def give_up_others(self, learner: str) -> None:
+        """Give up the publish of another learner than ``learner``. A publish that is finishing ends by itself first.
+
+        Args:
+            learner: the incarnation of the learner that goes on; empty where no learner is left.
+        """
+        async with self._beginning:
+            attempt = self._attempt
+            if attempt is not None and attempt.learner != learner and self._is_under_way(attempt):
+                await self._give_up(attempt, "its learner is gone")
+
+    def lose_learner(self) -> None:
+        """Give up the publish under way in the background: its learner is gone."""
+        self._spawn(self.give_up_others(""), "give up the publish")
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no publish is under way."""
+        return self._attempt is None or not self._is_under_way(self._attempt)
+
+    def _is_under_way(self, attempt: Attempt) -> bool:
+        return attempt.version not in self._versions.outcomes and not attempt.has_failed_to_begin
 
     async def finish(self, version: PolicyVersion, digest: bytes, failure: str = "") -> PublishOutcome:
         """Verify and commit a version, or abort it. A repeated call gets the first answer.
@@ -183,12 +213,11 @@ class PublishDriver:
         await self._clients.close()
 
     async def _begin(self, attempt: Attempt) -> WeightEpoch:
-        attempt.stage = "the evaluation of the serving version"
-        await self._until_unpinned()
+        await self._wait_for_evaluation(attempt)
         await self._wait_for_workers(attempt)
         refusals: dict[str, RollMeshError] = {}
         while True:
-            members = [m for m in self._members.rollouts if m.can_prepare and m.name not in refusals]
+            members = [member for member in self._candidates(attempt) if member.name not in refusals]
             if not members:
                 raise no_worker_ready(attempt.version, refusals)
             epoch = await self._prepare(attempt, members, refusals)
@@ -206,14 +235,51 @@ class PublishDriver:
         logger.info("sending version %s to %s", attempt.version, names_of(attempt.pending))
         return epoch
 
+    def _candidates(self, attempt: Attempt) -> list[Member]:
+        """Return the workers that take part in the attempt. A worker that serves the version already does not."""
+        version = attempt.version if self._is_again(attempt) else None
+        return [m for m in self._members.rollouts if m.can_prepare and (version is None or m.version != version)]
+
+    def _is_again(self, attempt: Attempt) -> bool:
+        """Return whether the attempt publishes the committed version once more."""
+        return attempt.version == self._versions.committed
+
+    async def _wait_for_evaluation(self, attempt: Attempt) -> None:
+        """Wait for an evaluation that is pinned to the serving version, as long as a worker serves that version."""
+        attempt.stage = "the evaluation of the serving version"
+        if self._is_again(attempt):
+            return
+        unpinned = asyncio.ensure_future(self._until_unpinned())
+        try:
+            while not unpinned.done() and any(self._serves(member) for member in self._members.rollouts):
+                self._members.changed.clear()
+                changed = asyncio.ensure_future(self._members.changed.wait())
+                await asyncio.wait({unpinned, changed}, return_when=asyncio.FIRST_COMPLETED)
+                changed.cancel()
+            if unpinned.done():
+                unpinned.result()
+        finally:
+            unpinned.cancel()
+
+    def _serves(self, member: Member) -> bool:
+        return member.version is not None and member.version == self._versions.committed
+
     async def _wait_for_workers(self, attempt: Attempt) -> None:
-        """Wait for workers: the first publish waits for all configured workers, later publishes for any worker."""
+        """Wait for workers: the first publish waits for all configured workers, later publishes for any worker.
+
+        Raises:
+            SupersededError: the version is the committed version, and every worker serves the version.
+            UnavailableError: no worker registered in time.
+        """
+        rollouts = self._members.rollouts
+        if self._is_again(attempt) and rollouts and not self._candidates(attempt):
+            raise SupersededError(f"version {attempt.version} serves already")
         is_first = self._versions.committed is None
         started_s = self._started_s if is_first else self._clock()
         num_wanted = self._settings.num_workers if is_first else 1
         while True:
             self._members.changed.clear()
-            num_ready = sum(member.can_prepare for member in self._members.rollouts)
+            num_ready = len(self._candidates(attempt))
             if num_ready >= num_wanted:
                 return
             attempt.stage = f"{num_wanted} rollout worker(s) to register, of which {num_ready} did"

@@ -30,7 +30,13 @@ class CoordinatorServicer(pb_grpc.CoordinatorServiceServicer):
         call = control.register_from_proto(request)
         caller = call.caller
         registration = await self._coordinator.register(
-            call.run_id, call.role, caller.name, caller.incarnation, call.address, call.num_weight_ranks
+            call.run_id,
+            call.role,
+            caller.name,
+            caller.incarnation,
+            call.address,
+            call.num_weight_ranks,
+            call.serving,
         )
         return control.registration_to_proto(registration)
 

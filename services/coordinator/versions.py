@@ -17,17 +17,25 @@ class VersionBook:
 
     A weight epoch is one membership of the process group. The next publish uses the same epoch if its members and its
     store are the same and every transfer over it ended well. Otherwise that publish gets an epoch with a new number.
+
+    Attributes:
+        last_epoch: the largest number of an epoch so far. A coordinator that starts again has to begin above all
+            numbers of the coordinator before.
     """
 
     committed: PolicyVersion | None = None
     epoch: WeightEpoch | None = None
     outcomes: dict[PolicyVersion, PublishOutcome] = field(default_factory=dict)
+    last_epoch: int = 0
     _members: tuple[EpochMember, ...] = ()
     _is_sound: bool = False
 
     def check_new(self, version: PolicyVersion) -> None:
-        """Raises SupersededError unless the version comes after the committed one."""
-        if self.committed is not None and version <= self.committed:
+        """Raises SupersededError if the version is older than the committed version.
+
+        The committed version may be published again: a worker that joined meanwhile lacks the version.
+        """
+        if self.committed is not None and version < self.committed:
             raise SupersededError(f"version {version} cannot be published: version {self.committed} serves")
 
     def epoch_for(self, members: tuple[EpochMember, ...], store_host: str, store_port: int) -> WeightEpoch:
@@ -36,10 +44,10 @@ class VersionBook:
         The learner is rank 0 of each epoch.
         """
         world_size = 1 + sum(num_ranks for _, _, num_ranks in members)
-        number = 0 if self.epoch is None else self.epoch.number
-        wanted = WeightEpoch(number, store_host, store_port, world_size)
-        if self.epoch is None or not self._is_sound or self._members != members or self.epoch != wanted:
-            wanted = WeightEpoch(number + 1, store_host, store_port, world_size)
+        wanted = WeightEpoch(self.last_epoch, store_host, store_port, world_size)
+        if not self._is_sound or self._members != members or self.epoch != wanted:
+            self.last_epoch += 1
+            wanted = WeightEpoch(self.last_epoch, store_host, store_port, world_size)
         self.epoch, self._members, self._is_sound = wanted, members, True
         return wanted
 

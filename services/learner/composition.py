@@ -113,6 +113,7 @@ def build_intake(config: MeshConfig, queue: BatchQueue, ranks: Ranks, control: C
         bounds=staleness_window(config),
         timeout_s=config.learner.batch_timeout_s,
         check=control.check if control is not None else lambda: None,
+        is_publish_wanted=control.is_publish_wanted if control is not None else lambda: False,
     )
 
 

@@ -4,7 +4,7 @@
 
     step loop (main thread)          control thread (asyncio)
     ───────────────────────          ────────────────────────
-    begin_publish, wait_over ──────► CoordinatorClient ──► coordinator
+    begin_publish, attend ─────────► CoordinatorClient ──► coordinator
     finish_publish, report_step ──►    Membership: heartbeats, whatever the step loop does
     check ◄── run over, lost           Server: LearnerService, health
 
@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import logging
 import threading
+import time
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, TypeVar
@@ -31,6 +33,7 @@ from rollmesh.rpc.server import Server
 from rollmesh.types import (
     Announcement,
     Heartbeat,
+    MemberReport,
     PolicyVersion,
     PublishOutcome,
     Registration,
@@ -52,8 +55,19 @@ FILES_POLL_S = 2.0
 """Pause between two looks at the files of a checkpoint that is being written."""
 REPORT_PATIENCE_S = 1.0
 """Longest time that the report of a step waits until the report of the step before has arrived."""
+WORD_POLL_S = 0.2
+"""Pause between two looks at what the coordinator wants."""
 STOP_TIMEOUT_S = 15.0
 """Longest time in which the control thread leaves the run and stops its server."""
+
+
+class Word(enum.Enum):
+    """What the coordinator wants from a learner that has made its last step."""
+
+    NONE = b"none"
+    PUBLISH = b"publish"
+    """A rollout worker waits for the last version."""
+    OVER = b"over"
 
 
 class Control:
@@ -82,7 +96,10 @@ class Control:
         self._stop = asyncio.Event()
         self._failure, self._is_replaceable = "", False
         self._client: CoordinatorClient | None = None
+        self._membership: Membership | None = None
+        self._is_publish_wanted = False
         self._report: Future[None] | None = None
+        self._last_report: tuple[int, PolicyVersion, Mapping[str, float], bool] | None = None
         self._num_lost_reports = 0
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
 
@@ -126,6 +143,15 @@ class Control:
             last = self._over.result()
             raise RunEndedError(f"the run is over: {last.failure or last.run_state.value}")
 
+    def is_publish_wanted(self) -> bool:
+        """Return whether a rollout worker waits for the present version, as of the last heartbeat."""
+        return self._is_publish_wanted
+
+    @property
+    def committed_version(self) -> PolicyVersion | None:
+        """The committed version, as of the last heartbeat; None before the first commit."""
+        return None if self._membership is None else self._membership.committed_version
+
     def begin_publish(self, announcement: Announcement, timeout_s: float) -> WeightEpoch:
         """Announce a version. Return its weight epoch when all members of the epoch are ready to receive.
 
@@ -133,6 +159,7 @@ class Control:
             RollMeshError: the coordinator's refusal, or the error with which the control thread ended.
             DeadlineError: the coordinator did not answer in time.
         """
+        self._is_publish_wanted = False
         with self._tracker.calling(timeout_s + CALL_MARGIN_S):
             return self._call(
                 self._connected().begin_publish(announcement, timeout_s=timeout_s),
@@ -180,6 +207,7 @@ class Control:
             RollMeshError: the coordinator is lost, the run is over, or the coordinator refuses the last report.
         """
         self._settle_report()
+        self._last_report = step, version, metrics, is_last
         if not is_last:
             self._report = self._submit(self._connected().report_step(step, version, metrics, is_last))
             return
@@ -212,15 +240,26 @@ class Control:
         self._num_lost_reports += 1
         _logger.warning("a step's metrics did not reach the coordinator (%s); training goes on", reason)
 
-    def wait_over(self) -> None:
-        """Wait until the coordinator says that the run is over.
+    def attend(self, timeout_s: float) -> Word:
+        """Wait after the last step for the coordinator's word, for at most ``timeout_s``.
 
         Raises:
             RunEndedError: the run failed.
+            UnavailableError: the coordinator is lost.
         """
-        last = self._wait(self._over, None, "the end of the run")
-        if last.run_state is RunState.FAILED:
-            raise RunEndedError(f"the run failed: {last.failure}")
+        deadline = time.monotonic() + timeout_s
+        while True:
+            futures: tuple[Future[Any], ...] = (self._over, self._ended)
+            wait(futures, timeout=WORD_POLL_S, return_when=FIRST_COMPLETED)
+            if self._over.done() or self._ended.done():
+                last = self._result(self._over, "the end of the run")
+                if last.run_state is RunState.FAILED:
+                    raise RunEndedError(f"the run failed: {last.failure}")
+                return Word.OVER
+            if self._is_publish_wanted:
+                return Word.PUBLISH
+            if time.monotonic() >= deadline:
+                return Word.NONE
 
     def _connected(self) -> CoordinatorClient:
         self.check()
@@ -271,14 +310,31 @@ class Control:
             server = await stack.enter_async_context(
                 Server(self._address, {"rollmesh.v1.LearnerService": service}, place="learner.address")
             )
-            membership = Membership(client, self._run_name, Role.LEARNER, server.address, report=self._tracker.report)
+            membership = Membership(
+                client,
+                self._run_name,
+                Role.LEARNER,
+                server.address,
+                report=self._tracker.report,
+                on_answer=self._heard,
+                on_return=self._report_again,
+            )
             await stack.enter_async_context(membership)
-            self._client = client
+            self._client, self._membership = client, membership
             self._ready.set_result(membership.registration)
             async with Supervisor() as tasks:
                 tasks.spawn(self._watch_files(), "checkpoint files")
                 await self._until_stopped(membership)
             await membership.leave(self._failure, is_replaceable=self._is_replaceable)
+
+    def _heard(self, _report: MemberReport, heartbeat: Heartbeat) -> None:
+        self._is_publish_wanted = heartbeat.should_publish
+
+    def _report_again(self) -> None:
+        """Send the last report once more: the coordinator was started again, and does not know the step."""
+        if self._last_report is not None and self._client is not None:
+            again = asyncio.ensure_future(self._client.report_step(*self._last_report))
+            again.add_done_callback(_log_lost)
 
     async def _watch_files(self) -> None:
         """Look at the files of checkpoints, again and again.
@@ -305,6 +361,11 @@ class Control:
         finally:
             over.cancel()
             stop.cancel()
+
+
+def _log_lost(report: asyncio.Future[None]) -> None:
+    if not report.cancelled() and (error := report.exception()) is not None:
+        _logger.warning("the coordinator that was started again did not take the last report: %s", error)
 
 
 async def _cancel_open_calls() -> None:

@@ -10,6 +10,7 @@ Rank 0 alone changes the ledger. The other ranks wait in a broadcast until rank 
 
 from __future__ import annotations
 
+import enum
 import itertools
 import logging
 import time
@@ -37,6 +38,13 @@ LOOK_LIMIT_S = 60.0
 """A longer time between two looks at the queue means that this process was stopped, and does not count as an outage."""
 POLL_S = 2.0
 """Longest time in one call for a batch. Between two calls, rank 0 checks that the run still goes on."""
+
+
+class NoBatch(enum.Enum):
+    """The reasons for which `Intake.take` returns no batch."""
+
+    END = "no group is left"
+    PUBLISH = "a rollout worker waits for the present version, and no batch is complete"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +110,7 @@ class Intake:
         timeout_s: seconds that the queue may be away. A batch may take longer: after this time all ranks begin a new
             wait, so that no collective times out.
         check: called again and again while rank 0 waits; raises an error when the run is over.
+        is_publish_wanted: returns whether a rollout worker waits for the present version. Called on rank 0 only.
     """
 
     def __init__(
@@ -113,6 +122,7 @@ class Intake:
         bounds: StalenessWindow,
         timeout_s: float,
         check: Callable[[], None],
+        is_publish_wanted: Callable[[], bool],
     ) -> None:
         self._queue = queue
         self._ranks = ranks
@@ -121,6 +131,7 @@ class Intake:
         self._bounds = bounds
         self._timeout_s = timeout_s
         self._check = check
+        self._is_publish_wanted = is_publish_wanted
         self._num_filtered = 0
         self._clock = AwakeClock(LOOK_LIMIT_S)
 
@@ -138,8 +149,10 @@ class Intake:
         if num_ready or num_pending:
             _logger.info("%d groups are trained again, %d generated again", num_ready + num_pending, num_pending)
 
-    def take(self, step: int, version: PolicyVersion, meanwhile: Callable[[], None] = lambda: None) -> RankShare | None:
-        """Return this rank's share of the batch of ``step``, or None when no group is left. Collective.
+    def take(
+        self, step: int, version: PolicyVersion, meanwhile: Callable[[], None] = lambda: None
+    ) -> RankShare | NoBatch:
+        """Return this rank's share of the batch of ``step``, or why there is no batch. Collective.
 
         Args:
             step: number of the step, from 1.
@@ -159,8 +172,8 @@ class Intake:
             )
         waited = time.monotonic()
         batch = msgpack.unpackb(message)
-        if batch is None:
-            return None
+        if isinstance(batch, str):
+            return NoBatch[batch]
         split = split_batch(batch["num_tokens"], self._steps_per_batch, self._ranks.world_size)
         mine = [shares[self._ranks.rank] for shares in split]
         batch_ids = tuple(batch["group_ids"])
@@ -180,7 +193,8 @@ class Intake:
     def _wait(self, step: int, version: PolicyVersion, meanwhile: Callable[[], None]) -> bytes:
         """Wait for the batch and return its rows as msgpack: the message of rank 0 to the other ranks.
 
-        The message is null where no group is left. It is empty after ``timeout_s``; then all ranks begin a new wait.
+        Where there is no batch, the message is the name of a `NoBatch`. The message is empty after ``timeout_s``; then
+        all ranks begin a new wait.
         """
         deadline = self._clock() + self._timeout_s
         while True:
@@ -198,13 +212,15 @@ class Intake:
                 )
                 break
             except DeadlineError:
+                if self._is_publish_wanted():
+                    return bytes(msgpack.packb(NoBatch.PUBLISH.name))
                 if remaining_s <= POLL_S:
                     return b""
             except UnavailableError as error:
                 if remaining_s <= POLL_S:
                     raise DeadlineError(f"learner.batch_timeout_s = {self._timeout_s:g} passed: {error}") from error
         if batch is None:
-            return bytes(msgpack.packb(None))
+            return bytes(msgpack.packb(NoBatch.END.name))
         self._patiently(self._refresh_filtered)
         return bytes(
             msgpack.packb(

@@ -23,11 +23,12 @@ from dataclasses import dataclass
 from rollmesh.types import LearnerPhase
 from services.learner.checkpoint import CheckpointStore, Learnables
 from services.learner.config import CheckpointSection
-from services.learner.control import Control
-from services.learner.intake import Intake, RankShare, check_staleness
+from services.learner.control import Control, Word
+from services.learner.intake import Intake, NoBatch, RankShare, check_staleness
 from services.learner.metrics import MetricsFile, StepStatistics
 from services.learner.phase import PhaseTracker
 from services.learner.publisher import Publisher
+from services.learner.ranks import Ranks
 from services.learner.recorder import BatchRecorder
 from services.learner.start import Start
 from services.learner.trainer import Trainer
@@ -35,6 +36,8 @@ from services.learner.trainer import Trainer
 _logger = logging.getLogger(__name__)
 
 
+ATTEND_S = 10.0
+"""Time after which the ranks begin a new wait for the end of the run, so that no collective times out."""
 NUM_FILTERED, ELAPSED_S = "num_filtered", "elapsed_s"
 """Names of the loop's numbers in a checkpoint: groups FILTERED so far in the run, and seconds since the run began."""
 
@@ -46,6 +49,7 @@ class LoopResources:
     ``recorder`` is None as well where batches are not recorded.
     """
 
+    ranks: Ranks
     intake: Intake
     trainer: Trainer
     learnables: Learnables
@@ -91,7 +95,7 @@ class Loop:
             resources.recorder.cut(start.step)
 
     def run(self) -> int:
-        """Train until no batch is left. Return the number of the last step.
+        """Train until no batch is left, and wait for the end of the run. Return the number of the last step.
 
         Raises:
             RollMeshError: the run cannot go on; the message says why.
@@ -103,7 +107,10 @@ class Loop:
         while not is_last:
             resources.tracker.enter(LearnerPhase.WAITING_FOR_BATCH)
             share = resources.intake.take(step + 1, self._version, self._retire_covered)
-            if share is None:
+            if share is NoBatch.PUBLISH:
+                self._publish_again(step)
+                continue
+            if share is NoBatch.END:
                 break
             step, is_last = step + 1, share.is_last
             self._step(step, share)
@@ -113,6 +120,7 @@ class Loop:
             elif self._checkpoint_section.is_only_last:
                 resources.intake.retire(step)  # no checkpoint comes that a learner could go back to
         self._finish(step)
+        self._attend(step)
         return step
 
     def _step(self, step: int, share: RankShare) -> None:
@@ -214,4 +222,22 @@ class Loop:
         self._checkpoint(step, is_last=True)
         if resources.reporter is not None:
             resources.reporter.report_step(step, self._version, self._metrics, is_last=True)
-        resources.tracker.enter(LearnerPhase.FINISHED)
+
+    def _attend(self, step: int) -> None:
+        """Wait until the run is over. Meanwhile bring the last version to rollout workers that join: they evaluate it.
+
+        Raises:
+            RunEndedError: the run failed (rank 0).
+        """
+        ranks, reporter = self._resources.ranks, self._resources.reporter
+        word = Word.NONE
+        while word is not Word.OVER:
+            self._resources.tracker.enter(LearnerPhase.FINISHED)
+            word = Word(ranks.broadcast_bytes(None if reporter is None else reporter.attend(ATTEND_S).value))
+            if word is Word.PUBLISH:
+                self._publish_again(step)
+
+    def _publish_again(self, step: int) -> None:
+        """Publish the present version for the rollout workers that lack it."""
+        self._resources.tracker.enter(LearnerPhase.PUBLISHING)
+        self._resources.publisher.publish(self._version, step)

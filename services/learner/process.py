@@ -69,8 +69,6 @@ def run(config: MeshConfig, name: str) -> int:
     try:
         with _signals_raise():
             _train(config, ranks, tracker, control)
-            if control is not None:
-                control.wait_over()
     except RunEndedError:
         _leave(control, "")  # the coordinator knows the reason already
         raise
@@ -113,6 +111,7 @@ def _train(config: MeshConfig, ranks: Ranks, tracker: PhaseTracker, control: Con
     if start.state:
         trainer.load_state(start.state)
     resources = LoopResources(
+        ranks=ranks,
         intake=intake,
         trainer=trainer,
         learnables=learnables,

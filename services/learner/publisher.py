@@ -56,6 +56,8 @@ FINISH_MARGIN_S = 10.0
 """Time added for the coordinator's calls before and after transfer and commit."""
 
 _SEND, _DONE = b"send", b"done"
+_UNHEARD = (UnavailableError, DeadlineError, SupersededError)
+"""Errors of calls whose outcome may be learned later, or that may be made again."""
 
 
 class Publisher:
@@ -114,7 +116,7 @@ class Publisher:
         """Announce and send a version. Wait for its commit only if training could not go on without the commit.
 
         Args:
-            version: a newer version than the last.
+            version: a newer version than the last; or the last version again, for the workers that lack it.
             step: the step that made the version.
             must_commit: always wait until the version is committed.
 
@@ -149,7 +151,10 @@ class Publisher:
         if self._pending is None:
             return
         (version, future), self._pending = self._pending, None
-        outcome = future.result()
+        try:
+            outcome = future.result()
+        except _UNHEARD as error:  # a coordinator that was started again knows nothing of the publish
+            outcome = PublishOutcome(False, f"its outcome was not heard ({error})", (), 0.0)
         if outcome.is_committed:
             self.committed, self.max_pause_s = version, outcome.max_pause_s
         else:
@@ -175,6 +180,9 @@ class Publisher:
             if not must_commit:
                 return
             self.settle()
+            assert self._protocol is not None
+            if self._protocol.committed_version == version:  # also where the outcome of an earlier try was not heard
+                self.committed = version
             if self.committed == version:
                 return
             if attempt < MAX_ATTEMPTS:
@@ -195,7 +203,7 @@ class Publisher:
                 version, step, self.plan, self._store.address, self._store.port, self._deadline_s
             )
             epoch = self._protocol.begin_publish(announcement, self._begin_timeout_s)
-        except (UnavailableError, DeadlineError, SupersededError, WeightTransferError) as error:
+        except (*_UNHEARD, WeightTransferError) as error:
             _logger.warning("version %s could not be announced: %s", version, error)
             self._reason = str(error)
             return

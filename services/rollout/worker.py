@@ -174,6 +174,7 @@ class Worker:
                 engine.num_weight_ranks,
                 report=lambda: self._report(engine, keeper, engine_watch),
                 on_answer=keeper.heard,
+                serving=lambda: engine.version,
             )
             await stack.enter_async_context(membership)
             stack.push_async_callback(self._close_scorers)

@@ -32,6 +32,7 @@ from rollmesh.types import (
     LeaseKind,
     PolicyVersion,
     PublishOutcome,
+    Registration,
     Role,
     Sample,
     Score,
@@ -45,7 +46,7 @@ from rollmesh.v1.coordinator_pb2_grpc import add_CoordinatorServiceServicer_to_s
 from rollmesh.v1.rollout_pb2_grpc import add_RolloutServiceServicer_to_server
 from services.config import MeshConfig
 from services.coordinator.coordinator import Coordinator
-from services.coordinator.main import build
+from services.coordinator.main import build, restore
 from services.coordinator.prompts import EVAL, TRAIN, HeldOut
 from services.coordinator.servicer import CoordinatorServicer
 from services.coordinator.watch import ASLEEP_S, CLOCK_S, Watch
@@ -150,13 +151,24 @@ class Mesh:
     async def join_learner(self) -> None:
         await self.learner.register(self.config.run.name, Role.LEARNER, "127.0.0.1:1")
 
-    async def join(self, name: str = "rollout-0", incarnation: str | None = None, **behaviour: Any) -> Worker:
+    async def restart_learner(self) -> Registration:
+        """Replace the learner by another process, without a word of the old one."""
+        self.learner = await self.stack.enter_async_context(CoordinatorClient(self.address, "learner"))
+        return await self.learner.register(self.config.run.name, Role.LEARNER, "127.0.0.1:1")
+
+    async def join(
+        self,
+        name: str = "rollout-0",
+        incarnation: str | None = None,
+        serving: PolicyVersion | None = None,
+        **behaviour: Any,
+    ) -> Worker:
         """Register a worker whose servicer behaves as told."""
         servicer = FakeRollout(**behaviour)
         service = {"rollmesh.v1.RolloutService": (add_RolloutServiceServicer_to_server, servicer)}
         server = await self.stack.enter_async_context(Server("127.0.0.1:0", service, grace_s=0.1))
         client = await self.stack.enter_async_context(CoordinatorClient(self.address, name, incarnation))
-        await client.register(self.config.run.name, Role.ROLLOUT, server.address, servicer.num_ranks)
+        await client.register(self.config.run.name, Role.ROLLOUT, server.address, servicer.num_ranks, serving)
         stream = await self.stack.enter_async_context(client.lease_stream())
         return Worker(name, client, servicer, server.address, stream)
 
@@ -165,6 +177,12 @@ class Mesh:
         step = number if step is None else step
         announcement = Announcement(PolicyVersion(0, number), step, PLAN, "127.0.0.1", 29500, 2 * WAIT_S)
         return await self.learner.begin_publish(announcement, timeout_s=timeout_s)
+
+    async def publish_version(self, version: PolicyVersion, step: int) -> PublishOutcome:
+        """Publish a version of any lineage."""
+        announcement = Announcement(version, step, PLAN, "127.0.0.1", 29500, 2 * WAIT_S)
+        await self.learner.begin_publish(announcement, timeout_s=WAIT_S)
+        return await self.learner.finish_publish(version, DIGEST, timeout_s=WAIT_S)
 
     async def finish(self, number: int, digest: bytes = DIGEST, failure: str = "") -> PublishOutcome:
         return await self.learner.finish_publish(PolicyVersion(0, number), digest, failure, timeout_s=WAIT_S)
@@ -209,7 +227,10 @@ class Mesh:
 
 @asynccontextmanager
 async def running_mesh(config: MeshConfig) -> AsyncIterator[Mesh]:
-    """A coordinator that serves, with a learner and no worker yet."""
+    """A coordinator that serves, with a learner and no worker yet.
+
+    A second mesh with the same configuration is one whose coordinator was started again.
+    """
     assert config.replay.url is not None
     redis = connect(config.replay.url, 5.0)
     ledger = Ledger(redis, config.run.name, max_attempts=config.coordinator.max_attempts)
@@ -218,6 +239,7 @@ async def running_mesh(config: MeshConfig) -> AsyncIterator[Mesh]:
     nap = Nap()
     clock = AwakeClock(ASLEEP_S, nap)
     coordinator, watch = build(config, ledger, open_dataset(config.data, TRAIN), held_out, clock)
+    await restore(coordinator, ledger)
     service = {
         "rollmesh.v1.CoordinatorService": (add_CoordinatorServiceServicer_to_server, CoordinatorServicer(coordinator))
     }

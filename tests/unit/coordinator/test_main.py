@@ -22,10 +22,10 @@ from rollmesh.replay.embedded import EmbeddedRedis
 from rollmesh.replay.ledger import Ledger
 from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.rpc.server import Server
-from rollmesh.types import Announcement, GroupState, PolicyVersion, PromptId, Role, RunState
+from rollmesh.types import Announcement, PolicyVersion, Role, RunState
 from rollmesh.v1.rollout_pb2_grpc import add_RolloutServiceServicer_to_server
 from services.config import MeshConfig, dump_mesh
-from services.coordinator.main import give_back_leases, main
+from services.coordinator.main import main
 from tests.fakes.rollout import FakeRollout
 from tests.unit.coordinator.harness import DIGEST, PLAN, mesh_config
 
@@ -133,22 +133,6 @@ def test_a_signal_stops_the_process_in_order(config: MeshConfig, tmp_path: Path)
         asyncio.run(join())
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
-
-
-def test_what_the_workers_of_an_earlier_coordinator_held_waits_again(config: MeshConfig) -> None:
-    async def scenario() -> None:
-        assert config.replay.url is not None
-        redis = connect(config.replay.url, 5.0)
-        ledger = Ledger(redis, config.run.name, max_attempts=1)
-        await ledger.open_groups([PromptId("train", 0, index) for index in range(5)])
-        for name in ("rollout-0", "rollout-7"):
-            await ledger.lease(name, 600.0, 2)
-        await give_back_leases(ledger)
-        assert [row.state async for row in ledger.rows()] == [GroupState.PENDING] * 5
-        assert [row.sequence for row in await ledger.lease("rollout-0", 600.0, 5)] == [0, 1, 2, 3, 4]
-        await redis.aclose()
-
-    asyncio.run(scenario())
 
 
 def test_a_redis_that_goes_away_fails_the_run_with_one_sentence(tmp_path: Path) -> None:

@@ -59,7 +59,9 @@ class Mesh:
         for member in self.members.rollouts:
             await asyncio.sleep(0.001)
             self.members.heartbeat(member.name, member.incarnation, MemberReport())
-        await self.publish_driver.begin(Announcement(version, version.number, PLAN, "127.0.0.1", 29500, 30.0))
+        await self.publish_driver.begin(
+            Announcement(version, version.number, PLAN, "127.0.0.1", 29500, 30.0), "learner-1"
+        )
 
     def version_of(self, name: str) -> PolicyVersion | None:
         member = self.members.get(name)

@@ -297,7 +297,7 @@ def test_the_cursor_of_a_new_coordinator_continues_from_the_ledger(tmp_path: Pat
 
     first = asyncio.run(asyncio.wait_for(life(0), 60))
     again = asyncio.run(asyncio.wait_for(registration(), 60))
-    assert (again.committed_version, again.newest_version) == (None, PolicyVersion(0, 0))
+    assert again.committed_version == again.newest_version == PolicyVersion(0, 0)
     second = asyncio.run(asyncio.wait_for(life(1), 60))
     expected = [int(row) for row in permutation(100, 7, 0)[:4]]
     assert [lease.prompt_id.index for lease in first + second] == expected

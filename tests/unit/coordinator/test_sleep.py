@@ -40,7 +40,7 @@ def test_who_stays_silent_after_a_sleep_is_dropped_after_its_whole_timeout(with_
         assert learner is not None
         assert mesh.coordinator.members.heartbeat_age_s(learner) < 1.0
         await mesh.pass_time(3.1)
-        assert mesh.coordinator.run.failure == "learner was silent for more than 3 s"
+        assert mesh.coordinator.members.learner is None
 
     with_worker(body, coordinator={"member_timeout_s": 3.0})
 

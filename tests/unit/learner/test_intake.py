@@ -12,7 +12,7 @@ from rollmesh.replay.batches import Batch
 from rollmesh.replay.rows import GroupRow
 from rollmesh.replay.staleness import StalenessWindow
 from rollmesh.types import Group, GroupState, PolicyVersion, PromptId
-from services.learner.intake import Intake
+from services.learner.intake import Intake, NoBatch, RankShare
 from services.learner.ranks import Ranks
 
 V0 = PolicyVersion(0, 0)
@@ -72,17 +72,20 @@ class AbsentQueue:
 
 
 def _intake(
-    queue: FilteringQueue | AbsentQueue, check: Callable[[], None] = lambda: None, timeout_s: float = 0.1
+    queue: FilteringQueue | AbsentQueue,
+    check: Callable[[], None] = lambda: None,
+    timeout_s: float = 0.1,
+    is_publish_wanted: Callable[[], bool] = lambda: False,
 ) -> Intake:
     alone, window = Ranks(0, 1, torch.device("cpu")), StalenessWindow(0, 1, 1)
-    return Intake(queue, alone, 1, 1, window, timeout_s=timeout_s, check=check)  # type: ignore[arg-type]
+    return Intake(queue, alone, 1, 1, window, timeout_s, check, is_publish_wanted)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("num_filtering", [5, 0])
 def test_a_batch_may_take_longer_than_the_queue_may_be_away(num_filtering: int) -> None:
     queue = FilteringQueue(num_filtering, batch_after=5)
     share = _intake(queue).take(1, V0)
-    assert share is not None
+    assert isinstance(share, RankShare)
     assert (share.groups, share.num_filtered) == ((GROUP,), num_filtering)
 
 
@@ -99,10 +102,17 @@ def test_a_batch_that_does_not_come_ends_the_wait_with_the_run() -> None:
 
 def test_a_queue_that_is_away_for_a_moment_is_asked_again() -> None:
     queue = AbsentQueue(num_absent=2)
-    assert _intake(queue, timeout_s=30.0).take(1, V0) is None
+    assert _intake(queue, timeout_s=30.0).take(1, V0) is NoBatch.END
     assert queue.num_waits == 3
 
 
 def test_a_queue_that_stays_away_ends_the_wait_with_its_own_error() -> None:
     with pytest.raises(DeadlineError, match=r"learner\.batch_timeout_s = 0\.1 passed: Redis does not answer"):
         _intake(AbsentQueue(num_absent=1000)).take(1, V0)
+
+
+def test_a_worker_that_lacks_the_version_ends_the_wait_only_while_no_batch_is_complete() -> None:
+    queue = FilteringQueue(num_filtering=0, batch_after=1)
+    intake = _intake(queue, is_publish_wanted=lambda: True)
+    assert intake.take(1, V0) is NoBatch.PUBLISH
+    assert isinstance(intake.take(1, V0), RankShare), "a complete batch comes first: its step publishes anyway"
