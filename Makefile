@@ -8,7 +8,7 @@ STAMP := $(VENV)/.set-up
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-model arithmetic test test-fast chaos lint format protos bench bench-memory clean
+.PHONY: help setup demo demo-model arithmetic test test-fast test-engines chaos lint format protos bench bench-memory clean
 
 help: ## Show this help.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -60,11 +60,15 @@ demo: $(STAMP) examples/operators/model/config.json ## Train the demo: a model l
 	@$(BIN)/rollmesh up examples/operators/mesh.yaml --overwrite
 	@awk '/^\| \| \|$$/ {on = 1} on && /^$$/ {exit} on' runs/operators/report.md
 
-test: $(STAMP) ## Run all tests, real engines included.
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: test-fast test-engines ## Run all tests, real engines included.
 
-test-fast: $(STAMP) ## Run the tests that start no engine.
-	@$(BIN)/python -m pytest -m "not engine and not mesh" $(PYTEST_ARGS)
+# pytest exits with 5 where PYTEST_ARGS selects no test of a part.
+test-fast: $(STAMP) ## Run the tests that start no engine, several at a time.
+	@$(BIN)/python -m pytest -m "not engine and not mesh" --numprocesses logical --maxprocesses 4 --dist loadfile \
+	  $(PYTEST_ARGS) || [ $$? -eq 5 ]
+
+test-engines: $(STAMP) ## Run the tests that start an engine or a whole mesh: one at a time, each uses all cores.
+	@$(BIN)/python -m pytest -m "engine or mesh" $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 chaos: $(STAMP) ## Kill every process of real meshes at every moment (an hour); writes the table of docs/chaos.md.
 	@$(BIN)/python -m tests.chaos.run
