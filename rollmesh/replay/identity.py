@@ -114,6 +114,9 @@ def refuse_known_run(url: str, timeout_s: float, name: str) -> None:
 def expect_own_run(url: str, timeout_s: float, name: str, run_id: str) -> None:
     """Check that the keys of a run's name belong to this run, and that no process drives the run. For a resumed run.
 
+    From then on, a run that had ended counts as interrupted. So a coordinator that starts can tell a run that is
+    resumed from a run that has ended.
+
     There may be no keys at all, if the run was interrupted before it wrote a key. If a process was killed, its owner
     key still lives for a while; the function waits up to `OWNER_TTL_S` for its end.
 
@@ -138,6 +141,8 @@ def expect_own_run(url: str, timeout_s: float, name: str, run_id: str) -> None:
                 _PLACE, problem, "name the Redis that this run had, or start the run anew with --overwrite"
             )
         _wait_until_free(client, name)
+        with translate_errors():
+            client.hset(Keys(name).identity, "state", "interrupted")
     finally:
         client.close()
 

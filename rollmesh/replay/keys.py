@@ -26,6 +26,7 @@ class Keys:
             taken, and whose groups are all retired),
             ``last_step`` (the step of the last batch), ``num_steps`` (steps trained), ``payloads_gone_step`` (the
             highest step of a group that retired), ``learner_term`` (how many learners took the queue over),
+            ``coordinator_term`` (how many coordinators took the run),
             ``newest_version`` and ``newest_step`` (the newest version that may serve, and the step that made it).
         requests: hash of each member's last lease request, so that a repeated request gets the first answer.
         journal: stream with one entry per transition. It keeps at least all transitions of groups that hold a slot.
@@ -36,7 +37,7 @@ class Keys:
         wake: list of at most one element. An element wakes the learner, which pops the element and looks again.
         identity: hash that says whose keys these are (see `identity`): ``id``, ``fingerprint``, ``created_s``,
             ``state``.
-        owner: string with a time to live, which the process that drives the run renews (see `claim`).
+        owner: the term of the coordinator that drives the run, with a time to live that it renews (see `claim`).
     """
 
     def __init__(self, run_id: str) -> None:

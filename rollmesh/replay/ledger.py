@@ -1,4 +1,4 @@
-"""The ledger for the coordinator and the rollout workers: from the opening of a group to its commit or another end.
+"""The ledger: what everybody may read, and how a rollout worker ends a lease. `CoordinatorLedger` has the other calls.
 
 ::
 
@@ -9,9 +9,9 @@
                            give_back
 
 A group takes a slot when the group is opened. The group keeps the slot until the version into which the group was
-trained is committed (`release_slots`), or until the group is FAILED or FILTERED. A lease is over when its time is up,
-even before `expire_leases` has ended it. Of all workers, only the holder of the current fencing token moves the
-group out of LEASED.
+trained is committed (`CoordinatorLedger.release_slots`), or until the group is FAILED or FILTERED. A lease is over when
+its time is up, even before `CoordinatorLedger.expire_leases` has ended it. Of all workers, only the holder of the
+current fencing token moves the group out of LEASED.
 
 A transition costs the server O(log N) per group, where N groups have a row. A group that ended leaves nothing behind in
 the long run: its payload goes when the group retires, and the rows of all but the last `scripts.NUM_ENDED_KEPT` ended
@@ -21,14 +21,13 @@ groups become totals (`LedgerTotals`). The script that ends a group makes totals
 from __future__ import annotations
 
 import enum
-import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import Redis
 
-from rollmesh.errors import InvalidArgumentError, ReplayError, RunEndedError
+from rollmesh.errors import InvalidArgumentError
 from rollmesh.replay.codec import encode_group
 from rollmesh.replay.commits import CommitLine
 from rollmesh.replay.connection import translate_errors
@@ -36,13 +35,11 @@ from rollmesh.replay.keys import Keys
 from rollmesh.replay.memory import RedisMemory
 from rollmesh.replay.rows import GroupRow, parse_row
 from rollmesh.replay.scripts import source
-from rollmesh.types import Group, GroupState, PolicyVersion, PromptId
+from rollmesh.types import Group, GroupState, PolicyVersion
 
-LEASE_EXPIRED = "lease expired"
-MEMBER_LOST = "member lost"
 _ANY_NUMBER = 2**31
 """A limit of attempts that no group reaches."""
-_ROWS_PER_CALL = 100
+ROWS_PER_CALL = 100
 """Rows that one script or pipeline handles, so that other clients do not wait for long."""
 
 
@@ -72,19 +69,14 @@ class LedgerSnapshot:
     Attributes:
         num_groups: number of groups in each state; every state has an entry.
         num_slots_used: groups that hold a slot.
-        next_sequence: place in the line of the next group that will be opened; equal to the number of opened groups.
+        num_opened: groups opened in the run. This is also the place in the line of the next group.
         is_closed: no group will be opened any more.
     """
 
     num_groups: Mapping[GroupState, int]
     num_slots_used: int
-    next_sequence: int
+    num_opened: int
     is_closed: bool
-
-    @property
-    def num_opened(self) -> int:
-        """Number of groups opened in the run."""
-        return self.next_sequence
 
     @property
     def num_live(self) -> int:
@@ -94,7 +86,7 @@ class LedgerSnapshot:
     @property
     def num_successful(self) -> int:
         """Number of groups that are neither FAILED nor FILTERED so far."""
-        return self.next_sequence - self.num_groups[GroupState.FAILED] - self.num_groups[GroupState.FILTERED]
+        return self.num_opened - self.num_groups[GroupState.FAILED] - self.num_groups[GroupState.FILTERED]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +112,7 @@ class LedgerTotals:
 
 
 class Ledger:
-    """The ledger of one run, for one event loop.
+    """The ledger of one run as rollout workers and readers use it, for one event loop.
 
     Every method may raise UnavailableError (Redis is away, or its memory is full: try again) and ReplayError.
 
@@ -138,70 +130,13 @@ class Ledger:
         self._keys = Keys(run_id)
         self._payload_limit_bytes = payload_limit_bytes
         self._max_attempts = max_attempts
-        names = ("open", "lease", "renew", "expire", "give_back", "close", "version")
-        self._scripts = {name: redis.register_script(source(name)) for name in names}
+        self._scripts = {"give_back": redis.register_script(source("give_back"))}
         self._commits = CommitLine(redis, redis.register_script(source("commit")), self._keys)
-
-    async def open_groups(
-        self, prompt_ids: Sequence[PromptId], num_slots: int | None = None, first_place: int | None = None
-    ) -> list[GroupRow]:
-        """Open a group for each prompt: the group gets a slot and the next place in the line. Existing groups stay.
-
-        Args:
-            num_slots: open no group once this many slots are taken; None opens a group for each prompt.
-            first_place: place of the first prompt in the line. A prompt whose place is taken is left out. Therefore a
-                repeated call opens no group twice, even if the groups have ended meanwhile.
-
-        Returns:
-            The rows of the prompts that have a row after the call, in the order of ``prompt_ids``.
-
-        Raises:
-            RunEndedError: a prompt has no group yet, and the ledger is closed.
-        """
-        try:
-            rows = await self._rows("open", _or_any(num_slots), _or_any(first_place), *map(str, prompt_ids))
-        except ReplayError as error:
-            if "the ledger is closed" in str(error):
-                raise RunEndedError("the ledger is closed: no group can be opened any more") from error
-            raise
-        return rows
-
-    async def close(self) -> None:
-        """Say that no group will be opened any more, so that the learner takes what is left as its last batch."""
-        await self._run("close")
 
     async def is_closed(self) -> bool:
         """Return whether `close` was called."""
         with translate_errors():
             return bool(await self._redis.hexists(self._keys.meta, "closed"))
-
-    async def lease(self, member: str, ttl_s: float, limit: int, num_slots: int | None = None) -> list[GroupRow]:
-        """Lease up to ``limit`` pending groups to ``member``, the first in the line first, for ``ttl_s`` seconds.
-
-        Args:
-            num_slots: A, the number of slots. A group stays PENDING while ``num_slots`` groups that hold a slot stand
-                before it in the line. This can only happen after a learner went back to a checkpoint. None leases any
-                pending group.
-        """
-        if limit < 1:
-            return []
-        return await self._rows("lease", member, _as_ms(ttl_s), limit, secrets.token_hex(8), _or_any(num_slots))
-
-    async def renew(self, leases: Sequence[tuple[str, int]], ttl_s: float) -> set[str]:
-        """Let leases live for ``ttl_s`` seconds from now. May be repeated.
-
-        Args:
-            leases: group id and fencing token of each.
-
-        Returns:
-            The ids of the groups whose lease is over: the lease expired, ended, or was superseded. These groups have
-            not changed.
-        """
-        ended: set[str] = set()
-        for start in range(0, len(leases), _ROWS_PER_CALL):
-            pairs = (part for lease in leases[start : start + _ROWS_PER_CALL] for part in lease)
-            ended.update(group_id.decode() for group_id in await self._run("renew", _as_ms(ttl_s), *pairs))
-        return ended
 
     async def seconds_left(self, group_ids: Sequence[str]) -> dict[str, float]:
         """Return the seconds until the leases of groups expire, by the clock of the Redis server.
@@ -219,31 +154,8 @@ class Ledger:
         pairs = zip(group_ids, deadlines_ms, strict=True)
         return {group_id: deadline / 1000 - now_s for group_id, deadline in pairs if deadline is not None}
 
-    async def expire_leases(self, *, is_excused: bool = False) -> list[GroupRow]:
-        """End all leases whose time is up by the clock of the Redis server.
-
-        Args:
-            is_excused: the groups are not at fault, and none of them becomes FAILED.
-
-        Returns:
-            The rows of the groups: PENDING at the old place in the line, or FAILED after the last attempt.
-        """
-        return await self._end_leases("", LEASE_EXPIRED, self._limit(is_excused))
-
-    async def revoke_member(self, member: str, *, is_excused: bool = False) -> list[GroupRow]:
-        """End all leases of a member that is gone. Takes ``is_excused`` and returns rows like `expire_leases`."""
-        return await self._end_leases(member, MEMBER_LOST, self._limit(is_excused))
-
     def _limit(self, is_excused: bool) -> int:
         return _ANY_NUMBER if is_excused else self._max_attempts
-
-    async def _end_leases(self, member: str, reason: str, max_attempts: int) -> list[GroupRow]:
-        rows: list[GroupRow] = []
-        while True:
-            ended = await self._rows("expire", member, reason, max_attempts, _ROWS_PER_CALL)
-            rows.extend(ended)
-            if len(ended) < _ROWS_PER_CALL:
-                return rows
 
     async def commit(self, group: Group, fencing_token: int) -> CommitOutcome:
         """Store a complete, scored group and make it READY. May be repeated until it answers.
@@ -290,14 +202,6 @@ class Ledger:
         answer = await self._run("give_back", group_id, fencing_token, to.value, reason, max_attempts)
         return None if answer is None else GroupState(answer.decode())
 
-    async def record_version(self, version: PolicyVersion, step: int) -> None:
-        """Record a version before the first engine serves it. May be repeated. An older version changes nothing.
-
-        Args:
-            step: the step that made the version; 0 for the version of the initial model.
-        """
-        await self._run("version", str(version), version.number, step)
-
     async def newest_version(self) -> RecordedVersion | None:
         """Return the newest recorded version; None before the first one. No token is of a newer version."""
         with translate_errors():
@@ -306,15 +210,6 @@ class Ledger:
         if version is None or step is None:
             return None
         return RecordedVersion(PolicyVersion.parse(version.decode()), int(step))
-
-    async def release_slots(self, through_step: int) -> int:
-        """Free the slots of the groups that the steps up to ``through_step`` trained: their version is committed now.
-
-        Returns:
-            The number of slots that this call freed.
-        """
-        with translate_errors():
-            return int(await self._redis.zremrangebyscore(self._keys.slots, "-inf", through_step))
 
     async def snapshot(self) -> LedgerSnapshot:
         """Return the counts of this moment. O(1)."""
@@ -368,7 +263,7 @@ class Ledger:
         index = self._keys.line if state is None else self._keys.index(state)
         start = 0
         while True:
-            end = start + _ROWS_PER_CALL - 1
+            end = start + ROWS_PER_CALL - 1
             with translate_errors():
                 ids: Any = await self._redis.zrange(index, start, end)
                 async with self._redis.pipeline(transaction=False) as pipeline:
@@ -378,25 +273,13 @@ class Ledger:
             for fields in replies:
                 if fields:
                     yield _parse(fields)
-            if len(ids) < _ROWS_PER_CALL:
+            if len(ids) < ROWS_PER_CALL:
                 return
             start += len(ids)
 
     async def _run(self, name: str, *arguments: str | int) -> Any:
         with translate_errors():
             return await self._scripts[name](keys=self._keys.for_scripts, args=(self._keys.row_prefix, *arguments))
-
-    async def _rows(self, name: str, *arguments: str | int) -> list[GroupRow]:
-        return [parse_row(reply) for reply in await self._run(name, *arguments)]
-
-
-def _or_any(number: int | None) -> int:
-    """Return the number, or -1 for None: scripts read -1 as "any number"."""
-    return -1 if number is None else number
-
-
-def _as_ms(seconds: float) -> int:
-    return max(1, round(seconds * 1000))
 
 
 def _parse(fields: Mapping[bytes, bytes]) -> GroupRow:

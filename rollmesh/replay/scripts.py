@@ -11,7 +11,11 @@ NUM_ENDED_KEPT = 1000
 
 @cache
 def source(name: str) -> str:
-    """Return the full text of the script ``name`` (``"commit"``, ``"take"``, ...)."""
+    """Return the full text of the script ``name`` (``"commit"``, ``"take"``, ...).
+
+    A name after ``"fence/"`` (``"fence/lease"``) means the script behind the fence: the script then refuses all
+    coordinators but the latest.
+    """
     folder = resources.files(__package__) / "scripts"
-    texts = [(folder / f"{file}.lua").read_text(encoding="utf-8") for file in ("prelude", name)]
+    texts = [(folder / f"{file}.lua").read_text(encoding="utf-8") for file in ("prelude", *name.split("/"))]
     return "\n".join([f"local num_ended_kept = {NUM_ENDED_KEPT}", *texts])

@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 from rollmesh.errors import ConfigError, InvalidArgumentError, RunEndedError, UnavailableError
-from rollmesh.replay.ledger import Ledger, RecordedVersion
+from rollmesh.replay.coordinator_ledger import CoordinatorLedger
+from rollmesh.replay.ledger import RecordedVersion
 from rollmesh.rpc.channel import parse_address
 from rollmesh.types import (
     Announcement,
@@ -58,7 +59,7 @@ class Coordinator:
         self,
         run: Run,
         members: Members,
-        ledger: Ledger,
+        ledger: CoordinatorLedger,
         admission: Admission,
         dispatcher: Dispatcher,
         renewals: Renewals,

@@ -27,7 +27,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rollmesh.errors import ConfigError, UnavailableError
-from rollmesh.replay.ledger import Ledger, LedgerSnapshot
+from rollmesh.replay.coordinator_ledger import CoordinatorLedger
+from rollmesh.replay.ledger import LedgerSnapshot
 from rollmesh.replay.rows import GroupRow
 from rollmesh.types import GroupState, Lease, RunState
 from services.coordinator.admission import Admission
@@ -109,7 +110,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: CoordinatorLedger,
         members: Members,
         run: Run,
         prompts: PromptBook,

@@ -26,8 +26,8 @@ from rollmesh.errors import ConfigError, RunEndedError, UnavailableError
 from rollmesh.replay.accounting import EndState, account, write_accounting
 from rollmesh.replay.claim import RunClaim
 from rollmesh.replay.connection import check_server, connect
+from rollmesh.replay.coordinator_ledger import CoordinatorLedger
 from rollmesh.replay.identity import RunIdentity, describe_server
-from rollmesh.replay.ledger import Ledger
 from rollmesh.rpc.channel import parse_address
 from rollmesh.rpc.rollout_client import RolloutClient
 from rollmesh.rpc.server import Server
@@ -92,14 +92,17 @@ async def serve(config: MeshConfig, train: PromptDataset, held_out: HeldOut | No
     redis = connect(url, config.replay.timeout_s)
     try:
         limit_bytes, max_attempts = config.replay.payload_limit_bytes, config.coordinator.max_attempts
-        ledger = Ledger(redis, config.run.name, limit_bytes, max_attempts)
         server_name = describe_server(url)
         trained = (config.model, config.data, config.training, config.sampling, config.algorithm)
         identity = _identity(config.run, trained)
-        claim = RunClaim(redis, config.run.name, identity, server_name, config.replay.outage_timeout_s)
-        await claim.take()
+        outage_timeout_s, may_adopt = config.replay.outage_timeout_s, config.run.id is None
+        claim = RunClaim(redis, config.run.name, identity, server_name, outage_timeout_s, may_adopt=may_adopt)
+        claimed = await claim.take()
+        ledger = CoordinatorLedger(redis, config.run.name, limit_bytes, max_attempts, term=claimed.term)
         coordinator, watch = build(config, ledger, train, held_out, AwakeClock(ASLEEP_S))
         await restore(coordinator, ledger)
+        if claimed.former_state == RunState.FAILED.value:
+            coordinator.fail("the run had failed before its coordinator was started again")
         services = {SERVICE: (add_CoordinatorServiceServicer_to_server, CoordinatorServicer(coordinator))}
         async with Server(config.coordinator.address, services, place="coordinator.address") as server:
             logger.info("coordinating run %s at %s", config.run.name, server.address)
@@ -109,6 +112,7 @@ async def serve(config: MeshConfig, train: PromptDataset, held_out: HeldOut | No
                 tasks.spawn(_fail_without_claim(claim, coordinator), "claim", may_end=True)
                 await _until_over(coordinator.run, stop)
                 coordinator.dispatcher.close_all()
+                await _note_end(claim, coordinator.run.state)
                 linger = asyncio.timeout(LINGER_S)
                 await _until_left(coordinator, config.coordinator.member_timeout_s, stop)
                 with contextlib.suppress(TimeoutError):
@@ -130,14 +134,14 @@ def _identity(run: RunSection, trained: Sequence[Section]) -> RunIdentity:
     return RunIdentity(run.id or secrets.token_hex(8), hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
-async def restore(coordinator: Coordinator, ledger: Ledger) -> None:
+async def restore(coordinator: Coordinator, ledger: CoordinatorLedger) -> None:
     """Bring a coordinator to the state that the ledger shows: of a new run, or of a run that goes on.
 
     Raises:
         UnavailableError: Redis is away.
     """
     newest = await ledger.newest_version()
-    holders = {row.member async for row in ledger.rows(GroupState.LEASED)}
+    holders = await ledger.holders()
     if newest is not None:
         logger.info("the run goes on after step %d, with version %s", newest.step, newest.version)
     coordinator.restore(newest, holders)
@@ -145,6 +149,13 @@ async def restore(coordinator: Coordinator, ledger: Ledger) -> None:
 
 async def _fail_without_claim(claim: RunClaim, coordinator: Coordinator) -> None:
     coordinator.fail(await claim.until_lost())
+
+
+async def _note_end(claim: RunClaim, state: RunState) -> None:
+    """Tell Redis at once that the run ended, so that no coordinator goes on with it."""
+    if state.is_over:
+        with contextlib.suppress(UnavailableError):  # `_release` tries again.
+            await claim.note_end(state.value)
 
 
 async def _release(claim: RunClaim, state: RunState) -> None:
@@ -155,7 +166,7 @@ async def _release(claim: RunClaim, state: RunState) -> None:
 
 
 def build(
-    config: MeshConfig, ledger: Ledger, train: PromptDataset, held_out: HeldOut | None, clock: AwakeClock
+    config: MeshConfig, ledger: CoordinatorLedger, train: PromptDataset, held_out: HeldOut | None, clock: AwakeClock
 ) -> tuple[Coordinator, Watch]:
     """Compose the coordinator of a configuration. This starts nothing."""
     section, training = config.coordinator, config.training
@@ -270,7 +281,7 @@ async def _until_left(coordinator: Coordinator, timeout_s: float, stop: asyncio.
         logger.warning("ending without %s", ", ".join(member.name for member in members.all))
 
 
-async def _write_books(coordinator: Coordinator, ledger: Ledger, path: Path) -> None:
+async def _write_books(coordinator: Coordinator, ledger: CoordinatorLedger, path: Path) -> None:
     try:
         async with asyncio.timeout(ACCOUNTING_TIMEOUT_S):
             books = await account(ledger)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rollmesh.replay.ledger import Ledger
+from rollmesh.replay.coordinator_ledger import CoordinatorLedger
 from rollmesh.types import LeaseKey, LeaseKind
 from services.coordinator.evaluation import Evaluator
 from services.coordinator.members import Member
@@ -29,7 +29,7 @@ class Renewals:
         lease_ttl_s: seconds that a lease lives from its last renewal.
     """
 
-    def __init__(self, ledger: Ledger, evaluator: Evaluator | None, lease_ttl_s: float) -> None:
+    def __init__(self, ledger: CoordinatorLedger, evaluator: Evaluator | None, lease_ttl_s: float) -> None:
         self._ledger = ledger
         self._evaluator = evaluator
         self._lease_ttl_s = lease_ttl_s

@@ -18,7 +18,8 @@ from rollmesh.aio.awake import AwakeClock
 from rollmesh.aio.supervisor import Supervisor
 from rollmesh.errors import UnavailableError
 from rollmesh.replay.accounting import most_frequent_failure
-from rollmesh.replay.ledger import Ledger, LedgerSnapshot
+from rollmesh.replay.coordinator_ledger import CoordinatorLedger
+from rollmesh.replay.ledger import LedgerSnapshot
 from rollmesh.types import RunState
 from services.coordinator.admission import failed_too_often
 from services.coordinator.coordinator import Coordinator
@@ -63,7 +64,7 @@ class Watch:
     def __init__(
         self,
         coordinator: Coordinator,
-        ledger: Ledger,
+        ledger: CoordinatorLedger,
         max_failed_fraction: float,
         groups_per_batch: int,
         stall_timeout_s: float,

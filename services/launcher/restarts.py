@@ -34,9 +34,6 @@ pauses are shorter than `coordinator.member_timeout_s`, so that the members outl
 HEALTHY_S = 300.0
 """A process that ran for this long before it ended counts as healthy: its earlier new starts are forgotten."""
 
-NEVER_STARTED_AGAIN = frozenset({"coordinator"})
-"""A killed coordinator keeps its claim to the run for ten seconds, and a second coordinator is refused meanwhile."""
-
 
 def asks_for_new_start(exit_code: int) -> bool:
     """Return whether a process that ended with ``exit_code`` is to be started again; see the table of this module."""
@@ -136,7 +133,7 @@ class Restarts:
             that the service has ended too often.
         """
         assert service.exit_code is not None
-        if service.name in NEVER_STARTED_AGAIN or not asks_for_new_start(service.exit_code):
+        if not asks_for_new_start(service.exit_code):
             return False
         if not self.is_due(service.name) and not self._promise(service.name, service.end()):
             return False

@@ -22,7 +22,7 @@ import uvloop
 from rollmesh.aio.awake import AwakeClock
 from rollmesh.data.datasets import open_dataset
 from rollmesh.replay.connection import connect
-from rollmesh.replay.ledger import Ledger
+from rollmesh.replay.coordinator_ledger import CoordinatorLedger
 from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.rpc.server import Server
 from rollmesh.types import MemberReport, Role
@@ -111,7 +111,7 @@ async def _serve() -> None:
         assert config.replay.url is not None
         redis = connect(config.replay.url, 1.0)
         train = open_dataset(config.data, "train")
-        coordinator, _ = build(config, Ledger(redis, RUN_ID), train, None, AwakeClock(3.0))
+        coordinator, _ = build(config, CoordinatorLedger(redis, RUN_ID, term=0), train, None, AwakeClock(3.0))
         service = (add_CoordinatorServiceServicer_to_server, CoordinatorServicer(coordinator))
         async with Server("127.0.0.1:0", {"rollmesh.v1.CoordinatorService": service}) as server:
             say(address=server.address, pid=os.getpid())

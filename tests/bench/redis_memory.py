@@ -27,8 +27,8 @@ import numpy as np
 from rollmesh.replay.accounting import account
 from rollmesh.replay.batches import BatchQueue
 from rollmesh.replay.connection import connect, connect_blocking
+from rollmesh.replay.coordinator_ledger import CoordinatorLedger
 from rollmesh.replay.embedded import EmbeddedRedis
-from rollmesh.replay.ledger import Ledger
 from rollmesh.replay.rows import GroupRow
 from rollmesh.types import Group, PolicyVersion, PromptId, Sample, Score, StopReason, Turn, VersionSpan
 
@@ -69,7 +69,7 @@ class SimulatedRun:
         """
         redis = connect(self._url, 30.0)
         try:
-            ledger, next_reading = Ledger(redis, RUN_ID, max_attempts=1), every
+            ledger, next_reading = CoordinatorLedger(redis, RUN_ID, max_attempts=1, term=0), every
             while not (await ledger.snapshot()).is_closed:
                 await self._fill_slots(ledger)
                 await self._train(ledger)
@@ -84,7 +84,7 @@ class SimulatedRun:
             await redis.aclose()
             self._blocking.close()
 
-    async def _fill_slots(self, ledger: Ledger) -> None:
+    async def _fill_slots(self, ledger: CoordinatorLedger) -> None:
         """Open, lease and end groups until every slot holds a group that is ready, or no prompt is left."""
         while (snapshot := await ledger.snapshot()).num_slots_used < SLOTS:
             first = snapshot.num_opened
@@ -97,7 +97,7 @@ class SimulatedRun:
             rows = await ledger.lease("rollout-0", 600.0, count)
             await asyncio.gather(*(self._end(ledger, row) for row in rows))
 
-    async def _end(self, ledger: Ledger, row: GroupRow) -> None:
+    async def _end(self, ledger: CoordinatorLedger, row: GroupRow) -> None:
         chance = self._chance.random()
         if chance < 0.02:
             reason = f"the reward server gave no answer in {chance:.6f} s"
@@ -108,7 +108,7 @@ class SimulatedRun:
         else:
             await ledger.commit(make_group(row, self._step), row.fencing_token)
 
-    async def _train(self, ledger: Ledger) -> None:
+    async def _train(self, ledger: CoordinatorLedger) -> None:
         """All batches that are there; their versions are committed, and a checkpoint covers every tenth."""
         is_closed = (await ledger.snapshot()).is_closed
         for _ in range(3 * SLOTS // BATCH if is_closed else 1):

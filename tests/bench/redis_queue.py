@@ -25,8 +25,9 @@ import uvloop
 from rollmesh.replay.batches import BatchQueue
 from rollmesh.replay.codec import encode_group
 from rollmesh.replay.connection import connect, connect_blocking
+from rollmesh.replay.coordinator_ledger import CoordinatorLedger
 from rollmesh.replay.embedded import EmbeddedRedis
-from rollmesh.replay.ledger import CommitOutcome, Ledger
+from rollmesh.replay.ledger import CommitOutcome
 from rollmesh.types import Group, PromptId
 from tests.bench.figures import Figure, median
 from tests.bench.payloads import NUM_SAMPLES, PROMPT_TOKENS, RESPONSE_TOKENS, make_group
@@ -106,7 +107,7 @@ class _Queue:
     async def _measure(self, run_id: str) -> float:
         redis = connect(self._url, 5.0)
         try:
-            ledger = Ledger(redis, run_id)
+            ledger = CoordinatorLedger(redis, run_id, term=0)
             await ledger.open_groups([group.prompt_id for group in self._groups])
             rows = await ledger.lease("rollout-0", 300.0, len(self._groups))
             tokens = {row.group_id: row.fencing_token for row in rows}

@@ -25,8 +25,8 @@ from typing import Any
 
 from rollmesh.data.render import load_tokenizer
 from rollmesh.replay.connection import connect
+from rollmesh.replay.coordinator_ledger import CoordinatorLedger
 from rollmesh.replay.embedded import EmbeddedRedis
-from rollmesh.replay.ledger import Ledger
 from rollmesh.replay.rows import GroupRow
 from rollmesh.types import GroupState, Lease, LeaseKind, PolicyVersion, PromptId, SamplingSpec
 from services.config import MeshConfig, dump_mesh, load_mesh
@@ -57,7 +57,9 @@ class Throughput:
 class WorkerRig:
     """A worker that waits for leases, and its engine."""
 
-    def __init__(self, config: MeshConfig, coordinator: FakeCoordinator, engine: Engine, ledger: Ledger) -> None:
+    def __init__(
+        self, config: MeshConfig, coordinator: FakeCoordinator, engine: Engine, ledger: CoordinatorLedger
+    ) -> None:
         self.engine = engine
         self._config = config
         self._coordinator = coordinator
@@ -160,7 +162,7 @@ async def running_worker(folder: Path, overrides: Sequence[str]) -> AsyncIterato
         worker = make_worker(config, "rollout-0", load_tokenizer(config.model.path, False))
         working = asyncio.create_task(worker.run(engine, stop), name="worker")
         try:
-            yield WorkerRig(config, coordinator, engine, Ledger(redis, RUN))
+            yield WorkerRig(config, coordinator, engine, CoordinatorLedger(redis, RUN, term=0))
         finally:
             stop.set()
             await asyncio.wait({working}, timeout=30.0)

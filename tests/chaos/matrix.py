@@ -23,7 +23,7 @@ TARGETS = (
     "redis",
     "up",
 )
-GOES_ON = frozenset(TARGETS) - {"up", "coordinator"}
+GOES_ON = frozenset(TARGETS) - {"up"}
 """The processes after whose death the run has to go on. After the death of any other process the run may also end, and
 `rollmesh resume` goes on with it."""
 WITHOUT_MEANING: dict[tuple[str, str], str] = {}

@@ -202,7 +202,7 @@ CODECS = [
     Codec(NEW, weights.commit_to_proto, weights.commit_from_proto),
     Codec(types.CommitReport(0.11, 0.07), weights.commit_report_to_proto, weights.commit_report_from_proto),
     Codec(
-        control.RegisterCall(CALLER, "sums", types.Role.LEARNER, "127.0.0.1:7000", 2),
+        control.RegisterCall(CALLER, "sums", types.Role.LEARNER, "127.0.0.1:7000", 2, NEW),
         control.register_to_proto,
         control.register_from_proto,
     ),
@@ -217,7 +217,7 @@ CODECS = [
         control.heartbeat_call_from_proto,
     ),
     Codec(
-        types.Heartbeat(types.RunState.FINISHING, NEW, "oops", (LEASE.key,), 2.5),
+        types.Heartbeat(types.RunState.FINISHING, NEW, "oops", (LEASE.key,), 2.5, should_publish=True),
         control.heartbeat_to_proto,
         control.heartbeat_from_proto,
     ),

@@ -16,8 +16,8 @@ import psutil
 
 from rollmesh.aio.supervisor import Supervisor
 from rollmesh.replay.connection import connect
+from rollmesh.replay.coordinator_ledger import CoordinatorLedger
 from rollmesh.replay.embedded import EmbeddedRedis
-from rollmesh.replay.ledger import Ledger
 from rollmesh.types import Heartbeat, PolicyVersion, PromptId, PublishOutcome, RunState, WeightEpoch, WeightPlan
 from rollmesh.v1 import coordinator_pb2 as pb
 from rollmesh.weights.group import WeightGroup
@@ -48,7 +48,7 @@ class Mesh(FakeCoordinator):
         holds: set while the mesh holds an answer back.
     """
 
-    def __init__(self, ledger: Ledger, num_groups: int) -> None:
+    def __init__(self, ledger: CoordinatorLedger, num_groups: int) -> None:
         super().__init__(heartbeat_interval_s=0.2, member_timeout_s=20.0)
         self.heartbeat = Heartbeat(RunState.STARTING, None)
         self.aborted: set[int] = set()
@@ -162,7 +162,7 @@ class Learner:
         process: the process, which with several ranks is their launcher; None before `start`.
     """
 
-    def __init__(self, mesh: Mesh, ledger: Ledger, config: MeshConfig, file: Path) -> None:
+    def __init__(self, mesh: Mesh, ledger: CoordinatorLedger, config: MeshConfig, file: Path) -> None:
         self.mesh, self.ledger, self.config = mesh, ledger, config
         self.process: asyncio.subprocess.Process | None = None
         self._file = file
@@ -201,7 +201,7 @@ async def learner_process(folder: Path, num_groups: int, **sections: dict[str, A
     # The path of a socket has to be short, and pytest's folders have long paths.
     with EmbeddedRedis.start(folder / "redis") as server:
         redis = connect(server.url, 5.0)
-        ledger = Ledger(redis, "learner-test")
+        ledger = CoordinatorLedger(redis, "learner-test", term=0)
         mesh = Mesh(ledger, num_groups)
         async with mesh.serve() as coordinator:
             config = mesh_config(

@@ -1,4 +1,4 @@
-"""Processes are killed while a mesh trains, and are started again: of Redis, the scorers, a worker and an engine."""
+"""Every process of a mesh is killed while the mesh trains, and is started again."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ VICTIMS = {
     4: ("reward", [b"rollmesh.cli\0reward\0"]),
     5: ("reference", [b"rollmesh.cli\0reference\0"]),
     6: ("redis", [b"unixsocket"]),
+    7: ("coordinator", [b"rollmesh.cli\0coordinator\0"]),
+    9: ("learner", [b"rollmesh.cli\0learner\0"]),
 }
 """The service to hit after each step, and words on the command line of the process that is killed. Several words lead
 from a process to one of its children."""
@@ -54,7 +56,8 @@ def _serves(folder: Path, name: str) -> bool:
 def test_a_mesh_whose_processes_are_killed_trains_every_group_once(demo: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     settings = ["run.name=run", f"training.steps={NUM_STEPS}", "training.prompts_per_step=8", "evaluation=null"]
-    process = start_mesh(demo, tmp_path, [*settings, "rollout.num_workers=2"])
+    settings += ["rollout.num_workers=2", "learner.checkpoint.every_steps=4"]
+    process = start_mesh(demo, tmp_path, settings)
     metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 350
 
     def check_time() -> None:

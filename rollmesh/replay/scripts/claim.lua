@@ -1,19 +1,39 @@
--- Takes or renews the right to drive the run. O(1).
--- ARGV: 'take' | 'renew', the run's id, fingerprint of the configuration, token of the process, time to live in ms.
--- Returns 'mine', 'held' (another process drives this run now), 'other' (the keys belong to another run), or 'gone'
--- (the server lost the run's keys, and there is no claim to renew).
--- A renewal in time writes nothing that needs memory, so that a run goes on when memory is full.
-local mode, id, fingerprint, token, ttl_ms = ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
-local known = redis.call('HGET', identity, 'id')
-if known and known ~= id then return 'other' end
-if not known and mode == 'renew' then return 'gone' end
-if not known and redis.call('EXISTS', line, meta) > 0 then return 'other' end
-local current = redis.call('GET', owner)
-if current and current ~= token then return 'held' end
-if current and redis.call('PEXPIRE', owner, ttl_ms) == 1 then return 'mine' end
-redis.call('SET', owner, token, 'PX', ttl_ms)
-if not known then
-  redis.call('HSET', identity, 'id', id, 'fingerprint', fingerprint, 'created_s', redis.call('TIME')[1])
+-- Takes, renews or gives back the right to drive the run. O(1).
+-- ARGV: 'take' | 'renew' | 'end' | 'release', the run's id, fingerprint of the configuration, time to live in ms, and:
+--   take: '1' if an interrupted run of the same fingerprint may be adopted, whatever its id;
+--   renew, end, release: the term that 'take' gave; for 'end' and 'release' also the state that the run ended in.
+-- Returns {'mine', term, id of the run, state before}, {'held'} (another process drives this run now), {'other'} (the
+-- keys belong to another run), {'changed'} (they would be adopted if the fingerprint were the same), {'superseded',
+-- current term} (another process has taken the run), or {'gone'} (the server lost the run's keys).
+-- Each 'take' gives a new term. A process with the run's id takes the run at once, even from a process that lives: the
+-- scripts refuse the older term from then on. Each mode begins with a write that needs no memory, so that a coordinator
+-- comes back, and a run goes on and ends, when memory is full.
+local mode, id, fingerprint, ttl_ms = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local known, known_fingerprint, state = unpack(redis.call('HMGET', identity, 'id', 'fingerprint', 'state'))
+
+if mode == 'take' then
+  if not known and redis.call('EXISTS', line, meta) > 0 then return {'other'} end
+  if known and known ~= id then
+    if ARGV[6] ~= '1' or state == 'finished' or state == 'failed' then return {'other'} end
+    if redis.call('EXISTS', owner) == 1 then return {'held'} end
+    if known_fingerprint ~= fingerprint then return {'changed'} end
+    id = known
+  end
+  redis.call('DEL', owner)
+  local term = tostring(redis.call('HINCRBY', meta, 'coordinator_term', 1))
+  redis.call('SET', owner, term, 'PX', ttl_ms)
+  if not known then redis.call('HSET', identity, 'id', id, 'created_s', redis.call('TIME')[1]) end
+  redis.call('HSET', identity, 'fingerprint', fingerprint, 'state', 'running')
+  note('coordinator', term)
+  return {'mine', term, id, state or ''}
 end
-redis.call('HSET', identity, 'state', 'running')
-return 'mine'
+
+local term, to = ARGV[6], ARGV[7]
+local current = redis.call('HGET', meta, 'coordinator_term')
+if not known or not current then return {'gone'} end
+if known ~= id then return {'other'} end
+if current ~= term then return {'superseded', current} end
+if redis.call('PEXPIRE', owner, ttl_ms) == 0 then redis.call('SET', owner, term, 'PX', ttl_ms) end
+if mode ~= 'renew' then redis.call('HSET', identity, 'state', to) end
+if mode == 'release' then redis.call('DEL', owner) end
+return {'mine', term, id, state or ''}

@@ -19,8 +19,9 @@ from rollmesh.config import validate
 from rollmesh.data.datasets import open_dataset
 from rollmesh.replay.batches import Batch, BatchQueue
 from rollmesh.replay.connection import connect, connect_blocking
+from rollmesh.replay.coordinator_ledger import CoordinatorLedger
 from rollmesh.replay.keys import Keys
-from rollmesh.replay.ledger import CommitOutcome, Ledger
+from rollmesh.replay.ledger import CommitOutcome
 from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.rpc.lease_stream import LeaseStream
 from rollmesh.rpc.server import Server
@@ -135,7 +136,13 @@ class Mesh:
     """The coordinator under test, and the ways to act on it."""
 
     def __init__(
-        self, config: MeshConfig, address: str, coordinator: Coordinator, watch: Watch, ledger: Ledger, nap: Nap
+        self,
+        config: MeshConfig,
+        address: str,
+        coordinator: Coordinator,
+        watch: Watch,
+        ledger: CoordinatorLedger,
+        nap: Nap,
     ) -> None:
         self.config = config
         self.address = address
@@ -233,7 +240,7 @@ async def running_mesh(config: MeshConfig) -> AsyncIterator[Mesh]:
     """
     assert config.replay.url is not None
     redis = connect(config.replay.url, 5.0)
-    ledger = Ledger(redis, config.run.name, max_attempts=config.coordinator.max_attempts)
+    ledger = CoordinatorLedger(redis, config.run.name, max_attempts=config.coordinator.max_attempts, term=0)
     section = config.evaluation
     held_out = None if section is None else HeldOut(open_dataset(section.data, EVAL), section)
     nap = Nap()

@@ -13,8 +13,9 @@ from rollmesh.errors import DeadlineError, ReplayError
 from rollmesh.replay import batches as batches_module
 from rollmesh.replay.batches import Batch, BatchQueue
 from rollmesh.replay.connection import connect, connect_blocking
+from rollmesh.replay.coordinator_ledger import CoordinatorLedger
 from rollmesh.replay.keys import Keys
-from rollmesh.replay.ledger import CommitOutcome, Ledger
+from rollmesh.replay.ledger import CommitOutcome
 from rollmesh.replay.rows import GroupRow
 from rollmesh.types import Group, GroupState, PromptId
 
@@ -24,7 +25,7 @@ MakeGroup = Callable[..., Group]
 class Line:
     """A ledger driven from a test that is not asynchronous: groups are named by their sequence."""
 
-    def __init__(self, runner: asyncio.Runner, ledger: Ledger, make_group: MakeGroup) -> None:
+    def __init__(self, runner: asyncio.Runner, ledger: CoordinatorLedger, make_group: MakeGroup) -> None:
         self._runner, self._ledger, self._make_group = runner, ledger, make_group
         self._leases: dict[int, GroupRow] = {}
 
@@ -65,7 +66,7 @@ class Line:
 def line(url: str, run_id: str, make_group: MakeGroup) -> Iterator[Line]:
     with asyncio.Runner() as runner:
         client = connect(url, 5.0)
-        yield Line(runner, Ledger(client, run_id), make_group)
+        yield Line(runner, CoordinatorLedger(client, run_id, term=0), make_group)
         runner.run(client.aclose())
 
 

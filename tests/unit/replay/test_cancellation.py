@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 from rollmesh.replay.connection import connect
-from rollmesh.replay.ledger import Ledger
+from rollmesh.replay.coordinator_ledger import CoordinatorLedger
 
 NUM_CANCELLATIONS = 150
 
 
-async def poll(ledger: Ledger) -> None:
+async def poll(ledger: CoordinatorLedger) -> None:
     """What the coordinator's tasks are made of: looks at the ledger until cancelled."""
     while True:
         await ledger.snapshot()
@@ -19,7 +19,7 @@ async def poll(ledger: Ledger) -> None:
 def test_a_cancellation_that_meets_a_command_half_way_is_not_lost(url: str, run_id: str) -> None:
     async def scenario() -> None:
         client = connect(url, 5.0)
-        ledger = Ledger(client, run_id)
+        ledger = CoordinatorLedger(client, run_id, term=0)
         try:
             for num_passes in range(NUM_CANCELLATIONS):
                 task = asyncio.create_task(poll(ledger))
@@ -38,7 +38,7 @@ def test_a_cancellation_that_meets_a_command_half_way_is_not_lost(url: str, run_
 def test_a_deadline_around_a_command_still_ends_as_a_deadline(url: str, run_id: str) -> None:
     async def scenario() -> None:
         client = connect(url, 5.0)
-        ledger = Ledger(client, run_id)
+        ledger = CoordinatorLedger(client, run_id, term=0)
         try:
             for num_microseconds in range(0, 3000, 100):
                 try:

@@ -14,8 +14,9 @@ from rollmesh.errors import ReplayError, UnavailableError
 from rollmesh.replay import commits
 from rollmesh.replay.commits import CommitLine
 from rollmesh.replay.connection import connect
+from rollmesh.replay.coordinator_ledger import CoordinatorLedger
 from rollmesh.replay.keys import Keys
-from rollmesh.replay.ledger import CommitOutcome, Ledger
+from rollmesh.replay.ledger import CommitOutcome
 from rollmesh.replay.scripts import source
 from rollmesh.types import Group, GroupState, PromptId
 
@@ -38,10 +39,12 @@ def round_trips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @asynccontextmanager
-async def leased(url: str, run_id: str, make_group: MakeGroup) -> AsyncIterator[tuple[Ledger, list[Group], list[int]]]:
+async def leased(
+    url: str, run_id: str, make_group: MakeGroup
+) -> AsyncIterator[tuple[CoordinatorLedger, list[Group], list[int]]]:
     client = connect(url, 5.0)
     try:
-        ledger = Ledger(client, run_id)
+        ledger = CoordinatorLedger(client, run_id, term=0)
         await ledger.open_groups([PromptId("train", 0, i) for i in range(NUM_GROUPS)])
         rows = await ledger.lease("rollout-0", 60.0, NUM_GROUPS)
         yield ledger, [make_group(row.prompt_id, row.sequence) for row in rows], [row.fencing_token for row in rows]

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from rollmesh.replay.batches import Batch, BatchQueue
 from rollmesh.replay.connection import connect, connect_blocking
-from rollmesh.replay.ledger import CommitOutcome, Ledger
+from rollmesh.replay.coordinator_ledger import CoordinatorLedger
+from rollmesh.replay.ledger import CommitOutcome
 from rollmesh.types import Group, GroupState, PromptId
 
 NUM_GROUPS, NUM_SLOTS, BATCH_SIZE = 120, 16, 8
@@ -34,13 +35,13 @@ def learn(url: str, run_id: str) -> list[Batch]:
     return batches
 
 
-async def coordinate(ledger: Ledger, is_over: asyncio.Event) -> int:
+async def coordinate(ledger: CoordinatorLedger, is_over: asyncio.Event) -> int:
     """Opens groups while there is room, sweeps, sets slots free; returns the most slots it ever saw taken."""
     most = 0
     while not is_over.is_set():
         snapshot = await ledger.snapshot()
         most = max(most, snapshot.num_slots_used)
-        wanted = range(snapshot.next_sequence, min(NUM_GROUPS, snapshot.next_sequence + 4))
+        wanted = range(snapshot.num_opened, min(NUM_GROUPS, snapshot.num_opened + 4))
         if wanted:
             await ledger.open_groups([PromptId("train", 0, i) for i in wanted], num_slots=NUM_SLOTS)
         elif not snapshot.is_closed:
@@ -52,7 +53,7 @@ async def coordinate(ledger: Ledger, is_over: asyncio.Event) -> int:
 
 
 async def work(
-    ledger: Ledger,
+    ledger: CoordinatorLedger,
     name: str,
     make_group: Callable[..., Group],
     is_over: asyncio.Event,
@@ -82,7 +83,7 @@ def test_every_group_is_trained_once_while_workers_are_late_forgetful_and_repeti
 
     async def main() -> tuple[list[Batch], int, list[GroupState]]:
         clients = [connect(url, 5.0) for _ in range(4)]
-        coordinator, *workers = (Ledger(client, run_id, max_attempts=50) for client in clients)
+        coordinator, *workers = (CoordinatorLedger(client, run_id, max_attempts=50, term=0) for client in clients)
         is_over = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             opened = tasks.create_task(coordinate(coordinator, is_over))

@@ -14,8 +14,8 @@ from redis import exceptions
 from rollmesh.errors import ConfigError, ReplayError, UnavailableError
 from rollmesh.replay.batches import BatchQueue
 from rollmesh.replay.connection import check_server, connect, connect_blocking, translated
+from rollmesh.replay.coordinator_ledger import CoordinatorLedger
 from rollmesh.replay.embedded import EmbeddedRedis
-from rollmesh.replay.ledger import Ledger
 from rollmesh.types import Group, GroupState, PromptId
 
 
@@ -143,7 +143,7 @@ def test_full_memory_refuses_a_commit_whole_and_the_learner_can_still_make_room(
 ) -> None:
     async def scenario() -> None:
         connection = connect(own_server.url, 5.0)
-        ledger, queue = Ledger(connection, "run"), BatchQueue(client, "run")
+        ledger, queue = CoordinatorLedger(connection, "run", term=0), BatchQueue(client, "run")
         await ledger.open_groups([PromptId("train", 0, index) for index in range(3)])
         first, second, third = await ledger.lease("rollout-0", 60, 3)
         await ledger.commit(make_group(first.prompt_id), first.fencing_token)

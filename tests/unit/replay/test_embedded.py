@@ -17,10 +17,10 @@ from rollmesh.errors import ConfigError
 from rollmesh.replay import embedded as embedded_module
 from rollmesh.replay.claim import RunClaim
 from rollmesh.replay.connection import check_server, connect, connect_blocking
+from rollmesh.replay.coordinator_ledger import CoordinatorLedger
 from rollmesh.replay.embedded import EmbeddedRedis, loading_timeout_s
 from rollmesh.replay.identity import RunIdentity, find_run
 from rollmesh.replay.keys import Keys
-from rollmesh.replay.ledger import Ledger
 from rollmesh.types import Group, GroupState, PromptId
 
 _PARENT = """
@@ -101,8 +101,8 @@ def test_a_ledger_is_there_after_a_kill_and_a_write_that_was_cut_short(
 
     async def fill(url: str) -> None:
         redis = connect(url, 5.0)
-        ledger = Ledger(redis, "tiny")
-        await RunClaim(redis, "tiny", RunIdentity("0" * 16, "aaaa"), "Redis", 30.0).take()
+        claimed = await RunClaim(redis, "tiny", RunIdentity("0" * 16, "aaaa"), "Redis", 30.0).take()
+        ledger = CoordinatorLedger(redis, "tiny", term=claimed.term)
         await ledger.open_groups(prompts)
         [row] = await ledger.lease("rollout-0", 300.0, 1)
         await ledger.commit(make_group(row.prompt_id, row.sequence), row.fencing_token)
@@ -110,7 +110,7 @@ def test_a_ledger_is_there_after_a_kill_and_a_write_that_was_cut_short(
 
     async def states(url: str) -> list[GroupState]:
         redis = connect(url, 5.0)
-        rows = [row async for row in Ledger(redis, "tiny").rows()]
+        rows = [row async for row in CoordinatorLedger(redis, "tiny", term=0).rows()]
         await redis.aclose()
         return [row.state for row in sorted(rows, key=lambda row: row.sequence)]
 

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import redis
 
-from rollmesh.errors import ConfigError
+from rollmesh.errors import ConfigError, SupersededError
 from rollmesh.replay import claim as claim_module
 from rollmesh.replay.claim import RunClaim
 from rollmesh.replay.connection import connect
+from rollmesh.replay.coordinator_ledger import CoordinatorLedger
 from rollmesh.replay.identity import RunIdentity, clear_run, expect_own_run, find_run, refuse_known_run
 from rollmesh.replay.keys import Keys
-from rollmesh.replay.ledger import Ledger
-from rollmesh.types import PromptId
+from rollmesh.types import PolicyVersion, PromptId
 
 OLD, NEW = RunIdentity("0" * 16, "aaaa"), RunIdentity("1" * 16, "bbbb")
 
@@ -44,8 +44,8 @@ def claim_of(client: Any, run_id: str, identity: RunIdentity, outage_timeout_s: 
 async def work(client: Any, run_id: str, state: str) -> None:
     """A run that opened three groups and ended in ``state``; empty: it was killed."""
     claim = claim_of(client, run_id, OLD)
-    await claim.take()
-    await Ledger(client, run_id).open_groups([PromptId("train", 0, index) for index in range(3)])
+    term = (await claim.take()).term
+    await CoordinatorLedger(client, run_id, term=term).open_groups([PromptId("train", 0, index) for index in range(3)])
     if state:
         await claim.release(state)
 
@@ -63,7 +63,7 @@ def test_the_keys_of_an_earlier_run_are_refused_with_their_age_and_state(
 
 
 def test_keys_without_an_identity_are_an_earlier_run_as_well(on_redis: Any, url: str, run_id: str) -> None:
-    on_redis(lambda client: Ledger(client, run_id).open_groups([PromptId("train", 0, 0)]))
+    on_redis(lambda client: CoordinatorLedger(client, run_id, term=0).open_groups([PromptId("train", 0, 0)]))
     with pytest.raises(ConfigError, match=rf"a run named '{run_id}' and is interrupted \(1 group opened\)"):
         refuse_known_run(url, 5.0, run_id)
     with pytest.raises(ConfigError, match="another run of this name"):
@@ -77,14 +77,14 @@ def test_a_run_that_goes_on_is_neither_joined_nor_cleared(
 
     async def scenario(client: Any) -> None:
         claim = claim_of(client, run_id, OLD)
-        await claim.take()
-        await Ledger(client, run_id).open_groups([PromptId("train", 0, 0)])
+        term = (await claim.take()).term
+        await CoordinatorLedger(client, run_id, term=term).open_groups([PromptId("train", 0, 0)])
         renewing = asyncio.create_task(claim.until_lost())
         for refused in (refuse_known_run, clear_run):
             with pytest.raises(ConfigError, match=r"and still goes on; end that run, or choose another name"):
                 await asyncio.to_thread(refused, url, 5.0, run_id)
-        with pytest.raises(ConfigError, match="another coordinator of the run"):
-            await claim_of(client, run_id, OLD).take()
+        with pytest.raises(ConfigError, match="of another run of this name"):
+            await claim_of(client, run_id, NEW).take()
         renewing.cancel()
 
     on_redis(scenario)
@@ -180,10 +180,85 @@ def test_a_lost_claim_says_why_the_run_cannot_go_on(
             return await asyncio.wait_for(claim_of(absent, run_id, OLD, 0.1).until_lost(), 30)
         claim = claim_of(client, run_id, OLD)
         await claim.take()
-        raw.delete(Keys(run_id).owner, Keys(run_id).identity)
+        raw.delete(Keys(run_id).owner, Keys(run_id).identity, Keys(run_id).meta)
         if loss == "taken":
             await claim_of(client, run_id, NEW).take()
         return await asyncio.wait_for(claim.until_lost(), 30)
 
     reason = on_redis(scenario)
     assert re.match(sentence, reason), reason
+
+
+def test_a_coordinator_that_is_started_again_takes_its_run_at_once_and_the_old_one_ends(
+    on_redis: Any, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim_module, "RENEW_S", 0.05)
+
+    async def scenario(client: Any) -> None:
+        old, new = claim_of(client, run_id, OLD), claim_of(client, run_id, OLD)
+        first = await old.take()
+        second = await new.take()
+        assert (first.former_state, second.former_state) == ("", "running")
+        assert second.term > first.term
+        with pytest.raises(SupersededError, match=f"the current term is {second.term}, and this coordinator has term"):
+            await asyncio.wait_for(old.until_lost(), 30)
+        await old.note_end("failed")
+        await old.release("failed")
+        assert (await new.take()).former_state == "running", "the old one says nothing about the run any more"
+
+    on_redis(scenario)
+
+
+CALLS: dict[str, Callable[[CoordinatorLedger], Awaitable[Any]]] = {
+    "open_groups": lambda ledger: ledger.open_groups([PromptId("train", 0, 9)]),
+    "close": lambda ledger: ledger.close(),
+    "lease": lambda ledger: ledger.lease("rollout-0", 60.0, 1),
+    "renew": lambda ledger: ledger.renew([("train:0:0", 1)], 60.0),
+    "expire_leases": lambda ledger: ledger.expire_leases(),
+    "revoke_member": lambda ledger: ledger.revoke_member("rollout-0"),
+    "give_back": lambda ledger: ledger.give_back("train:0:0", 1, "no reason"),
+    "record_version": lambda ledger: ledger.record_version(PolicyVersion(0, 1), 1),
+    "release_slots": lambda ledger: ledger.release_slots(1),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=list(CALLS))
+def test_a_coordinator_that_was_replaced_changes_nothing(
+    on_redis: Any, run_id: str, raw: redis.Redis, call: Callable[[CoordinatorLedger], Awaitable[Any]]
+) -> None:
+    async def scenario(client: Any) -> None:
+        old = CoordinatorLedger(client, run_id, term=(await claim_of(client, run_id, OLD).take()).term)
+        await old.open_groups([PromptId("train", 0, index) for index in range(2)])
+        await old.lease("rollout-0", 60.0, 1)
+        await claim_of(client, run_id, OLD).take()
+        before = {key: raw.dump(key) for key in raw.keys(f"{Keys(run_id).prefix}*")}
+        with pytest.raises(SupersededError, match="another coordinator of this run has taken over"):
+            await call(old)
+        assert {key: raw.dump(key) for key in raw.keys(f"{Keys(run_id).prefix}*")} == before
+
+    on_redis(scenario)
+
+
+@pytest.mark.parametrize(
+    ("state", "fingerprint", "refusal"),
+    [
+        ("interrupted", "aaaa", None),
+        ("interrupted", "cccc", r"run\.id: .* other settings"),
+        ("finished", "aaaa", "another"),
+    ],
+)
+def test_a_coordinator_without_an_id_goes_on_with_an_interrupted_run_of_the_same_settings(
+    on_redis: Any, run_id: str, state: str, fingerprint: str, refusal: str | None
+) -> None:
+    async def scenario(client: Any) -> None:
+        await work(client, run_id, state)
+        identity = RunIdentity("2" * 16, fingerprint)
+        claim = RunClaim(client, run_id, identity, "Redis at home", 30.0, may_adopt=True)
+        if refusal is None:
+            assert (await claim.take()).former_state == state
+            await claim.release("finished")
+        else:
+            with pytest.raises(ConfigError, match=refusal):
+                await claim.take()
+
+    on_redis(scenario)

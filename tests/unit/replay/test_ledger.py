@@ -11,8 +11,9 @@ from redis.asyncio.client import Pipeline
 
 from rollmesh.errors import InvalidArgumentError, RunEndedError, UnavailableError
 from rollmesh.replay.connection import connect
+from rollmesh.replay.coordinator_ledger import CoordinatorLedger
 from rollmesh.replay.keys import Keys
-from rollmesh.replay.ledger import CommitOutcome, Ledger
+from rollmesh.replay.ledger import CommitOutcome
 from rollmesh.replay.rows import GroupRow
 from rollmesh.types import Group, GroupState, PolicyVersion, PromptId
 
@@ -21,15 +22,17 @@ PROMPTS = [PromptId("train", 0, index) for index in range(10)]
 
 
 @asynccontextmanager
-async def open_ledger(url: str, run_id: str, max_attempts: int = 3) -> AsyncIterator[Ledger]:
+async def open_ledger(url: str, run_id: str, max_attempts: int = 3) -> AsyncIterator[CoordinatorLedger]:
     client = connect(url, 5.0)
     try:
-        yield Ledger(client, run_id, max_attempts=max_attempts)
+        yield CoordinatorLedger(client, run_id, max_attempts=max_attempts, term=0)
     finally:
         await client.aclose()
 
 
-def with_ledger(url: str, run_id: str, scenario: Callable[[Ledger], Awaitable[None]], max_attempts: int = 3) -> None:
+def with_ledger(
+    url: str, run_id: str, scenario: Callable[[CoordinatorLedger], Awaitable[None]], max_attempts: int = 3
+) -> None:
     async def main() -> None:
         async with open_ledger(url, run_id, max_attempts) as ledger:
             await asyncio.wait_for(scenario(ledger), 60)
@@ -47,7 +50,7 @@ def end_time_of(raw: redis.Redis, run_id: str, row: GroupRow) -> None:
 
 
 def test_groups_are_opened_once_in_a_dense_line_and_hold_slots(url: str, run_id: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(ledger: CoordinatorLedger) -> None:
         first = await ledger.open_groups(PROMPTS[:3])
         again = await ledger.open_groups(PROMPTS[1:5])
         assert [row.sequence for row in first] == [0, 1, 2]
@@ -61,7 +64,7 @@ def test_groups_are_opened_once_in_a_dense_line_and_hold_slots(url: str, run_id:
 
 
 def test_opening_stops_when_the_slots_are_taken(url: str, run_id: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(ledger: CoordinatorLedger) -> None:
         assert len(await ledger.open_groups(PROMPTS[:3], num_slots=4)) == 3
         assert ids(await ledger.open_groups(PROMPTS[2:7], num_slots=4)) == ["train:0:2", "train:0:3"]
         assert (await ledger.snapshot()).num_slots_used == 4
@@ -70,7 +73,7 @@ def test_opening_stops_when_the_slots_are_taken(url: str, run_id: str) -> None:
 
 
 def test_a_closed_ledger_opens_nothing_new_but_answers_for_what_it_has(url: str, run_id: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(ledger: CoordinatorLedger) -> None:
         await ledger.open_groups(PROMPTS[:2])
         assert not await ledger.is_closed()
         await ledger.close()
@@ -85,7 +88,7 @@ def test_a_closed_ledger_opens_nothing_new_but_answers_for_what_it_has(url: str,
 
 
 def test_the_first_in_the_line_is_leased_first_with_a_growing_token(url: str, run_id: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(ledger: CoordinatorLedger) -> None:
         await ledger.open_groups(PROMPTS[:4])
         first = await ledger.lease("rollout-0", 60, 3)
         second = await ledger.lease("rollout-1", 60, 3)
@@ -99,7 +102,7 @@ def test_the_first_in_the_line_is_leased_first_with_a_growing_token(url: str, ru
 
 
 def test_a_lease_request_that_arrives_twice_gets_the_same_leases(url: str, run_id: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(ledger: CoordinatorLedger) -> None:
         await ledger.open_groups(PROMPTS[:4])
         first = await ledger._rows("lease", "rollout-0", 60_000, 2, "request-1", -1)
         again = await ledger._rows("lease", "rollout-0", 60_000, 2, "request-1", -1)
@@ -111,7 +114,7 @@ def test_a_lease_request_that_arrives_twice_gets_the_same_leases(url: str, run_i
 
 
 def test_expired_work_keeps_its_place_and_is_leased_again_first(url: str, run_id: str, raw: redis.Redis) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(ledger: CoordinatorLedger) -> None:
         await ledger.open_groups(PROMPTS[:4])
         held = await ledger.lease("rollout-0", 60, 2)
         end_time_of(raw, run_id, held[1])
@@ -126,7 +129,7 @@ def test_expired_work_keeps_its_place_and_is_leased_again_first(url: str, run_id
 
 
 def test_leases_expire_by_the_clock_of_the_server(url: str, run_id: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(ledger: CoordinatorLedger) -> None:
         await ledger.open_groups(PROMPTS[:2])
         await ledger.lease("rollout-0", 0.02, 1)
         await ledger.lease("rollout-1", 60, 1)
@@ -139,7 +142,7 @@ def test_leases_expire_by_the_clock_of_the_server(url: str, run_id: str) -> None
 def test_a_renewed_lease_lives_on_and_one_that_is_over_stays_over(
     url: str, run_id: str, raw: redis.Redis, make_group: MakeGroup
 ) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(ledger: CoordinatorLedger) -> None:
         await ledger.open_groups(PROMPTS[:4])
         kept, late, superseded, ended = await ledger.lease("rollout-0", 1, 4)
         end_time_of(raw, run_id, superseded)
@@ -162,7 +165,7 @@ def test_a_renewed_lease_lives_on_and_one_that_is_over_stays_over(
 
 
 def test_many_leases_are_renewed_at_once(url: str, run_id: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(ledger: CoordinatorLedger) -> None:
         await ledger.open_groups([PromptId("train", 0, index) for index in range(260)])
         rows = await ledger.lease("rollout-0", 1, 260)
         assert await ledger.renew([(row.group_id, row.fencing_token) for row in rows], 60) == set()
@@ -173,7 +176,7 @@ def test_many_leases_are_renewed_at_once(url: str, run_id: str) -> None:
 
 
 def test_a_group_fails_after_its_last_attempt_and_frees_its_slot(url: str, run_id: str, raw: redis.Redis) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(ledger: CoordinatorLedger) -> None:
         await ledger.open_groups(PROMPTS[:1])
         for _ in range(2):
             (row,) = await ledger.lease("rollout-0", 60, 1)
@@ -187,7 +190,7 @@ def test_a_group_fails_after_its_last_attempt_and_frees_its_slot(url: str, run_i
 
 
 def test_all_leases_of_a_lost_member_end_and_nobody_elses(url: str, run_id: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(ledger: CoordinatorLedger) -> None:
         await ledger.open_groups([PromptId("train", 0, index) for index in range(260)])
         await ledger.lease("rollout-1", 60, 250)
         await ledger.lease("rollout-10", 60, 10)
@@ -203,7 +206,7 @@ def test_all_leases_of_a_lost_member_end_and_nobody_elses(url: str, run_id: str)
 def test_the_same_commit_twice_is_acknowledged_twice_and_stored_once(
     url: str, run_id: str, raw: redis.Redis, make_group: MakeGroup
 ) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(ledger: CoordinatorLedger) -> None:
         await ledger.open_groups(PROMPTS[:1])
         (row,) = await ledger.lease("rollout-0", 60, 1)
         group = make_group(row.prompt_id, version=3)
@@ -224,7 +227,7 @@ def test_the_same_commit_twice_is_acknowledged_twice_and_stored_once(
 def test_a_commit_after_the_lease_is_over_changes_nothing(
     url: str, run_id: str, raw: redis.Redis, make_group: MakeGroup, is_swept: bool
 ) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(ledger: CoordinatorLedger) -> None:
         await ledger.open_groups(PROMPTS[:1])
         (row,) = await ledger.lease("rollout-0", 60, 1)
         end_time_of(raw, run_id, row)
@@ -241,7 +244,7 @@ def test_a_commit_after_the_lease_is_over_changes_nothing(
 def test_a_late_commit_does_not_touch_what_the_next_holder_stored(
     url: str, run_id: str, raw: redis.Redis, make_group: MakeGroup
 ) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(ledger: CoordinatorLedger) -> None:
         await ledger.open_groups(PROMPTS[:1])
         (late,) = await ledger.lease("rollout-0", 60, 1)
         await ledger.revoke_member("rollout-0")
@@ -256,7 +259,7 @@ def test_a_late_commit_does_not_touch_what_the_next_holder_stored(
 
 
 def test_a_commit_of_an_unknown_group_is_fenced(url: str, run_id: str, make_group: MakeGroup) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(ledger: CoordinatorLedger) -> None:
         assert await ledger.commit(make_group(PROMPTS[0]), 1) is CommitOutcome.FENCED
 
     with_ledger(url, run_id, scenario)
@@ -273,7 +276,7 @@ def test_a_payload_that_no_commit_claims_goes_by_itself(
         raw.execute_command(*payload[0])  # type: ignore[no-untyped-call]
         raise WorkerDiedError
 
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(ledger: CoordinatorLedger) -> None:
         await ledger.open_groups(PROMPTS[:1])
         (row,) = await ledger.lease("rollout-0", 60, 1)
         with monkeypatch.context() as patch:
@@ -293,7 +296,7 @@ def test_a_group_larger_than_the_limit_is_refused_before_it_is_sent(
 ) -> None:
     async def main() -> None:
         client = connect(url, 5.0)
-        ledger = Ledger(client, run_id, payload_limit_bytes=1000)
+        ledger = CoordinatorLedger(client, run_id, payload_limit_bytes=1000, term=0)
         with pytest.raises(InvalidArgumentError, match=r"replay\.payload_limit_bytes is 1000"):
             await ledger.commit(make_group(PROMPTS[0], num_tokens=500), 1)
         await client.aclose()
@@ -303,7 +306,7 @@ def test_a_group_larger_than_the_limit_is_refused_before_it_is_sent(
 
 
 def test_given_back_work_waits_at_its_place_until_attempts_are_exhausted(url: str, run_id: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(ledger: CoordinatorLedger) -> None:
         await ledger.open_groups(PROMPTS[:2])
         (row,) = await ledger.lease("rollout-0", 60, 1)
         assert await ledger.give_back(row.group_id, row.fencing_token, "shutting down") is GroupState.PENDING
@@ -321,7 +324,7 @@ def test_given_back_work_waits_at_its_place_until_attempts_are_exhausted(url: st
 def test_a_lease_that_ends_through_no_fault_of_its_group_never_fails_the_group(
     url: str, run_id: str, raw: redis.Redis
 ) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(ledger: CoordinatorLedger) -> None:
         await ledger.open_groups(PROMPTS[:1])
         for attempt in range(1, 4):
             (row,) = await ledger.lease("rollout-0", 60, 1)
@@ -336,7 +339,7 @@ def test_a_lease_that_ends_through_no_fault_of_its_group_never_fails_the_group(
 
 
 def test_a_final_give_back_fails_at_once_and_a_filtered_group_frees_its_slot(url: str, run_id: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(ledger: CoordinatorLedger) -> None:
         await ledger.open_groups(PROMPTS[:3])
         final, filtered, _ = await ledger.lease("rollout-0", 60, 3)
         outcome = await ledger.give_back(final.group_id, final.fencing_token, "invalid", is_final=True)
@@ -354,7 +357,7 @@ def test_a_final_give_back_fails_at_once_and_a_filtered_group_frees_its_slot(url
 
 
 def test_rows_are_listed_in_the_order_of_the_line(url: str, run_id: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(ledger: CoordinatorLedger) -> None:
         await ledger.open_groups([PromptId("train", 0, 1000 - index) for index in range(230)])
         assert [row.sequence async for row in ledger.rows()] == list(range(230))
         assert await ledger.row("train:0:5000") is None
@@ -363,7 +366,7 @@ def test_rows_are_listed_in_the_order_of_the_line(url: str, run_id: str) -> None
 
 
 def test_the_journal_tells_every_transition(url: str, run_id: str, raw: redis.Redis, make_group: MakeGroup) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(ledger: CoordinatorLedger) -> None:
         await ledger.open_groups(PROMPTS[:1])
         (row,) = await ledger.lease("rollout-0", 60, 1)
         await ledger.give_back(row.group_id, row.fencing_token, "shutting down")
@@ -382,7 +385,7 @@ def test_the_journal_tells_every_transition(url: str, run_id: str, raw: redis.Re
 def test_scripts_that_the_server_forgot_are_loaded_again(
     url: str, run_id: str, raw: redis.Redis, make_group: MakeGroup
 ) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(ledger: CoordinatorLedger) -> None:
         await ledger.open_groups(PROMPTS[:1])
         (row,) = await ledger.lease("rollout-0", 60, 1)
         raw.script_flush()
@@ -392,7 +395,7 @@ def test_scripts_that_the_server_forgot_are_loaded_again(
 
 
 def test_a_server_that_is_gone_is_unavailable_not_a_bug(run_id: str, make_group: MakeGroup) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(ledger: CoordinatorLedger) -> None:
         with pytest.raises(UnavailableError):
             await ledger.snapshot()
         with pytest.raises(UnavailableError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +15,12 @@ from rollmesh.errors import DeadlineError, ReplayError, SupersededError
 from rollmesh.replay import scripts
 from rollmesh.replay.accounting import account
 from rollmesh.replay.batches import Batch, BatchQueue
+from rollmesh.replay.claim import RunClaim
 from rollmesh.replay.connection import connect, connect_blocking
+from rollmesh.replay.coordinator_ledger import CoordinatorLedger
+from rollmesh.replay.identity import RunIdentity
 from rollmesh.replay.keys import Keys
-from rollmesh.replay.ledger import Ledger, RecordedVersion
+from rollmesh.replay.ledger import RecordedVersion
 from rollmesh.replay.staleness import StalenessWindow
 from rollmesh.types import Group, GroupState, PolicyVersion, PromptId
 
@@ -115,10 +118,12 @@ class Schedule:
         self.random = random.Random(seed)
         self.runner = asyncio.Runner()
         self.client = connect(url, 5.0)
-        self.ledger = Ledger(self.client, run_id, max_attempts=MAX_ATTEMPTS)
+        self.run_id, self.keys = run_id, Keys(run_id)
+        self.claim = RunClaim(self.client, run_id, RunIdentity("id", "fingerprint"), "Redis", 30.0)
+        self.formers: list[CoordinatorLedger] = []
+        self.ledger = self.new_coordinator()
         self.raw: redis.Redis = connect_blocking(url, 5.0)
         self.queue = BatchQueue(self.raw, run_id)
-        self.run_id, self.keys = run_id, Keys(run_id)
         self.make_group = make_group
         self.model = Model()
         self.leases: list[tuple[int, int]] = []
@@ -141,6 +146,8 @@ class Schedule:
             self.time_is_up: 2,
             self.sweep: 2,
             self.lose_member: 1,
+            self.replace_coordinator: 2,
+            self.wake_former_coordinator: 4,
             self.commit: 20,
             self.end_otherwise: 2,
             self.take: 12,
@@ -191,6 +198,37 @@ class Schedule:
         return PromptId("train", 0, sequence)
 
     # Coordinator.
+
+    def new_coordinator(self) -> CoordinatorLedger:
+        term = self.runner.run(self.claim.take()).term
+        return CoordinatorLedger(self.client, self.run_id, max_attempts=MAX_ATTEMPTS, term=term)
+
+    def replace_coordinator(self) -> None:
+        """The coordinator dies or seems to; another one goes on with the run."""
+        self.formers.append(self.ledger)
+        self.ledger = self.new_coordinator()
+
+    def wake_former_coordinator(self) -> None:
+        """A coordinator that seemed dead makes a call late, or once more."""
+        if not self.formers:
+            return
+        former, number = self.random.choice(self.formers), len(self.model.groups)
+        version = PolicyVersion(self.version.lineage, self.version.number + 1)
+        lease = self.any_lease() if self.leases else (0, 0)
+        key = str(self.prompt(lease[0])), lease[1]
+        calls: list[Callable[[], Coroutine[Any, Any, Any]]] = [
+            lambda: former.open_groups([self.prompt(number)], NUM_SLOTS, number),
+            lambda: former.lease(self.random.choice(MEMBERS), 3600.0, 3, NUM_SLOTS),
+            lambda: former.renew([key], 3600.0),
+            lambda: former.expire_leases(),
+            lambda: former.revoke_member(self.random.choice(MEMBERS)),
+            lambda: former.give_back(*key, "late"),
+            lambda: former.close(),
+            lambda: former.record_version(version, self.step),
+            lambda: former.release_slots(10**6),
+        ]
+        with pytest.raises(SupersededError, match="has taken over"):
+            self.runner.run(self.random.choice(calls)())
 
     def open(self) -> None:
         if self.model.is_closed:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from rollmesh.replay import batches, ledger, scripts
+from rollmesh.replay import batches, coordinator_ledger, ledger, scripts
 from rollmesh.types import Group
 from tests.unit.replay.test_ledger_properties import Schedule
 
@@ -68,6 +68,8 @@ BUGS = {
     ),
     "a closed ledger stays open": Bug("close", "redis.call('HSETNX', meta, 'closed', '1') == 1", "false"),
     "a newer version is not remembered": Bug("version", "if known ~= version then", "if not known then"),
+    "an older coordinator is heard": Bug("fence", "if current ~= term then", "if false then"),
+    "slots are never released": Bug("release", "'ZREMRANGEBYSCORE', slots, '-inf', ARGV[2]", "'ZCARD', slots"),
     "the totals count a group twice": Bug(
         "",
         "redis.call('HINCRBY', totals, state, 1)",
@@ -82,14 +84,14 @@ def test_a_planted_bug_is_found(
 ) -> None:
     def source(name: str) -> str:
         text = scripts.source(name)
-        if bug.script not in ("", name):
+        if bug.script not in ("", *name.split("/")):
             return text
         assert bug.right in text, "the script no longer holds what the bug replaces"
         return text.replace(bug.right, bug.wrong)
 
     scripts.source.cache_clear()
     monkeypatch.setattr(scripts, "NUM_ENDED_KEPT", 3)
-    for module in (ledger, batches):
+    for module in (ledger, coordinator_ledger, batches):
         monkeypatch.setattr(module, "source", source)
     try:
         assert any(fails(url, f"{run_id}-{seed}", make_group, seed) for seed in range(NUM_SEEDS))

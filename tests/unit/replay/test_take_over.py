@@ -12,8 +12,9 @@ from rollmesh.errors import DeadlineError, ReplayError, SupersededError
 from rollmesh.replay import batches as batches_module
 from rollmesh.replay.batches import BatchQueue
 from rollmesh.replay.connection import connect, connect_blocking
+from rollmesh.replay.coordinator_ledger import CoordinatorLedger
 from rollmesh.replay.keys import Keys
-from rollmesh.replay.ledger import CommitOutcome, Ledger, RecordedVersion
+from rollmesh.replay.ledger import CommitOutcome, RecordedVersion
 from rollmesh.replay.rows import GroupRow
 from rollmesh.types import Group, GroupState, PolicyVersion, PromptId
 
@@ -29,7 +30,7 @@ class Mesh:
         self.runner = asyncio.Runner()
         self.client = connect(url, 5.0)
         self.raw: redis.Redis = connect_blocking(url, 5.0)
-        self.ledger = Ledger(self.client, run_id)
+        self.ledger = CoordinatorLedger(self.client, run_id, term=0)
         self.run_id, self.keys = run_id, Keys(run_id)
         self._make_group = make_group
 

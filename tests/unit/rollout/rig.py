@@ -14,7 +14,7 @@ from rollmesh.config import DataSection
 from rollmesh.data.render import PromptRenderer
 from rollmesh.errors import SupersededError
 from rollmesh.replay.connection import connect
-from rollmesh.replay.ledger import Ledger
+from rollmesh.replay.coordinator_ledger import CoordinatorLedger
 from rollmesh.rpc.scorer_clients import RewardClient
 from rollmesh.types import EvaluationSample, GroupState, Lease, LeaseKind, PromptId, SamplingSpec
 from services.rollout.delivery import Delivery
@@ -66,7 +66,7 @@ def lease(
 class LedgerLeases:
     """A lease stream that leases from the ledger as far as credits go. Leases that a test puts in come first."""
 
-    def __init__(self, ledger: Ledger, **changes: Any) -> None:
+    def __init__(self, ledger: CoordinatorLedger, **changes: Any) -> None:
         self._ledger = ledger
         self._changes = changes
         self._by_hand: deque[Lease] = deque()
@@ -145,7 +145,7 @@ class Rig:
         self,
         engine: FakeEngine,
         reward: FakeRewardServicer,
-        ledger: Ledger,
+        ledger: CoordinatorLedger,
         max_open_groups: int,
         filter_section: FilterSection,
     ) -> None:
@@ -216,7 +216,7 @@ async def running_rig(
     rig = Rig(
         engine or FakeEngine(),
         reward or FakeRewardServicer(),
-        Ledger(redis, run_id, max_attempts=max_attempts),
+        CoordinatorLedger(redis, run_id, max_attempts=max_attempts, term=0),
         max_open_groups,
         filter_section or FilterSection(),
     )

@@ -13,7 +13,7 @@ import pytest
 
 from rollmesh.errors import ConfigError, RollMeshError, StartAgainError, SupersededError, TaintedError
 from rollmesh.replay.connection import connect
-from rollmesh.replay.ledger import Ledger
+from rollmesh.replay.coordinator_ledger import CoordinatorLedger
 from rollmesh.rpc.rollout_client import RolloutClient
 from rollmesh.types import (
     GroupState,
@@ -63,7 +63,7 @@ class Mesh:
     coordinator: FakeCoordinator
     reward: FakeRewardServicer
     reference: FakeReferenceServicer
-    ledger: Ledger
+    ledger: CoordinatorLedger
     engine: FakeEngine
     stop: asyncio.Event
     running: asyncio.Task[int]
@@ -106,7 +106,7 @@ async def running_worker(
         running = asyncio.create_task(
             make_worker(config, "rollout-0", AsciiTokenizer()).run(engine, stop), name="worker"
         )
-        mesh = Mesh(coordinator, reward, reference, Ledger(redis, run_id), engine, stop, running)
+        mesh = Mesh(coordinator, reward, reference, CoordinatorLedger(redis, run_id, term=0), engine, stop, running)
         try:
             await until(lambda: coordinator.registered or running.done())
             yield mesh
