@@ -192,7 +192,7 @@ class Coordinator:
         if self.run.committed_version is None or self.run.state.is_over or not self.publish_driver.is_idle:
             return False
         rollouts = self.members.rollouts
-        return any(member.can_prepare and not self.dispatcher.is_serving(member) for member in rollouts)
+        return any(member.may_be_tried and not self.dispatcher.is_serving(member) for member in rollouts)
 
     async def leave(self, name: str, incarnation: str, failure: str, *, is_replaceable: bool = False) -> None:
         """Remove a member that leaves. This never fails.

@@ -23,6 +23,9 @@ MAX_DEPARTED = 4096
 no version until the next publish, and its tokens count anew. A member says little of itself, so that all of them take
 a few megabytes."""
 
+MAX_TRIES = 5
+"""Publishes of the committed version that are made for one member that lacks the version."""
+
 MAX_BEATS_PER_S = 200
 """Heartbeats that all members together send per second, as long as each member sends often enough."""
 BEATS_PER_TIMEOUT = 6
@@ -53,6 +56,7 @@ class Member:
         version: the version that the member serves; None before its first commit.
         missed_prepare_s: clock time when the member last failed to answer PREPARE, or None. The member gets the next
             PREPARE only after another heartbeat, so that a frozen worker costs one deadline and not one per version.
+        num_tries: publishes of the committed version that were made for the member, since the member last served one.
         num_generated_tokens: tokens that the member generated, as last reported.
         report: what the last heartbeat reported.
         is_banned: whether this incarnation may never come back.
@@ -68,10 +72,20 @@ class Member:
     last_seen_s: float
     version: PolicyVersion | None = None
     missed_prepare_s: float | None = None
+    num_tries: int = 0
     num_generated_tokens: int = 0
     report: MemberReport = field(default_factory=MemberReport)
     is_banned: bool = False
     ended_leases: list[LeaseKey] = field(default_factory=list)
+
+    @property
+    def may_be_tried(self) -> bool:
+        """Whether the committed version may be published again for the member.
+
+        A member that cannot be brought to the version gets it with the next version, if at all. Without this bound, the
+        tries would pass for progress of a run in which nothing else moves.
+        """
+        return self.can_prepare and self.num_tries < MAX_TRIES
 
     @property
     def can_prepare(self) -> bool:

@@ -220,6 +220,9 @@ class PublishDriver:
             members = [member for member in self._candidates(attempt) if member.name not in refusals]
             if not members:
                 raise no_worker_ready(attempt.version, refusals)
+            if self._is_again(attempt) and not refusals:
+                for member in members:
+                    member.num_tries += 1
             epoch = await self._prepare(attempt, members, refusals)
             if epoch is not None:
                 break
@@ -361,7 +364,7 @@ class PublishDriver:
             if isinstance(answer, RollMeshError):
                 party.member.version = None
             else:
-                party.member.version = version
+                party.member.version, party.member.num_tries = version, 0
                 serving[party.member.name] = answer.pause_s
         if not serving:
             self._versions.break_epoch()

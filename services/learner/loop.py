@@ -231,11 +231,12 @@ class Loop:
         """
         ranks, reporter = self._resources.ranks, self._resources.reporter
         word = Word.NONE
+        self._resources.tracker.enter(LearnerPhase.FINISHED)
         while word is not Word.OVER:
-            self._resources.tracker.enter(LearnerPhase.FINISHED)
             word = Word(ranks.broadcast_bytes(None if reporter is None else reporter.attend(ATTEND_S).value))
             if word is Word.PUBLISH:
                 self._publish_again(step)
+                self._resources.tracker.enter(LearnerPhase.FINISHED)
 
     def _publish_again(self, step: int) -> None:
         """Publish the present version for the rollout workers that lack it."""

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from rollmesh.errors import SupersededError, UnknownMemberError
+from rollmesh.errors import SupersededError, UnknownMemberError, WeightTransferError
 from rollmesh.replay.ledger import CommitOutcome
 from rollmesh.rpc.coordinator_client import CoordinatorClient
 from rollmesh.types import PolicyVersion, RunState
 from services.config import MeshConfig
+from services.coordinator.members import MAX_TRIES
 from tests.unit.coordinator.harness import (
     Mesh,
     evaluation_sample,
@@ -90,6 +91,21 @@ class TestRolloutWorker:
             assert not (await mesh.learner.heartbeat()).should_publish
             assert (await mesh.finish(1)).members == ("rollout-0",)
             assert (await mesh.learner.heartbeat()).should_publish
+
+        with_mesh(body)
+
+    def test_a_worker_that_never_gets_ready_is_not_tried_for_ever(self, with_mesh: Callable[..., None]) -> None:
+        async def body(mesh: Mesh) -> None:
+            await mesh.join("rollout-0")
+            await mesh.publish(0)
+            broken = await mesh.join("rollout-1", failures={"prepare": WeightTransferError("it lacks a tensor")})
+            while (await mesh.learner.heartbeat()).should_publish:
+                with pytest.raises(WeightTransferError, match="it lacks a tensor"):
+                    await mesh.begin(0)
+                await broken.client.heartbeat()
+            assert broken.servicer.steps().count("prepare") == MAX_TRIES
+            broken.servicer.failures = {}
+            assert (await mesh.publish(1)).members == ("rollout-0", "rollout-1"), "the next version is for all"
 
         with_mesh(body)
 
