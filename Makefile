@@ -8,7 +8,7 @@ STAMP := $(VENV)/.set-up
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-model arithmetic test test-fast test-engines chaos lint format protos bench bench-memory clean
+.PHONY: help setup demo demo-model arithmetic test test-fast test-engines schedules chaos lint format protos bench bench-memory clean
 
 help: ## Show this help.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -69,6 +69,10 @@ test-fast: $(STAMP) ## Run the tests that start no engine, several at a time.
 
 test-engines: $(STAMP) ## Run the tests that start an engine or a whole mesh: one at a time, each uses all cores.
 	@$(BIN)/python -m pytest -m "engine or mesh" $(PYTEST_ARGS) || [ $$? -eq 5 ]
+
+schedules: $(STAMP) ## 1,000 random schedules of the ledger, with crashes, late calls and two coordinators (ten minutes).
+	@LEDGER_SCHEDULES=500 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 \
+	  tests/unit/replay/test_ledger_properties.py
 
 chaos: $(STAMP) ## Kill every process of real meshes at every moment (an hour); writes the table of docs/chaos.md.
 	@$(BIN)/python -m tests.chaos.run

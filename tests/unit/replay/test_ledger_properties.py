@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
@@ -31,6 +32,9 @@ BOUNDS = StalenessWindow(max_staleness=2, num_slots=6, groups_per_batch=2)
 NUM_SLOTS, BATCH_SIZE, WINDOW = BOUNDS.num_slots, BOUNDS.groups_per_batch, BOUNDS.size
 FIRST_VERSION = PolicyVersion(0, 0)
 MEMBERS = ("rollout-0", "rollout-1", "rollout-2")
+FEW_SCHEDULES = 6
+NUM_SCHEDULES = int(os.environ.get("LEDGER_SCHEDULES", FEW_SCHEDULES))
+"""Each schedule runs twice, see `num_ended_kept`. `make schedules` runs many."""
 
 
 @dataclass
@@ -502,7 +506,7 @@ def num_ended_kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     scripts.source.cache_clear()
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(NUM_SCHEDULES))
 @pytest.mark.usefixtures("num_ended_kept")
 def test_any_schedule_leaves_the_ledger_as_the_model_says(
     url: str, run_id: str, make_group: Callable[..., Group], seed: int
@@ -512,5 +516,6 @@ def test_any_schedule_leaves_the_ledger_as_the_model_says(
         schedule.run(num_actions=200)
     finally:
         schedule.close_clients()
-    assert schedule.num_retired >= 6, "the schedule has not come far enough to prove anything"
-    assert schedule.num_trained_again, "no learner went back behind a step"
+    if seed < FEW_SCHEDULES:
+        assert schedule.num_retired >= 6, "the schedule has not come far enough to prove anything"
+        assert schedule.num_trained_again, "no learner went back behind a step"
