@@ -12,7 +12,7 @@ import pytest
 from rollmesh.errors import SupersededError, UnknownMemberError, WeightTransferError
 from rollmesh.replay.ledger import CommitOutcome
 from rollmesh.rpc.coordinator_client import CoordinatorClient
-from rollmesh.types import PolicyVersion, RunState
+from rollmesh.types import Lease, PolicyVersion, RunState
 from services.config import MeshConfig
 from services.coordinator.members import MAX_TRIES
 from tests.unit.coordinator.harness import (
@@ -206,14 +206,21 @@ class TestLearner:
         with_mesh(body)
 
 
+def two_groups_leased() -> tuple[list[Lease], Callable[[Mesh], Awaitable[None]]]:
+    """Return the body of a mesh whose worker, the process "one" named rollout-0, takes two leases, and those leases."""
+    held: list[Lease] = []
+
+    async def body(mesh: Mesh) -> None:
+        worker = await mesh.join("rollout-0", "one")
+        await mesh.publish(0)
+        held.extend(await worker.take(2))
+
+    return held, body
+
+
 class TestCoordinator:
     def test_a_worker_goes_on_with_its_leases_and_the_run_ends(self, with_mesh: Callable[..., None]) -> None:
-        held = []
-
-        async def before(mesh: Mesh) -> None:
-            worker = await mesh.join("rollout-0", "one")
-            await mesh.publish(0)
-            held.extend(await worker.take(2))
+        held, before = two_groups_leased()
 
         async def after(mesh: Mesh) -> None:
             assert mesh.coordinator.run.state is RunState.RUNNING
@@ -237,12 +244,7 @@ class TestCoordinator:
     def test_a_worker_that_came_back_gets_the_leases_again_that_its_stream_may_have_lost(
         self, with_mesh: Callable[..., None]
     ) -> None:
-        held = []
-
-        async def before(mesh: Mesh) -> None:
-            worker = await mesh.join("rollout-0", "one")
-            await mesh.publish(0)
-            held.extend(await worker.take(2))
+        held, before = two_groups_leased()
 
         async def after(mesh: Mesh) -> None:
             worker = await mesh.join("rollout-0", "one", serving=V0)
@@ -254,12 +256,7 @@ class TestCoordinator:
     def test_the_leases_of_a_worker_that_was_started_anew_wait_again_at_once(
         self, with_mesh: Callable[..., None]
     ) -> None:
-        held = []
-
-        async def before(mesh: Mesh) -> None:
-            worker = await mesh.join("rollout-0", "one")
-            await mesh.publish(0)
-            held.extend(await worker.take(2))
+        held, before = two_groups_leased()
 
         async def after(mesh: Mesh) -> None:
             worker = await mesh.join("rollout-0", "two")
@@ -272,12 +269,7 @@ class TestCoordinator:
         with_mesh(before, after, coordinator={"max_attempts": 1})
 
     def test_the_leases_of_a_worker_that_does_not_come_back_go_to_others(self, with_mesh: Callable[..., None]) -> None:
-        held = []
-
-        async def before(mesh: Mesh) -> None:
-            worker = await mesh.join("rollout-0", "one")
-            await mesh.publish(0)
-            held.extend(await worker.take(2))
+        held, before = two_groups_leased()
 
         async def after(mesh: Mesh) -> None:
             other = await mesh.join("rollout-1", "two", serving=V0)
