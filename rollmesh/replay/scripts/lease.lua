@@ -6,7 +6,8 @@ local member, ttl_ms, limit, request = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV
 local num_slots = tonumber(ARGV[6])
 local rows = {}
 
--- Returns how many groups that hold a slot stand before this place in the line. O(log N).
+-- Returns how many groups that hold a slot stand before this place in the line. O(log N). Groups of a batch count wherever
+-- they stand. So a group may wait until the batch has given its slots back, but no group is leased too early.
 local function num_before(sequence)
   local count = redis.call('ZCARD', index.batched) + redis.call('ZCOUNT', slots, '-inf', '(+inf')
   for _, state in ipairs({'pending', 'leased', 'ready'}) do

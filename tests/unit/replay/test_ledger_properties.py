@@ -78,8 +78,11 @@ class Model:
         group.state, group.has_slot = state, False
 
     def num_before(self, sequence: int) -> int:
-        """Groups that hold a slot and stand before a place in the line."""
-        return sum(group.has_slot for group in self.groups[:sequence])
+        """Groups that hold a slot and stand before a place in the line, or were taken into a batch."""
+        return sum(
+            group.has_slot and (place < sequence or group.state in (S.BATCHED, S.TRAINED, S.RETIRED))
+            for place, group in enumerate(self.groups)
+        )
 
     def leasable(self, limit: int) -> list[int]:
         pending = [i for i, group in enumerate(self.groups) if group.state is S.PENDING]
